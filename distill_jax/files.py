@@ -1,0 +1,39 @@
+"""Writing small files so that a reader, or a crash, never meets half of one."""
+
+import contextlib
+import os
+import pathlib
+import tempfile
+
+
+def write_atomically(path: str | os.PathLike, content: bytes | str) -> None:
+    """Writes a file whole or not at all, durably: temporary file, fsync, rename, fsync of folder.
+
+    Args:
+      path: the file; its folder exists.
+      content: bytes, or text that is written as UTF-8.
+    """
+    path = pathlib.Path(path)
+    content = content.encode() if isinstance(content, str) else content
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)  # mkstemp gives 0600
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temporary)
+        raise
+    sync_folder(path.parent)
+
+
+def sync_folder(path: str | os.PathLike) -> None:
+    """Makes renames and deletions inside a folder durable."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,71 @@
+"""distill_jax: knowledge distillation in JAX and Flax NNX."""
+
+import pathlib
+import re
+
+import setuptools
+
+ROOT = pathlib.Path(__file__).parent
+VERSION = re.search(r'__version__ = "([^"]+)"', (ROOT / "distill_jax/__init__.py").read_text())[1]
+
+# flax up to 0.12.8 breaks with jax 0.11.1 and later; 0.12.10 needs a newer Python than 3.11.
+JAX = [
+    "jax>=0.10,<0.11; python_version<'3.12'",
+    "jax>=0.10; python_version>='3.12'",
+    "flax>=0.12.8; python_version<'3.12'",
+    "flax>=0.12.10; python_version>='3.12'",
+]
+TFDS_PREPARE = ["tensorflow-cpu>=2.18", "importlib_resources>=6"]
+TEST = [
+    "pytest>=8.3",
+    "pytest-xdist>=3.6",
+    "hypothesis>=6.100",
+    "scipy>=1.13",
+    "ruff>=0.9",
+    "import-linter>=2.1",
+    "importlib_resources>=6",
+]
+
+setuptools.setup(
+    name="distill_jax",
+    version=VERSION,
+    description="A small model trained to match a large one, in one compiled step, on any chips",
+    long_description=(ROOT / "README.md").read_text(),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    python_requires=">=3.11",
+    packages=setuptools.find_packages(include=["distill_jax", "distill_jax.*"]),
+    package_data={"distill_jax": ["py.typed"]},
+    install_requires=[
+        *JAX,
+        "optax>=0.2.8",
+        "orbax-checkpoint>=0.12.4",
+        "ml_collections>=1.1",
+        "numpy>=2.0",
+        "safetensors>=0.5",
+        "tensorflow-datasets>=4.9.9",
+        "array_record>=0.8",
+        "grain>=0.2.14",
+        "scikit-learn>=1.5",
+        "pillow>=10",
+        "matplotlib>=3.9",
+        "rich>=13",
+        "tensorboardX>=2.6.2",
+    ],
+    extras_require={
+        "cuda": ["jax[cuda13]>=0.10"],
+        "tpu": ["jax[tpu]>=0.10"],
+        "tfds": TFDS_PREPARE,
+        "wandb": ["wandb>=0.18"],
+        "test": TEST,
+    },
+    entry_points={"console_scripts": ["distill-jax=distill_jax.cli:main"]},
+    classifiers=[
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Programming Language :: Python :: 3.13",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+        "Typing :: Typed",
+    ],
+)
