@@ -1,0 +1,256 @@
+"""The report of one run: report.html made from the files that stand in its workdir.
+
+Only files are read, so a report can be made anywhere, of a run that is finished, still training or
+dead. Left out on purpose: comparing runs, which is for a study with its own page.
+"""
+
+import json
+import os
+import pathlib
+import statistics
+from collections.abc import Mapping
+from typing import Any
+
+from distill_jax.errors import UsageError
+from distill_jax.files import write_atomically
+from distill_jax.reports import figures, html, tables
+from distill_jax.reports.tables import Column, find
+from distill_jax.training import writers
+
+SPEED = {
+    "examples_per_second": ("Examples per second", 1.0),
+    "step_time_s": ("Step time (ms)", 1e3),
+    "device_memory_bytes": ("Peak device memory (MiB)", 2.0**-20),
+    "host_memory_bytes": ("Peak host memory (MiB)", 2.0**-20),
+}
+
+
+def run_report(workdir: str | os.PathLike) -> pathlib.Path:
+    """Writes report.html into a workdir, whole or not at all.
+
+    Args:
+      workdir: folder of a run with at least config.json. Of manifest.json, result.json,
+        metrics.jsonl and performance.jsonl the page shows what is there. A split's figures in
+        result.json may hold "reliability" {"count", "confidence", "accuracy"} (per bin) and
+        "confusion" [K, K], also as "teacher_reliability"; manifest.json may hold
+        data.class_names.
+
+    Returns:
+      The path of the page.
+
+    Raises:
+      UsageError: config.json is missing, or a file is damaged.
+    """
+    folder = pathlib.Path(workdir)
+    config = _read_json(folder / "config.json")
+    if config is None:
+        raise UsageError(f"--workdir={folder}: no run there; expected a config.json")
+    manifest = _read_json(folder / "manifest.json") or {}
+    result = _read_json(folder / "result.json")
+    metrics = _read_log(folder / "metrics.jsonl")
+    performance = _read_log(folder / "performance.jsonl")
+
+    shown = _shown_figures(result, metrics)
+    names = find(manifest, "data.class_names") or list(range(len(shown.get("per_class") or ())))
+    sections = [
+        _summary(result, metrics),
+        _curves(metrics),
+        _calibration(shown),
+        _classes(shown, names),
+        _speed(performance),
+        _settings(config, manifest),
+    ]
+    page = html.page(
+        f"{find(config, 'student.name')} on {find(config, 'data.name')}",
+        [section for section in sections if section is not None],
+        subtitle=_subtitle(config, manifest, result, metrics),
+    )
+    path = folder / "report.html"
+    write_atomically(path, page)
+    return path
+
+
+def _read_json(path: pathlib.Path) -> Any:
+    """The values of a file, None when there is none."""
+    if not path.exists():
+        return None
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UsageError(f"--workdir={path.parent}: cannot read {path.name}: {error}") from None
+
+
+def _read_log(path: pathlib.Path) -> list[dict[str, Any]]:
+    return writers.read(path) if path.exists() else []
+
+
+def _last_step(metrics: list[dict[str, Any]]) -> int:
+    return max((record["step"] for record in metrics), default=0)
+
+
+def _last_validation(metrics: list[dict[str, Any]]) -> dict[str, Any]:
+    return next((r for r in reversed(metrics) if r["split"] == "validation"), {})
+
+
+def _shown_figures(result: dict[str, Any] | None, metrics: list[dict[str, Any]]) -> dict[str, Any]:
+    """What is drawn beside the curves: the test figures, or the last evaluation of a begun run."""
+    return result["final"]["test"] if result else _last_validation(metrics)
+
+
+def _subtitle(config, manifest, result, metrics) -> str:
+    teachers = [str(teacher.get("model")) for teacher in manifest.get("teachers", [])]
+    teachers = teachers or list(find(config, "teacher.path") or ())
+    steps = result["steps"] if result else _last_step(metrics)
+    parts = [
+        f"Method {find(config, 'method.name')}",
+        f"teacher {', '.join(teachers)}" if teachers else "no teacher",
+        f"seed {find(config, 'seed')}",
+        *([str(result["device"])] if result else []),
+        f"{steps:,} steps" if result else f"not finished: {steps:,} steps so far",
+    ]
+    return " · ".join(parts)
+
+
+def _summary(result: dict[str, Any] | None, metrics: list[dict[str, Any]]) -> html.Section:
+    if result is None:
+        validation = _last_validation(metrics)
+        if not validation:
+            return "Result", ["The run has not been evaluated yet."]
+        rows = {
+            f"Student at step {validation['step']:,}": validation,
+            "Teacher": tables.teacher_figures(validation),
+        }
+        return "Result so far", [
+            html.facts(_facts("Validation", validation)),
+            _evaluation(rows, "Validation split, last evaluation."),
+        ]
+    test = result["final"]["test"]
+    tiles = [
+        *_facts("Test", test),
+        ("Parameters", f"{result['parameters']:,}"),
+        ("Training time", _time(result["training_time_s"])),
+    ]
+    blocks: list[html.Block] = [html.facts(tiles)]
+    for split, caption in (("test", "Test split"), ("validation", "Validation split")):
+        rows = {"Student, last step": result["final"].get(split)}
+        if result.get("selected"):
+            label = f"Student, best on validation (step {result['selected']['step']:,})"
+            rows[label] = result["selected"].get(split)
+        last = rows["Student, last step"]
+        if last:
+            rows["Teacher"] = tables.teacher_figures(last)
+            count = last["count"]
+            blocks.append(_evaluation(rows, f"{caption}, {count:,} examples."))
+    return "Result", blocks
+
+
+def _facts(split: str, values: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """The tiles of one evaluation: (label, value), without those that it did not measure."""
+    wanted = [
+        (f"{split} accuracy", "accuracy", "{:.2%}"),
+        (f"{split} errors", "errors", "{:,}"),
+        ("NLL", "nll", "{:.4f}"),
+        ("Calibration error", "ece", "{:.2%}"),
+        ("Agreement with teacher", "agreement", "{:.2%}"),
+    ]
+    return [
+        (label, written.format(values[key]))
+        for label, key, written in wanted
+        if values.get(key) is not None
+    ]
+
+
+def _time(seconds: float) -> str:
+    """Such as "75.2 s", "12 min 5 s", "3 h 20 min"."""
+    if seconds < 100:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes < 100 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def _evaluation(rows: Mapping[str, Mapping[str, Any]], caption: str) -> html.Markup:
+    table = tables.evaluation({label: values for label, values in rows.items() if values})
+    return html.table(table.rows, table.columns, caption=caption)
+
+
+def _curves(metrics: list[dict[str, Any]]) -> html.Section | None:
+    if not metrics:
+        return None
+    drawing = html.Drawing(
+        figures.learning_curves({"run": metrics}),
+        "Loss on the training batches (its mean between two lines of the log) and, on the "
+        "validation split, accuracy and negative log-likelihood in nats, against the step.",
+        f"Learning curves up to step {_last_step(metrics)}.",
+    )
+    return "Learning curves", [drawing]
+
+
+def _calibration(shown: Mapping[str, Any]) -> html.Section | None:
+    found = {"Student": shown.get("reliability"), "Teacher": shown.get("teacher_reliability")}
+    found = {label: bins for label, bins in found.items() if bins}
+    if not found:
+        return None
+    drawing = html.Drawing(
+        figures.reliability_diagram(found),
+        "Accuracy against confidence in equal bins. On the dashed line confidence is deserved; "
+        "bars below it are overconfident. Dots mark each bin's mean confidence; below, how many "
+        "predictions fall in each bin.",
+    )
+    return "Calibration", [drawing]
+
+
+def _classes(shown: Mapping[str, Any], names: list[Any]) -> html.Section | None:
+    blocks: list[html.Block] = []
+    if shown.get("per_class"):
+        rows = {"Student": shown["per_class"]}
+        if shown.get("teacher_per_class"):
+            rows["Teacher"] = shown["teacher_per_class"]
+        most = 25
+        part = f", the {most} with the lowest accuracy" if len(names) > most else ""
+        caption = f"Accuracy on the examples of each class{part}."
+        blocks.append(html.Drawing(figures.class_accuracy(rows, names, most=most), caption))
+    if shown.get("confusion"):
+        caption = "Which class was taken for which; shaded by the share of the true class."
+        blocks.append(html.Drawing(figures.confusion_matrix(shown["confusion"], names), caption))
+    return ("Classes", blocks) if blocks else None
+
+
+def _speed(performance: list[dict[str, Any]]) -> html.Section | None:
+    rows = []
+    for key, (label, factor) in SPEED.items():
+        values = [r[key] * factor for r in performance if r.get(key) is not None]
+        if values:
+            row = {"quantity": label, "median": statistics.median(values)}
+            rows.append(row | {"low": min(values), "high": max(values)})
+    if not rows:
+        return None
+    columns = [
+        Column("quantity", "Quantity"),
+        Column("median", "Median", "general", 4),
+        Column("low", "Smallest", "general", 4),
+        Column("high", "Largest", "general", 4),
+    ]
+    caption = "Over the lines of performance.jsonl; the first includes compilation."
+    return "Speed", [html.table(rows, columns, caption=caption)]
+
+
+def _settings(config: Mapping[str, Any], manifest: Mapping[str, Any]) -> html.Section:
+    blocks: list[html.Block] = [html.details("Every key of the config", _key_table(config))]
+    if manifest:
+        blocks.append(html.details("Versions, devices, inputs and command", _key_table(manifest)))
+    return "Settings", blocks
+
+
+def _key_table(values: Mapping[str, Any]) -> html.Markup:
+    rows = [{"key": key, "value": value} for key, value in _flat(values)]
+    return html.table(rows, [Column("key", "Key"), Column("value", "Value")])
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+    pairs = []
+    for key, value in values.items():
+        if isinstance(value, Mapping) and value:
+            pairs += _flat(value, f"{prefix}{key}.")
+        else:
+            pairs.append((prefix + key, json.dumps(value, ensure_ascii=False)))
+    return pairs

@@ -1,0 +1,118 @@
+"""The figure that shows why distillation works: what a teacher says beside the right answer.
+
+Left out on purpose: choosing the images; a page that shows them says how they were chosen.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from numpy.typing import ArrayLike
+
+from distill_jax.reports.drawing import ACCENT, INK, MUTED, SERIES, label_text, style
+
+SHOWN_CLASSES = 10  # of many
+
+
+def soft_target_grid(
+    images: ArrayLike,
+    labels: ArrayLike,
+    teacher_logits: ArrayLike,
+    class_names: Sequence[str],
+    temperatures: Sequence[float] = (1, 4),
+) -> Figure:
+    """A few images and the probabilities that the teacher gives them, at several temperatures.
+
+    p_k = exp(z_k / T) / sum_j exp(z_j / T): at T = 1 only the true class shows; a higher T makes
+    visible which wrong classes the teacher finds likely (Hinton, Vinyals & Dean 2015, section 1-2).
+
+    Args:
+      images: [N, H, W] or [N, H, W, C], C 1 or 3, uint8 or floats in [0, 1].
+      labels: int [N], the true classes.
+      teacher_logits: [N, K].
+      class_names: K names.
+      temperatures: positive, one column of bars each.
+
+    Returns:
+      One row an image; the true class is drawn in the accent colour, the three likeliest classes
+      carry their probability in percent. Of more than 12 classes each row shows the likeliest ten,
+      the true class always among them.
+    """
+    images, labels = np.asarray(images), np.asarray(labels)
+    logits = np.asarray(teacher_logits, np.float64)
+    names = [label_text(name) for name in class_names]
+    if logits.shape != (len(images), len(names)):
+        raise ValueError(
+            f"teacher_logits {logits.shape}: expected one row an image and one column a class "
+            f"name, {(len(images), len(names))}"
+        )
+    if images.ndim == 4 and images.shape[-1] == 1:
+        images = images[..., 0]
+    few = len(names) <= SHOWN_CLASSES + 2
+    shown = [
+        np.arange(len(names)) if few else _likeliest(row, label)
+        for row, label in zip(logits, labels, strict=True)
+    ]
+    longest = max(sum(len(names[k]) for k in classes) for classes in shown)
+    slanted = longest * len(temperatures) > 80
+    with style():
+        row_height = 1.02 + (0.45 if slanted and not few else 0.15 if not few else 0)
+        figure = Figure(figsize=(8.6, 0.35 + row_height * len(images) + (0.4 if slanted else 0)))
+        grid = figure.subplots(
+            len(images),
+            1 + len(temperatures),
+            squeeze=False,
+            width_ratios=[0.8] + [3.2] * len(temperatures),
+        )
+        for i, (image, label) in enumerate(zip(images, labels, strict=True)):
+            picture = grid[i][0]
+            limit = 255 if image.dtype == np.uint8 else 1
+            picture.imshow(image, cmap="gray", vmin=0, vmax=limit, interpolation="none")
+            picture.set(xticks=[], yticks=[])
+            picture.spines[:].set_visible(False)
+            place = "center" if len(names[label]) <= 10 else "left"  # too long: to the right only
+            picture.set_title(names[label], color=ACCENT, loc=place, pad=3)
+            for axes, temperature in zip(grid[i][1:], temperatures, strict=True):
+                _probability_bars(axes, _softmax(logits[i] / temperature), int(label), shown[i])
+                axes.set_title(f"T = {temperature:g}" if i == 0 else "")
+                axes.set_xticks(
+                    np.arange(len(shown[i])),
+                    [names[k] for k in shown[i]] if i == len(images) - 1 or not few else [],
+                    rotation=35 if slanted else 0,
+                    ha="right" if slanted else "center",
+                    rotation_mode="anchor" if slanted else "default",
+                )
+    return figure
+
+
+def _likeliest(logits: np.ndarray, label: int) -> np.ndarray:
+    """The classes of the largest logits, the true class among them."""
+    order = np.argsort(-logits, kind="stable")
+    first = order[:SHOWN_CLASSES]
+    return first if label in first else np.append(first[:-1], label)
+
+
+def _probability_bars(
+    axes: Axes, probabilities: np.ndarray, label: int, classes: np.ndarray
+) -> None:
+    probabilities = probabilities[classes]
+    places = np.arange(len(classes))
+    axes.bar(
+        places, probabilities, 0.72, color=[ACCENT if k == label else SERIES[0] for k in classes]
+    )
+    axes.set(ylim=(0, 1.22), yticks=[0, 0.5, 1], xlim=(-0.6, len(classes) - 0.4))
+    axes.tick_params(length=0, labelsize=7.5)
+    axes.tick_params(axis="y", labelcolor=MUTED)
+    axes.grid(axis="x", visible=False)
+    axes.spines["left"].set_visible(False)
+    for place in np.argsort(-probabilities, kind="stable")[:3]:
+        share = probabilities[place]
+        if share >= 0.0005:
+            percent = f"{100 * share:.{0 if share >= 0.0995 else 1}f}%"
+            axes.text(place, share + 0.03, percent, ha="center", size=7, color=INK)
+
+
+def _softmax(logits: np.ndarray) -> np.ndarray:
+    powers = np.exp(logits - logits.max())
+    return powers / powers.sum()
