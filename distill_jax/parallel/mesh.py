@@ -1,0 +1,74 @@
+"""Making the mesh, and the shardings of a batch and of replicated arrays."""
+
+import math
+import pathlib
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from distill_jax.errors import UsageError
+
+AXES = ("data", "fsdp", "tensor")
+
+
+def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, devices: list | None = None) -> Mesh:
+    """A mesh with the axes `data`, `fsdp` and `tensor`.
+
+    Args:
+      data: devices along the batch axis; -1 takes all that the other axes leave.
+      fsdp: devices along the axis of parameter shards.
+      tensor: devices along the axis of split layers.
+      devices: the devices to use; all by default.
+
+    Raises:
+      UsageError: when the sizes ask for more devices than there are, or do not divide them.
+    """
+    devices = jax.devices() if devices is None else devices
+    inner = fsdp * tensor
+    if data == 0 or (data == -1 and len(devices) % inner):
+        raise UsageError(
+            f"mesh.data={data}: expected a size >= 1, or -1 with a number of devices "
+            f"({len(devices)}) that fsdp*tensor={inner} divides"
+        )
+    data = len(devices) // inner if data == -1 else data
+    if data * inner > len(devices):
+        raise UsageError(
+            f"mesh.data={data}: the mesh {data}x{fsdp}x{tensor} needs {data * inner} "
+            f"devices; expected at most the {len(devices)} that are here"
+        )
+    grid = np.asarray(devices[: data * inner]).reshape(data, fsdp, tensor)
+    return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * 3)
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """The leading axis over `data` and `fsdp`, the rest whole."""
+    return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """A whole copy on every device."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def check_divides(mesh: Mesh, key: str, batch_size: int) -> None:
+    """UsageError when a batch cannot be split evenly over the mesh."""
+    ways = math.prod(mesh.shape[axis] for axis in ("data", "fsdp"))
+    if batch_size % ways:
+        raise UsageError(
+            f"{key}={batch_size}: expected a multiple of {ways}, "
+            f"the devices along mesh.data*mesh.fsdp"
+        )
+
+
+def describe_devices(mesh: Mesh) -> tuple[str, str | None]:
+    """What the run computes on, such as "8 x cpu", and a warning when a GPU lies idle."""
+    devices = mesh.devices.ravel()
+    kind = devices[0].device_kind
+    warning = None
+    if devices[0].platform == "cpu" and pathlib.Path("/proc/driver/nvidia/version").exists():
+        warning = (
+            "an NVIDIA GPU is present but JAX computes on the CPU; "
+            "install the extra that serves it: pip install 'distill_jax[cuda]'"
+        )
+    return f"{len(devices)} x {kind}", warning
