@@ -1,0 +1,98 @@
+"""Evaluation of a student, beside its teacher where there is one, on a whole split.
+
+Every example counts exactly once: the last batch is padded and masked. The teacher's answers to a
+split never change, so they are computed once and kept.
+"""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from distill_jax import models
+from distill_jax.models import Spec
+from distill_jax.parallel import batch_sharding
+from distill_jax.teachers import Teachers, mean_probabilities
+from distill_jax.training import metrics
+from distill_jax.training.step import examples_of
+
+
+class Evaluator:
+    """Evaluates on one split, again and again during a run.
+
+    Args:
+      spec: the student's.
+      graphdef: its static structure.
+      mesh: the devices.
+      batches: gives the split's host batches in order, the last one padded, with "mask".
+      store: the resident set of the split, on the device, or {}.
+      teachers: the teachers' structure, or None.
+      teacher_variables: their arrays.
+    """
+
+    def __init__(
+        self,
+        spec: Spec,
+        graphdef: Any,
+        mesh: Mesh,
+        batches: Callable[[], Iterable[dict[str, np.ndarray]]],
+        store: dict[str, jax.Array],
+        teachers: Teachers | None = None,
+        teacher_variables: Any = (),
+    ):
+        self._batches = batches
+        self._store = store
+        self._mesh = mesh
+        self._teachers = teachers
+        self._teacher_variables = teacher_variables
+        self._answers: list[jax.Array] = []
+
+        def logits_of(params, stats, store, batch):
+            images = examples_of(batch, store)[0].astype(jnp.float32) / 255
+            inputs = models.normalise(images, spec.mean, spec.std)
+            return models.apply(graphdef, params, stats, inputs, train=False)[0].logits
+
+        def sums(params, stats, answer, store, batch):
+            logits = logits_of(params, stats, store, batch)
+            labels = examples_of(batch, store)[1]
+            return metrics.batch_sums(logits, labels, batch["mask"], answer)
+
+        def answer(variables, store, batch):
+            images = examples_of(batch, store)[0].astype(jnp.float32) / 255
+            logits = [outputs.logits for outputs in teachers(variables, images)]
+            return mean_probabilities(logits, teachers.weights, 1.0)
+
+        self._logits_of = jax.jit(logits_of)
+        self._sums = jax.jit(sums)
+        self._answer = jax.jit(answer)
+
+    def _placed(self) -> Iterable[dict[str, jax.Array]]:
+        for batch in self._batches():
+            yield jax.device_put(batch, batch_sharding(self._mesh))
+
+    def __call__(self, params: models.Flat, stats: models.Flat) -> dict[str, Any]:
+        """Every figure of `metrics.summarise` on the split."""
+        parts = []
+        for index, batch in enumerate(self._placed()):
+            if self._teachers is not None and index == len(self._answers):
+                self._answers.append(self._answer(self._teacher_variables, self._store, batch))
+            answer = self._answers[index] if self._teachers is not None else None
+            parts.append(self._sums(params, stats, answer, self._store, batch))
+        totals = None
+        for part in jax.device_get(parts):
+            part = {name: np.asarray(value, np.float64) for name, value in part.items()}
+            totals = part if totals is None else {k: totals[k] + v for k, v in part.items()}
+        return metrics.summarise(totals)
+
+    def logits(self, params: models.Flat, stats: models.Flat) -> tuple[np.ndarray, np.ndarray]:
+        """The student's logits [N, K] and the labels [N], in the order of the split."""
+        logits, labels = [], []
+        for batch in self._placed():
+            mask = np.asarray(batch["mask"])
+            out = self._logits_of(params, stats, self._store, batch)
+            logits.append(np.asarray(out)[mask])
+            labels.append(np.asarray(examples_of(batch, self._store)[1])[mask])
+        return np.concatenate(logits), np.concatenate(labels)

@@ -1,0 +1,142 @@
+"""The loop: dispatch steps, stop where something is due, never wait for the device in between."""
+
+import contextlib
+import dataclasses
+import math
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any, Protocol
+
+import jax
+
+from distill_jax.training.state import TrainState
+
+
+class Preempted(Exception):
+    """The run was asked to stop (SIGTERM) and has saved its state."""
+
+
+class Diverged(RuntimeError):
+    """A loss or a gradient was not finite."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Timetable:
+    """Which steps are followed by what.
+
+    Attributes:
+      total_steps: the run ends after this many.
+      batch_size: examples a step.
+      log_every: a line of the log after every multiple, and at the end.
+      steps_per_call: steps in one compiled call where nothing is due in between.
+      evaluate_at: steps after which the validation split is evaluated.
+      save_at: steps after which a checkpoint is saved.
+    """
+
+    total_steps: int
+    batch_size: int
+    log_every: int
+    steps_per_call: int
+    evaluate_at: frozenset[int]
+    save_at: frozenset[int]
+
+    def logs_at(self, step: int) -> bool:
+        return step % self.log_every == 0 or step == self.total_steps
+
+    def next_stop(self, step: int) -> int:
+        """The first step after `step` at which something is due."""
+        ahead = step + 1
+        while not (self.logs_at(ahead) or ahead in self.evaluate_at or ahead in self.save_at):
+            ahead += 1
+        return ahead
+
+
+def epoch_steps(every_epochs: float, steps_per_epoch: float, total_steps: int) -> frozenset[int]:
+    """The steps that complete every `every_epochs` epochs, and the last step; 0: the last alone."""
+    steps = {total_steps}
+    if every_epochs > 0:
+        count = math.floor(total_steps / (every_epochs * steps_per_epoch) + 1e-9)
+        steps |= {math.ceil(k * every_epochs * steps_per_epoch - 1e-9) for k in range(1, count + 1)}
+    return frozenset(step for step in steps if 0 < step <= total_steps)
+
+
+class Hooks(Protocol):
+    """What happens around the steps; `experiment.py` implements it."""
+
+    def log(self, step: int, sums: dict[str, float]) -> None:
+        """The sums of the training metrics since the last call; `sums["steps"]` counts them."""
+
+    def evaluate(self, step: int, state: TrainState) -> bool:
+        """Evaluates; True when this is the best state so far."""
+
+    def save(self, step: int, state: TrainState) -> None:
+        """Starts saving a checkpoint."""
+
+    def diverged(self, step: int) -> Diverged:
+        """The error for a loss that was not finite in the step numbered `step` from 0."""
+
+
+@contextlib.contextmanager
+def stop_on_sigterm() -> Iterator[Callable[[], bool]]:
+    """While it lasts, SIGTERM asks for a stop at the next step; gives the question "was it?"."""
+    asked = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield asked.is_set
+        return
+    before = signal.signal(signal.SIGTERM, lambda *_: asked.set())
+    try:
+        yield asked.is_set
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def fit(
+    state: TrainState,
+    step: int,
+    *,
+    advance: Callable[[TrainState, list[Any]], TrainState],
+    batches: Iterator[Any],
+    timetable: Timetable,
+    hooks: Hooks,
+    stop_asked: Callable[[], bool],
+) -> TrainState:
+    """Trains from `step` to the end of the timetable.
+
+    Args:
+      state: the state after `step` steps; it is donated.
+      step: how many steps it has done.
+      advance: dispatches one step a batch in a single call; donates its state.
+      batches: host batches from the position of `step` on.
+      timetable: when to log, evaluate and save.
+      hooks: how to.
+      stop_asked: asked before every call; when true, the state is saved.
+
+    Returns:
+      The state after the last step.
+
+    Raises:
+      Preempted: after saving, when a stop was asked for.
+      Diverged: at the first stop after a loss or gradient that was not finite.
+    """
+    saved = step
+    while step < timetable.total_steps:
+        stop = timetable.next_stop(step)
+        while step < stop and not stop_asked():
+            whole = stop - step >= timetable.steps_per_call
+            count = timetable.steps_per_call if whole else 1
+            state = advance(state, [next(batches) for _ in range(count)])
+            step += count
+        sums, bad_step = jax.device_get((state.sums, state.bad_step))
+        if bad_step >= 0:
+            raise hooks.diverged(int(bad_step))
+        if step == stop and timetable.logs_at(step):
+            hooks.log(step, {name: float(value) for name, value in sums.items()})
+        best = step == stop and step in timetable.evaluate_at and hooks.evaluate(step, state)
+        interrupted = stop_asked() and step < timetable.total_steps
+        if saved < step and (interrupted or best or step in timetable.save_at):
+            hooks.save(step, state)
+            saved = step
+        if interrupted:
+            raise Preempted
+    return state

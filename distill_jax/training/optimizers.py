@@ -1,0 +1,107 @@
+"""Optimizers and learning-rate schedules, all from optax, by the names of a config."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from ml_collections import ConfigDict
+
+NAMES = ("sgd", "adamw", "lion", "muon")
+SCHEDULES = ("constant", "cosine", "linear", "step")
+
+LearningRate = Callable[[jax.Array | int], jax.Array]
+
+
+def learning_rate(
+    config: ConfigDict, rate: float, total_steps: int, steps_per_epoch: float
+) -> LearningRate:
+    """The learning rate as a function of the step.
+
+    Args:
+      config: the section `schedule` of a config.
+      rate: the rate after the warm-up.
+      total_steps: steps of the whole run.
+      steps_per_epoch: examples over batch size, not necessarily whole.
+
+    Returns:
+      A traceable function: after a linear warm-up from 0, the rate of `schedule.name`. Milestones
+      count from the start of the run: a rate drops at the first step past its epoch.
+    """
+    warmup = round(config.warmup_epochs * steps_per_epoch)
+    decay_steps = max(total_steps - warmup, 1)
+    if config.name == "constant":
+        main = optax.constant_schedule(rate)
+    elif config.name == "cosine":
+        main = optax.cosine_decay_schedule(rate, decay_steps, alpha=config.end_factor)
+    elif config.name == "linear":
+        main = optax.linear_schedule(rate, rate * config.end_factor, decay_steps)
+    else:
+        drops = {
+            max(round(epoch * steps_per_epoch) - warmup, 0): config.factor
+            for epoch in config.milestones
+        }
+        main = optax.piecewise_constant_schedule(rate, drops)
+    if not warmup:
+        return main
+    return optax.join_schedules([optax.linear_schedule(0.0, rate, warmup), main], [warmup])
+
+
+def _is_kernel(path: tuple, leaf: Any) -> bool:
+    del leaf
+    return str(path[-1].key).rpartition("/")[2] == "kernel"
+
+
+def kernels_alone(params: Any) -> Any:
+    """A mask over flat-dict parameters: True for kernels, False for biases and normalisation."""
+    return jax.tree_util.tree_map_with_path(_is_kernel, params)
+
+
+def make(config: ConfigDict, rate: LearningRate) -> optax.GradientTransformation:
+    """The optimizer of a config.
+
+    Args:
+      config: the section `optimizer` of a config.
+      rate: from `learning_rate`.
+
+    Returns:
+      Gradient clipping, if any, then the optimizer. For sgd the weight decay is added to the
+      gradient before the momentum, as PyTorch does; for the others it is decoupled.
+    """
+    mask = kernels_alone if config.decay_mask == "kernels" else None
+    decay = {"weight_decay": config.weight_decay}
+    if config.name == "sgd":
+        main = optax.chain(
+            optax.add_decayed_weights(config.weight_decay, mask=mask),
+            optax.sgd(rate, momentum=config.momentum or None, nesterov=config.nesterov),
+        )
+    elif config.name == "adamw":
+        main = optax.adamw(rate, b1=config.b1, b2=config.b2, mask=mask, **decay)
+    elif config.name == "lion":
+        main = optax.lion(rate, b1=config.b1, b2=config.b2, mask=mask, **decay)
+    else:
+        main = optax.contrib.muon(rate, beta=config.momentum, weight_decay_mask=mask, **decay)
+    if config.clip_norm:
+        return optax.chain(optax.clip_by_global_norm(config.clip_norm), main)
+    return main
+
+
+def constrain_norms(params: dict[str, jax.Array], max_norm: float) -> dict[str, jax.Array]:
+    """Scales each unit's incoming weights in dense layers down to at most `max_norm`.
+
+    The constraint that Hinton et al. 2012 (Improving neural networks by preventing co-adaptation,
+    section 2) and Srivastava et al. 2014 (section 5.1) use beside dropout, applied after an update.
+
+    Args:
+      params: flat parameters; two-dimensional kernels [inputs, units] are constrained.
+      max_norm: largest Euclidean norm of a column.
+    """
+
+    def constrain(name: str, value: jax.Array) -> jax.Array:
+        if value.ndim != 2 or name.rpartition("/")[2] != "kernel":
+            return value
+        norms = jnp.linalg.norm(value, axis=0, keepdims=True)
+        return value * jnp.minimum(1.0, max_norm / jnp.maximum(norms, 1e-12))
+
+    return {name: constrain(name, value) for name, value in params.items()}

@@ -1,0 +1,81 @@
+"""All that changes during training, as one pytree: what a checkpoint holds."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+Flat = dict[str, jax.Array]
+
+METRICS = ("steps", "loss", "hard_loss", "soft_loss", "accuracy", "gradient_norm")
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class TrainState:
+    """The state between two steps. No random state: draws are functions of the seed and the step.
+
+    Attributes:
+      step: number of steps done, int32.
+      params: the student's parameters.
+      stats: the student's batch statistics.
+      adapters: trainable arrays of the method, beside the student.
+      optimizer: optax's state over {"student": params, "adapters": adapters}.
+      average: {"params", "stats"}: exponential moving averages of both, or {}.
+      sums: sums of the training metrics since the last line of the log, over `sums["steps"]` steps.
+      bad_step: the first step whose loss or gradient was not finite, or -1; int32.
+    """
+
+    step: jax.Array
+    params: Flat
+    stats: Flat
+    adapters: Flat
+    optimizer: Any
+    average: dict[str, Flat]
+    sums: dict[str, jax.Array]
+    bad_step: jax.Array
+
+    @property
+    def evaluated(self) -> tuple[Flat, Flat]:
+        """Parameters and statistics that are evaluated and saved: the averages where kept."""
+        if self.average:
+            return self.average["params"], self.average["stats"]
+        return self.params, self.stats
+
+
+def placed(host: TrainState, sharding: jax.sharding.Sharding) -> TrainState:
+    """A state on the devices, of a state on the host; its buffers are its own, so may be donated."""
+    return jax.tree.map(lambda a: jax.device_put(np.array(a, copy=True), sharding), host)
+
+
+def initial(
+    params: Flat,
+    stats: Flat,
+    adapters: Flat,
+    optimizer: optax.GradientTransformation,
+    *,
+    averaged: bool,
+) -> TrainState:
+    """The state before the first step.
+
+    Args:
+      params: the student's initial parameters.
+      stats: its initial batch statistics.
+      adapters: the method's initial arrays.
+      optimizer: gives its state.
+      averaged: whether a moving average is kept; it starts as a copy of the student.
+    """
+    copy = {"params": params, "stats": stats} if averaged else {}
+    return TrainState(
+        step=jnp.int32(0),
+        params=params,
+        stats=stats,
+        adapters=adapters,
+        optimizer=optimizer.init({"student": params, "adapters": adapters}),
+        average=jax.tree.map(jnp.copy, copy),
+        sums={name: jnp.float32(0) for name in METRICS},
+        bad_step=jnp.int32(-1),
+    )
