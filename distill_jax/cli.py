@@ -1,0 +1,138 @@
+"""The command line: one verb a function, which parses, calls and prints, and nothing else.
+
+    distill-jax train  --config=FILE[:arg] --workdir=DIR [--config.key=value ...]
+    distill-jax eval   --workdir=DIR [--split=test|validation] [--which=final|selected]
+    distill-jax report --workdir=DIR
+
+Exit codes: 0 done, or stopped by SIGTERM with the state saved; 1 the run failed; 2 a mistake in the
+command, the config or a path, said in one line.
+"""
+
+import argparse
+import json
+import pathlib
+import sys
+from collections.abc import Sequence
+
+from distill_jax import __version__
+from distill_jax.errors import UsageError
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser whose errors are one line, like every other mistake."""
+
+    def error(self, message: str):
+        raise UsageError(f"{self.prog}: {message}; see {self.prog} --help")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="distill-jax", description=__doc__.split("\n")[0])
+    parser.add_argument("--version", action="version", version=f"distill_jax {__version__}")
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB", parser_class=_Parser)
+    train = verbs.add_parser("train", help="train a teacher, a baseline or a student; resumes")
+    train.add_argument("--config", metavar="FILE[:ARG]", help="Python file with get_config()")
+    train.add_argument("--workdir", type=pathlib.Path, help="folder of the run")
+    train.add_argument("--help-config", action="store_true", help="print every key and exit")
+    train.add_argument(
+        "--print-config", action="store_true", help="print the resolved config, exit"
+    )
+    evaluate = verbs.add_parser("eval", help="evaluate the student of a finished run")
+    evaluate.add_argument("--workdir", type=pathlib.Path, required=True)
+    evaluate.add_argument("--split", choices=("test", "validation"), default="test")
+    evaluate.add_argument("--which", choices=("final", "selected"), default="final")
+    report = verbs.add_parser("report", help="write report.html of a run, finished or not")
+    report.add_argument("--workdir", type=pathlib.Path, required=True)
+    return parser
+
+
+def _train(arguments: argparse.Namespace, overrides: dict[str, str]) -> None:
+    from distill_jax import config as configs  # here, so that --help needs no JAX
+    from distill_jax import experiment, schema
+    from distill_jax.workdir import Workdir
+
+    if arguments.help_config:
+        print(schema.describe())
+        return
+    if arguments.config is not None:
+        config = configs.load(arguments.config, overrides)
+    elif arguments.workdir is not None:
+        config = Workdir(arguments.workdir).stored_config()
+        if config is None:
+            raise UsageError(f"--workdir={arguments.workdir}: no run to resume; expected --config")
+        config = configs.resolve(configs.apply_overrides(config, overrides))
+    else:
+        raise UsageError(
+            "distill-jax train: expected --config=FILE, or --workdir of a run to resume"
+        )
+    if arguments.print_config:
+        print(configs.to_json(config), end="")
+        return
+    if arguments.workdir is None:
+        raise UsageError("train: expected --workdir=DIR, the folder of the run")
+    result = experiment.run(config, arguments.workdir)
+    final = result.values["final"]
+    print(json.dumps({"workdir": str(result.workdir), **experiment.headline(final["test"])}))
+
+
+def _evaluate(arguments: argparse.Namespace, overrides: dict[str, str]) -> None:
+    from distill_jax import experiment, reports
+
+    values = experiment.evaluate(arguments.workdir, arguments.split, arguments.which, overrides)
+    print(reports.figures_text(values))
+
+
+def _report(arguments: argparse.Namespace, overrides: dict[str, str]) -> None:
+    from distill_jax import reports
+    from distill_jax.workdir import Workdir
+
+    if overrides:
+        raise UsageError(f"--config.{next(iter(overrides))}: report takes no config keys")
+    if Workdir(arguments.workdir).stored_config() is None:
+        raise UsageError(f"--workdir={arguments.workdir}: no run there; expected a config.json")
+    print(reports.run_report(arguments.workdir))
+
+
+def _split_overrides(argv: Sequence[str]) -> tuple[list[str], dict[str, str]]:
+    """Takes `--config.key=value` out of the arguments."""
+    rest, overrides = [], {}
+    for argument in argv:
+        if argument.startswith("--config."):
+            path, equals, value = argument.removeprefix("--config.").partition("=")
+            if not equals or not path:
+                raise UsageError(f"{argument}: expected --config.key=value")
+            overrides[path] = value
+        else:
+            rest.append(argument)
+    return rest, overrides
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs a command; returns its exit code."""
+    try:
+        rest, overrides = _split_overrides(sys.argv[1:] if argv is None else argv)
+        arguments = _parser().parse_args(rest)
+        run = {"train": _train, "eval": _evaluate, "report": _report}[arguments.verb]
+        run(arguments, overrides)
+    except UsageError as error:
+        print(f"distill-jax: error: {error}", file=sys.stderr)
+        return 2
+    except Exception as error:
+        return _failed(error)
+    return 0
+
+
+def _failed(error: Exception) -> int:
+    """One line and the exit code for what a run is known to end with; re-raises a defect."""
+    from distill_jax.training import checkpoints, loop
+
+    if isinstance(error, loop.Preempted):
+        print("distill-jax: stopped by SIGTERM; the same command resumes", file=sys.stderr)
+        return 0
+    if isinstance(error, (loop.Diverged, checkpoints.CheckpointError)):
+        print(f"distill-jax: failed: {error}", file=sys.stderr)
+        return 1
+    raise error
+
+
+if __name__ == "__main__":
+    sys.exit(main())

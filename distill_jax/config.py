@@ -1,0 +1,267 @@
+"""Reading a config: files, overrides, defaults and refusals.
+
+A config file is Python with `get_config() -> ml_collections.ConfigDict` (or `get_config(arg)`) and
+sets only what differs from the defaults of `schema.py`. `load` reads it and applies
+`--config.key=value`; `resolve` fills in the defaults and refuses, in one line, what does not
+belong. What depends on the machine or on files (devices, the teacher, the data) is checked where it
+is opened, in `assembly.py`, before anything is written.
+"""
+
+import ast
+import difflib
+import hashlib
+import importlib
+import importlib.util
+import inspect
+import json
+import pathlib
+import sys
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from distill_jax import methods, models
+from distill_jax.errors import UsageError, unknown
+from distill_jax.schema import SCHEMA, SECTIONS
+from distill_jax.training import optimizers, schedules
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"data": {"name": 1}} as {"data.name": 1}."""
+    flat = {}
+    for name, value in tree.items():
+        if isinstance(value, (Mapping, ConfigDict)):
+            flat.update(flatten(value, f"{prefix}{name}."))
+        else:
+            flat[f"{prefix}{name}"] = value
+    return flat
+
+
+def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """The inverse of `flatten`."""
+    tree: dict[str, Any] = {}
+    for path, value in flat.items():
+        *parents, name = path.split(".")
+        node = tree
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[name] = value
+    return tree
+
+
+def _import_all(modules: Iterable[str]) -> None:
+    """Runs the modules that a config names, once each, so that what they register is known."""
+    for name in modules:
+        file = pathlib.Path(name)
+        key = str(file.resolve()) if file.suffix == ".py" else name
+        if key in sys.modules:
+            continue
+        try:
+            if file.suffix == ".py":
+                specification = importlib.util.spec_from_file_location(key, file)
+                sys.modules[key] = importlib.util.module_from_spec(specification)
+                specification.loader.exec_module(sys.modules[key])
+            else:
+                importlib.import_module(name)
+        except Exception as error:
+            sys.modules.pop(key, None)
+            raise UsageError(
+                f"imports={name!r}: expected a module that can be imported; "
+                f"{type(error).__name__}: {error}"
+            ) from error
+
+
+def _options(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Options of the named student and method with their defaults: "student.widths" and so on."""
+    student = given.get("student.name", SCHEMA["student.name"].default)
+    method = given.get("method.name", SCHEMA["method.name"].default)
+    if student not in models.names():
+        raise unknown("student.name", student, models.names(), "model")
+    if method not in methods.names():
+        raise unknown("method.name", method, methods.names(), "method")
+    return {f"student.{name}": value for name, value in models.options(student).items()} | {
+        f"method.{name}": value for name, value in methods.options(method).items()
+    }
+
+
+def _unknown_key(path: str, known: Iterable[str]) -> UsageError:
+    known = list(known)
+    near = difflib.get_close_matches(path, known, n=1, cutoff=0.6)
+    section = path.split(".")[0]
+    listed = [name for name in known if name.startswith(section + ".")] or list(SECTIONS)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    return UsageError(f"{path}: unknown key; {hint}known: {', '.join(listed)}")
+
+
+def check(path: str, value: Any) -> Any:
+    """The canonical form of `value` for the key `path`; UsageError when it is not acceptable."""
+    key = SCHEMA[path]
+    try:
+        return key.check(value)
+    except (ValueError, TypeError) as error:
+        expected = str(error) or key.expected
+        raise UsageError(f"{path}={value!r}: expected {expected}") from None
+
+
+def _cross_checks(flat: Mapping[str, Any]) -> None:
+    """What no single key can tell."""
+    if flat["optimizer.name"] not in optimizers.NAMES:
+        raise unknown("optimizer.name", flat["optimizer.name"], optimizers.NAMES, "optimizer")
+    supervised = not methods.create(flat["method.name"]).needs_teacher
+    hard = schedules.parse(flat["method.hard_weight"]).extremes[1]
+    soft = 0.0 if supervised else schedules.parse(flat["method.soft_weight"]).extremes[1]
+    if hard + soft == 0:
+        said = f"method.hard_weight={flat['method.hard_weight']}"
+        if not supervised:
+            said += f", method.soft_weight={flat['method.soft_weight']}"
+        raise UsageError(f"{said}: the weights sum to zero; expected one above 0")
+    teachers, weights = flat["teacher.path"], flat["teacher.weights"]
+    if not supervised and not teachers:
+        raise UsageError(
+            f"teacher.path=(): method.name={flat['method.name']!r} needs a teacher; "
+            "expected the workdir of a trained model"
+        )
+    if weights and len(weights) != len(teachers):
+        raise UsageError(
+            f"teacher.weights={weights}: expected {len(teachers)} of them, one a teacher"
+        )
+    if weights and sum(weights) == 0:
+        raise UsageError(f"teacher.weights={weights}: the weights sum to zero")
+    if flat["training.batch_size"] % flat["training.accumulate"]:
+        raise UsageError(
+            f"training.accumulate={flat['training.accumulate']}: "
+            f"expected a divisor of training.batch_size={flat['training.batch_size']}"
+        )
+    if flat["schedule.name"] == "step" and not flat["schedule.milestones"]:
+        raise UsageError("schedule.milestones=(): schedule.name='step' needs epochs")
+    both = set(flat["data.only_classes"]) & set(flat["data.exclude_classes"])
+    if both:
+        raise UsageError(
+            f"data.exclude_classes={flat['data.exclude_classes']}: "
+            f"class {min(both)} is in data.only_classes too; expected it in one of them"
+        )
+
+
+def resolve(config: Mapping[str, Any] | ConfigDict) -> ConfigDict:
+    """Fills in the defaults and checks every value.
+
+    Args:
+      config: a nested config that sets some of the keys.
+
+    Returns:
+      A locked ConfigDict with every key, tuples for lists, in the order of `SCHEMA`.
+
+    Raises:
+      UsageError: for an unknown key, a wrong type, a value out of range, an unknown name, or keys
+        that contradict each other.
+    """
+    given = flatten(config)
+    _import_all(check("imports", given.get("imports", ())))
+    options = _options(given)
+    known = [*SCHEMA, *options]
+    flat = {path: key.default for path, key in SCHEMA.items()} | options
+    for path, value in given.items():
+        if path in SCHEMA:
+            flat[path] = check(path, value)
+        elif path in options:
+            flat[path] = tuple(value) if isinstance(value, list) else value
+        else:
+            raise _unknown_key(path, known)
+    student = {p.split(".")[1]: flat[p] for p in options if p.startswith("student.")}
+    method = {p.split(".")[1]: flat[p] for p in options if p.startswith("method.")}
+    for name, value in models.check_options(flat["student.name"], student).items():
+        flat[f"student.{name}"] = value
+    for name, value in methods.check_options(flat["method.name"], method).items():
+        flat[f"method.{name}"] = value
+    _cross_checks(flat)
+    order = {section: index for index, section in enumerate(SECTIONS)}
+    return _locked(
+        {path: flat[path] for path in sorted(flat, key=lambda p: order[p.split(".")[0]])}
+    )
+
+
+def _locked(flat: Mapping[str, Any]) -> ConfigDict:
+    return ConfigDict(unflatten(flat), convert_dict=True).lock()
+
+
+def load(source: str, overrides: Mapping[str, str] | None = None) -> ConfigDict:
+    """Reads a config file and applies the overrides of a command line; resolves the result.
+
+    Args:
+      source: FILE or FILE:ARG; the file defines `get_config()` or `get_config(arg)`.
+      overrides: {"method.temperature": "8"}: Python literals, `true`, `false`, or plain text.
+
+    Raises:
+      UsageError: when the file cannot be read or run, or by `resolve`.
+    """
+    path, _, argument = source.partition(":")
+    file = pathlib.Path(path)
+    if not file.is_file():
+        raise UsageError(f"--config={source}: no such file; expected a Python file with get_config")
+    specification = importlib.util.spec_from_file_location(f"_config_{file.stem}", file)
+    if specification is None:
+        raise UsageError(f"--config={source}: expected a .py file")
+    module = importlib.util.module_from_spec(specification)
+    sys.path.insert(0, str(file.parent.resolve()))  # for a recipes.py beside it
+    try:
+        specification.loader.exec_module(module)
+        make = getattr(module, "get_config", None)
+        if make is None:
+            raise UsageError(f"--config={source}: the file defines no get_config()")
+        takes_argument = bool(inspect.signature(make).parameters)
+        if argument and not takes_argument:
+            raise UsageError(f"--config={source}: get_config() takes no argument")
+        config = make(argument) if argument else make()
+    except UsageError:
+        raise
+    except Exception as error:  # the user's code: say what, without our frames
+        raise UsageError(f"--config={source}: {type(error).__name__}: {error}") from error
+    finally:
+        sys.path.pop(0)
+    return resolve(apply_overrides(config, overrides or {}))
+
+
+def apply_overrides(config: Mapping[str, Any] | ConfigDict, overrides: Mapping[str, str]) -> dict:
+    """The nested config with each override parsed and put in its place."""
+    flat = flatten(config)
+    for path, said in overrides.items():
+        flat[path] = literal(said)
+    return unflatten(flat)
+
+
+def literal(said: str) -> Any:
+    """A Python literal, true or false, else the text itself."""
+    if said.lower() in ("true", "false"):
+        return said.lower() == "true"
+    try:
+        return ast.literal_eval(said)
+    except (ValueError, SyntaxError):
+        return said
+
+
+def to_json(config: ConfigDict) -> str:
+    """The resolved config as JSON text; tuples become lists."""
+    return json.dumps(config.to_dict(), indent=2) + "\n"
+
+
+def from_json(content: str) -> ConfigDict:
+    """A config written by `to_json`, checked again."""
+    return resolve(json.loads(content))
+
+
+def digest(config: ConfigDict) -> str:
+    """SHA-256 of the resolved config."""
+    return hashlib.sha256(to_json(config).encode()).hexdigest()
+
+
+def differences(old: ConfigDict, new: ConfigDict) -> list[str]:
+    """What differs between two resolved configs in keys that a resumed run must keep."""
+    before, after = flatten(old), flatten(new)
+    lines = []
+    for path in dict.fromkeys([*before, *after]):
+        if path in SCHEMA and not SCHEMA[path].lasting:
+            continue
+        if before.get(path) != after.get(path):
+            lines.append(f"{path}: {before.get(path)!r} there, {after.get(path)!r} now")
+    return lines

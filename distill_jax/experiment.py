@@ -1,0 +1,212 @@
+"""A run from its config to its result: claim the workdir, begin or resume, train, save."""
+
+import dataclasses
+import os
+import pathlib
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from distill_jax import config as configs
+from distill_jax import data, models, parallel, reports, workdir
+from distill_jax.assembly import Parts, prepare
+from distill_jax.errors import UsageError
+from distill_jax.session import Session
+from distill_jax.training import checkpoints, loop, state, step
+from distill_jax.training.progress import Progress
+from distill_jax.workdir import Workdir
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """What a finished run leaves.
+
+    Attributes:
+      values: the content of result.json.
+      workdir: the folder.
+    """
+
+    values: dict[str, Any]
+    workdir: pathlib.Path
+
+
+def _batches(parts: Parts, position: int) -> Iterator[dict[str, np.ndarray]]:
+    config = parts.config
+    feed = data.training(
+        parts.train,
+        data.Order(parts.train_ids, config.seed),
+        config.training.batch_size,
+        resident=bool(parts.store),
+        workers=config.data.workers,
+    )
+    return feed.at(position)
+
+
+def _timetable(parts: Parts) -> loop.Timetable:
+    config, total = parts.config, parts.recipe.total_steps
+    save_at = loop.epoch_steps(config.checkpoint.every_epochs, parts.steps_per_epoch, total)
+    if config.checkpoint.every_steps:
+        save_at |= frozenset(
+            range(config.checkpoint.every_steps, total, config.checkpoint.every_steps)
+        )
+    default_call = 1 if step.unrolled(parts.mesh) else 32
+    return loop.Timetable(
+        total_steps=total,
+        batch_size=config.training.batch_size,
+        log_every=config.logging.every_steps,
+        steps_per_call=config.training.steps_per_call or default_call,
+        evaluate_at=loop.epoch_steps(config.evaluation.every_epochs, parts.steps_per_epoch, total),
+        save_at=save_at,
+    )
+
+
+def run(config: Mapping[str, Any] | ConfigDict, where: str | os.PathLike) -> Result:
+    """Trains, evaluates and saves one model in its workdir; resumes what was begun there.
+
+    Args:
+      config: a config; its defaults are filled in.
+      where: the workdir; made when it does not exist.
+
+    Returns:
+      The result, also when the run had finished before.
+
+    Raises:
+      UsageError: for a config that does not fit, before anything is written.
+      loop.Preempted: after SIGTERM, with the state saved.
+      loop.Diverged: when a loss or gradient is not finite.
+      checkpoints.CheckpointError: when a checkpoint cannot be written, or none can be read.
+    """
+    began = time.perf_counter()
+    config = configs.resolve(config)
+    paths = Workdir(pathlib.Path(where))
+    resumed = paths.check(config)
+    if resumed and paths.result.exists():
+        return Result(workdir.read_json(paths.result), paths.root)
+    parts = prepare(config)
+    if resumed and paths.manifest.exists():
+        manifest = workdir.read_json(paths.manifest)
+        workdir.check_same_inputs(manifest, **parts.description)
+        again = workdir.describe_run(**parts.description)
+        manifest["resumed"].append({key: again[key] for key in ("started", "command", "devices")})
+    else:
+        manifest = workdir.describe_run(**parts.description)
+    size = sum(leaf.nbytes for leaf in jax.tree.leaves(parts.initial))
+    copies = config.checkpoint.keep_last + 2  # the best one, and the one being written
+    checkpoints.free_space(paths.root, copies * size, key="workdir")
+    paths.root.mkdir(parents=True, exist_ok=True)
+    workdir.write_json(paths.config, config.to_dict())
+    workdir.write_json(paths.manifest, manifest)
+
+    device, warning = parallel.describe_devices(parts.mesh)
+    total = parts.recipe.total_steps
+    title = f"{config.student.name} by {config.method.name}"
+    with Progress(total, title=title, style=config.logging.progress) as progress:
+        progress.note(f"device: {device}; workdir: {paths.root}; {total} steps")
+        if warning:
+            progress.note(f"WARNING: {warning}")
+        session = Session(parts, paths, progress, resumed)
+        try:
+            values = _train(session, began)
+        finally:
+            session.close()
+    workdir.write_json(paths.result, values)
+    reports.run_report(paths.root)
+    return Result(values, paths.root)
+
+
+def _train(session: Session, began: float) -> dict[str, Any]:
+    """From the start or the last checkpoint to the final figures."""
+    parts, config, paths = session.parts, session.config, session.paths
+    now, at, position = session.start()
+    compiled = step.compile_steps(parts.recipe, parts.mesh)
+
+    def advance(now: state.TrainState, batches: list[Any]) -> state.TrainState:
+        placed = step.put_batches(batches, parts.mesh)
+        return compiled(now, parts.teacher_variables, parts.store, placed)
+
+    with loop.stop_on_sigterm() as stop_asked:
+        now = loop.fit(
+            now,
+            at,
+            advance=advance,
+            batches=_batches(parts, position),
+            timetable=_timetable(parts),
+            hooks=session,
+            stop_asked=stop_asked,
+        )
+    session.checkpoints.wait()
+    spec, total = parts.recipe.spec, parts.recipe.total_steps
+
+    def figures(now: state.TrainState, step_of: int, folder: pathlib.Path) -> dict[str, Any]:
+        evaluated = jax.device_get(now.evaluated)
+        fingerprint = models.save(folder, spec, *evaluated)
+        found = {name: evaluator(*now.evaluated) for name, evaluator in parts.evaluators.items()}
+        return {"step": step_of, "parameters_sha256": fingerprint, "validation": None, **found}
+
+    final = figures(now, total, paths.model)
+    selected = None
+    if "validation" in parts.evaluators:
+        best = session.checkpoints.restore_best(session.abstract())
+        if best is not None:
+            selected = figures(best.state, best.step, paths.selected)
+    return {
+        "final": final,
+        "selected": selected,
+        "parameters": models.count(parts.initial.params),
+        "parameters_sha256": final["parameters_sha256"],
+        "teacher_parameters": list(parts.recipe.teachers.parameters)
+        if parts.recipe.teachers
+        else [],
+        "steps": total,
+        "epochs": total / parts.steps_per_epoch,
+        "wall_time_s": time.perf_counter() - began,
+        "training_time_s": session.seconds,
+        "examples_per_second": total * config.training.batch_size / max(session.seconds, 1e-9),
+        "device": parallel.describe_devices(parts.mesh)[0],
+        "method": config.method.name,
+        "student": config.student.name,
+        "seed": config.seed,
+    }
+
+
+def headline(figures: Mapping[str, Any]) -> dict[str, Any]:
+    """The figures of an evaluation that fit on one line."""
+    wanted = ("errors", "accuracy", "nll", "ece", "agreement", "teacher_accuracy")
+    return {name: figures[name] for name in wanted if name in figures}
+
+
+def evaluate(
+    where: str | os.PathLike, split: str, which: str, overrides: Mapping[str, str]
+) -> dict[str, Any]:
+    """Evaluates the saved student of a finished run.
+
+    Args:
+      where: the workdir.
+      split: "test" or "validation".
+      which: "final" (the last epoch) or "selected" (chosen on the validation split).
+      overrides: config keys that tell where things lie now, such as {"data.path": "/new/place"}.
+
+    Returns:
+      Every figure of `metrics.summarise`, with those of the teacher where the run had one.
+
+    Raises:
+      UsageError: when there is no such run, model or split, or an override would change the run.
+    """
+    paths = Workdir(pathlib.Path(where))
+    stored = paths.stored_config()
+    if stored is None:
+        raise UsageError(f"--workdir={where}: no run there; expected a config.json")
+    config = configs.resolve(configs.apply_overrides(stored, overrides))
+    for difference in configs.differences(stored, config):
+        raise UsageError(f"--config.{difference}; expected the run's own value")
+    parts = prepare(config)
+    workdir.check_same_inputs(workdir.read_json(paths.manifest), **parts.description)
+    if split not in parts.evaluators:
+        raise UsageError(f"--split={split}: the run held out no such split (data.validation=0)")
+    saved = models.load(paths.model if which == "final" else paths.selected, key="--workdir")
+    whole = parallel.replicated(parts.mesh)
+    return parts.evaluators[split](*jax.device_put((saved.params, saved.stats), whole))
