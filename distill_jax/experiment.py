@@ -4,7 +4,7 @@ import dataclasses
 import os
 import pathlib
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -86,7 +86,21 @@ def run(config: Mapping[str, Any] | ConfigDict, where: str | os.PathLike) -> Res
     resumed = paths.check(config)
     if resumed and paths.result.exists():
         return Result(workdir.read_json(paths.result), paths.root)
-    parts = prepare(config)
+    if config.training.deterministic:
+        parallel.fix_gpu_order()
+    with loop.stop_on_sigterm() as stop_asked:
+        values = _run(prepare(config), paths, resumed, stop_asked)
+    values["wall_time_s"] = time.perf_counter() - began
+    workdir.write_json(paths.result, values)
+    reports.run_report(paths.root)
+    return Result(values, paths.root)
+
+
+def _run(
+    parts: Parts, paths: Workdir, resumed: bool, stop_asked: Callable[[], bool]
+) -> dict[str, Any]:
+    """The content of result.json, of a run whose parts are opened and checked."""
+    config = parts.config
     if resumed and paths.manifest.exists():
         manifest = workdir.read_json(paths.manifest)
         workdir.check_same_inputs(manifest, **parts.description)
@@ -110,15 +124,12 @@ def run(config: Mapping[str, Any] | ConfigDict, where: str | os.PathLike) -> Res
             progress.note(f"WARNING: {warning}")
         session = Session(parts, paths, progress, resumed)
         try:
-            values = _train(session, began)
+            return _train(session, stop_asked)
         finally:
             session.close()
-    workdir.write_json(paths.result, values)
-    reports.run_report(paths.root)
-    return Result(values, paths.root)
 
 
-def _train(session: Session, began: float) -> dict[str, Any]:
+def _train(session: Session, stop_asked: Callable[[], bool]) -> dict[str, Any]:
     """From the start or the last checkpoint to the final figures."""
     parts, config, paths = session.parts, session.config, session.paths
     now, at, position = session.start()
@@ -128,16 +139,15 @@ def _train(session: Session, began: float) -> dict[str, Any]:
         placed = step.put_batches(batches, parts.mesh)
         return compiled(now, parts.teacher_variables, parts.store, placed)
 
-    with loop.stop_on_sigterm() as stop_asked:
-        now = loop.fit(
-            now,
-            at,
-            advance=advance,
-            batches=_batches(parts, position),
-            timetable=_timetable(parts),
-            hooks=session,
-            stop_asked=stop_asked,
-        )
+    now = loop.fit(
+        now,
+        at,
+        advance=advance,
+        batches=_batches(parts, position),
+        timetable=_timetable(parts),
+        hooks=session,
+        stop_asked=stop_asked,
+    )
     session.checkpoints.wait()
     spec, total = parts.recipe.spec, parts.recipe.total_steps
 
@@ -158,12 +168,9 @@ def _train(session: Session, began: float) -> dict[str, Any]:
         "selected": selected,
         "parameters": models.count(parts.initial.params),
         "parameters_sha256": final["parameters_sha256"],
-        "teacher_parameters": list(parts.recipe.teachers.parameters)
-        if parts.recipe.teachers
-        else [],
+        "teacher_parameters": [entry["parameters"] for entry in parts.description["teachers"]],
         "steps": total,
         "epochs": total / parts.steps_per_epoch,
-        "wall_time_s": time.perf_counter() - began,
         "training_time_s": session.seconds,
         "examples_per_second": total * config.training.batch_size / max(session.seconds, 1e-9),
         "device": parallel.describe_devices(parts.mesh)[0],

@@ -10,6 +10,7 @@ from distill_jax.parallel.mesh import (
     batch_sharding,
     check_divides,
     describe_devices,
+    fix_gpu_order,
     make_mesh,
     replicated,
 )
@@ -19,6 +20,7 @@ __all__ = [
     "batch_sharding",
     "check_divides",
     "describe_devices",
+    "fix_gpu_order",
     "make_mesh",
     "replicated",
 ]

@@ -1,6 +1,7 @@
 """Making the mesh, and the shardings of a batch and of replicated arrays."""
 
 import math
+import os
 import pathlib
 
 import jax
@@ -61,12 +62,29 @@ def check_divides(mesh: Mesh, key: str, batch_size: int) -> None:
         )
 
 
+def gpu_present() -> bool:
+    """Whether this machine has an NVIDIA driver, whatever JAX makes of it."""
+    return pathlib.Path("/proc/driver/nvidia/version").exists()
+
+
+def fix_gpu_order() -> None:
+    """Asks XLA to leave out GPU kernels whose sums have no fixed order.
+
+    Takes effect only before the first computation of a process. The gradient of max-pooling has no
+    such kernel; the models here use none.
+    """
+    flag = "--xla_gpu_exclude_nondeterministic_ops=true"
+    flags = os.environ.get("XLA_FLAGS", "")
+    if gpu_present() and flag not in flags:
+        os.environ["XLA_FLAGS"] = f"{flags} {flag}".strip()
+
+
 def describe_devices(mesh: Mesh) -> tuple[str, str | None]:
     """What the run computes on, such as "8 x cpu", and a warning when a GPU lies idle."""
     devices = mesh.devices.ravel()
     kind = devices[0].device_kind
     warning = None
-    if devices[0].platform == "cpu" and pathlib.Path("/proc/driver/nvidia/version").exists():
+    if devices[0].platform == "cpu" and gpu_present():
         warning = (
             "an NVIDIA GPU is present but JAX computes on the CPU; "
             "install the extra that serves it: pip install 'distill_jax[cuda]'"
