@@ -87,7 +87,7 @@ def load(
             )
     raw = list(weights) or [1.0] * len(saved)
     modules = [
-        models.create(
+        models.abstract(
             teacher.spec.name,
             input_shape=teacher.spec.input_shape,
             num_classes=num_classes,

@@ -1,0 +1,36 @@
+"""Networks by name, as pure functions of flat dictionaries, and their files.
+
+    module = create("resnet20", input_shape=(32, 32, 3), num_classes=100, seed=1)
+    graphdef, params, stats = split(module)
+    outputs, stats = apply(graphdef, params, stats, images, train=True, key=key)
+
+`registry` tells how a family is added (one file in `vision`). Left out on purpose: losses,
+optimizers and devices. A network knows its pixels and nothing of where they come from.
+"""
+
+from distill_jax.models import vision as _vision  # noqa: F401  (registers the image classifiers)
+from distill_jax.models.functional import Flat, apply, count, split
+from distill_jax.models.io import Saved, fingerprint, load, save
+from distill_jax.models.outputs import Outputs
+from distill_jax.models.registry import abstract, check_options, create, names, options, register
+from distill_jax.models.spec import Spec, normalise
+
+__all__ = [
+    "Flat",
+    "Outputs",
+    "Saved",
+    "Spec",
+    "abstract",
+    "apply",
+    "check_options",
+    "count",
+    "create",
+    "fingerprint",
+    "load",
+    "names",
+    "normalise",
+    "options",
+    "register",
+    "save",
+    "split",
+]

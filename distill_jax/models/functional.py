@@ -1,0 +1,87 @@
+"""A network as a pure function of flat dictionaries: `split` it once, then `apply` it anywhere.
+
+Outside this room parameters and batch statistics are plain dictionaries from "path/with/slashes"
+to arrays, sorted by name: optimizers, checkpoints, files, fingerprints and sharding rules all read
+the same names. The rest of a network (its architecture and compute dtype) is the graph definition,
+which is hashable and equal for two networks made alike, so that it can be a static argument of
+`jit`. There is no random state anywhere in a network: randomness is the `key` of a call.
+"""
+
+import math
+from collections.abc import Mapping
+
+import jax.numpy as jnp
+from flax import nnx
+from jax import Array
+
+from distill_jax.models.outputs import Outputs
+
+Flat = dict[str, Array]
+
+
+def _flat(state: nnx.State) -> Flat:
+    leaves = {
+        "/".join(map(str, path)): variable.get_value()
+        for path, variable in nnx.to_flat_state(state)
+    }
+    return dict(sorted(leaves.items()))
+
+
+def _state(flat: Mapping[str, Array]) -> nnx.State:
+    # An index into a list stands in NNX paths as an integer, everything else as a string.
+    # A NumPy array must be copied: NNX would write the new statistics into the caller's own.
+    return nnx.from_flat_state(
+        [
+            (
+                tuple(int(part) if part.isdigit() else part for part in name.split("/")),
+                jnp.asarray(value),
+            )
+            for name, value in flat.items()
+        ]
+    )
+
+
+def split(module: nnx.Module) -> tuple[nnx.GraphDef, Flat, Flat]:
+    """The three parts of a network.
+
+    Args:
+      module: what `create` returned, or `abstract` (the arrays are then `jax.ShapeDtypeStruct`s).
+
+    Returns:
+      (graphdef, params, stats): the hashable definition; the trained parameters; the running
+      statistics of batch normalisation (empty where a network has none). Both sorted by name.
+    """
+    graphdef, params, stats = nnx.split(module, nnx.Param, nnx.BatchStat)
+    return graphdef, _flat(params), _flat(stats)
+
+
+def apply(
+    graphdef: nnx.GraphDef,
+    params: Mapping[str, Array],
+    stats: Mapping[str, Array],
+    images: Array,
+    *,
+    train: bool = False,
+    key: Array | None = None,
+) -> tuple[Outputs, Flat]:
+    """The answer of a network to a batch; pure, and `jit`-able with `graphdef` and `train` static.
+
+    Args:
+      graphdef: from `split`.
+      params: from `split`, or trained since.
+      stats: from `split`, or from an earlier call.
+      images: float [B, H, W, C], normalised.
+      train: use and update batch statistics, and drop out; otherwise neither.
+      key: the random key of this call's dropout; needed when `train` and the network drops out.
+
+    Returns:
+      (outputs, new_stats). Without `train`, `new_stats` is what came in.
+    """
+    module = nnx.merge(graphdef, _state({**params, **stats}))
+    outputs = module(images, train=train, key=key)
+    return outputs, _flat(nnx.state(module, nnx.BatchStat)) if train else dict(stats)
+
+
+def count(params: Mapping[str, Array]) -> int:
+    """How many numbers the parameters are; arrays or `jax.ShapeDtypeStruct`s."""
+    return sum(math.prod(value.shape) for value in params.values())

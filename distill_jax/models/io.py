@@ -1,0 +1,258 @@
+"""A network on disk: a folder of model.json (what it is) and weights.safetensors (its numbers).
+
+Reading executes nothing: JSON and safetensors hold data alone, and a network is made only from a
+registered name. Every byte of both files is covered by a SHA-256, so that a damaged, truncated or
+exchanged file is refused, never used.
+
+Writing is atomic. Both files are written to a hidden folder beside the target, ".NAME.saving", and
+flushed to disk; then the target is renamed to ".NAME.previous", the new folder to the target's
+name, and the old one removed. A process killed before the first rename leaves the old model, after
+the second the new one, and between the two the old one under its hidden name: `load` looks there
+when the target is missing, and the next `save` puts it back first. A reader that meets a rename
+reads again. One writer a folder; any number of readers.
+"""
+
+import dataclasses
+import hashlib
+import json
+import os
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+import safetensors.numpy
+from jax import Array
+
+from distill_jax.errors import UsageError
+from distill_jax.models.functional import Flat, split
+from distill_jax.models.registry import abstract
+from distill_jax.models.spec import Spec
+
+_FORMAT = 1
+_MODEL = "model.json"
+_WEIGHTS = "weights.safetensors"
+
+
+@dataclasses.dataclass(frozen=True)
+class Saved:
+    """A network as `load` found it.
+
+    Attributes:
+      spec: what it is.
+      params: flat dictionary, as from `split`.
+      stats: likewise, the batch statistics.
+      fingerprint: hex SHA-256 of all of it, see `fingerprint`.
+    """
+
+    spec: Spec
+    params: Flat
+    stats: Flat
+    fingerprint: str
+
+
+def _grouped(params: Mapping[str, Array], stats: Mapping[str, Array]) -> dict[str, np.ndarray]:
+    groups = {"params": params, "stats": stats}
+    return {
+        f"{group}/{name}": np.asarray(values[name], order="C")
+        for group, values in groups.items()
+        for name in sorted(values)
+    }
+
+
+def fingerprint(spec: Spec, params: Mapping[str, Array], stats: Mapping[str, Array]) -> str:
+    """Hex SHA-256 of the spec and of every array's name, dtype, shape and bytes, sorted by name."""
+    digest = hashlib.sha256(json.dumps(spec.to_json(), sort_keys=True).encode())
+    for name, value in _grouped(params, stats).items():
+        digest.update(f"\n{name} {value.dtype.name} {list(value.shape)}\n".encode())
+        digest.update(value.tobytes())
+    return digest.hexdigest()
+
+
+def _misfits(spec: Spec, params: Mapping[str, Array], stats: Mapping[str, Array]) -> str:
+    """How arrays differ from those that `create` gives for the spec; empty when they fit."""
+    module = abstract(
+        spec.name, input_shape=spec.input_shape, num_classes=spec.num_classes, **spec.options
+    )
+    faults = []
+    for expected, arrived in zip(split(module)[1:], (params, stats), strict=True):
+        faults += [f"{name} is missing" for name in sorted(set(expected) - set(arrived))]
+        faults += [f"{name} is unexpected" for name in sorted(set(arrived) - set(expected))]
+        for name in sorted(set(expected) & set(arrived)):
+            want, got = (f"{v.dtype} {list(v.shape)}" for v in (expected[name], arrived[name]))
+            if want != got:
+                faults.append(f"{name} is {got}, not {want}")
+    more = f"; and {len(faults) - 3} more" if len(faults) > 3 else ""
+    return "; ".join(faults[:3]) + more
+
+
+def _rendered(spec: Spec, hash_of_model: str, hash_of_weights: str) -> bytes:
+    content = {
+        "format": _FORMAT,
+        "spec": spec.to_json(),
+        "fingerprint": hash_of_model,
+        "weights_sha256": hash_of_weights,
+    }
+    return (json.dumps(content, indent=2) + "\n").encode()
+
+
+def _previous(folder: pathlib.Path) -> pathlib.Path:
+    return folder.with_name(f".{folder.name}.previous")
+
+
+def _discard(folder: pathlib.Path) -> None:
+    """Removes a folder of ours. Only our two files: anything else in it makes `rmdir` refuse."""
+    if folder.is_dir():
+        for name in (_MODEL, _WEIGHTS):
+            (folder / name).unlink(missing_ok=True)
+        folder.rmdir()
+
+
+def _flush(path: pathlib.Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def save(
+    path: str | os.PathLike,
+    spec: Spec,
+    params: Mapping[str, Array],
+    stats: Mapping[str, Array],
+) -> str:
+    """Writes a network to a folder, in place of the one that may be there.
+
+    Args:
+      path: the folder; made if need be. It may hold an earlier model and nothing else.
+      spec: what the network is.
+      params: flat dictionary, as from `split`.
+      stats: likewise.
+
+    Returns:
+      The fingerprint.
+
+    Raises:
+      UsageError: the folder holds other things, which replacing it would delete.
+      ValueError: the arrays are not those of the network that the spec names.
+    """
+    faults = _misfits(spec, params, stats)
+    if faults:
+        raise ValueError(f"these are not the arrays of {spec.name}: {faults}")
+    folder = pathlib.Path(path).resolve()
+    found = os.listdir(folder) if folder.is_dir() else [folder.name] if folder.exists() else []
+    others = sorted(set(found) - {_MODEL, _WEIGHTS})
+    if others:
+        raise UsageError(
+            f"path={str(path)!r}: expected a new folder or one with nothing but a model; "
+            f"found {others[0]!r}, which replacing it would delete"
+        )
+    saving, previous = folder.with_name(f".{folder.name}.saving"), _previous(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    if previous.exists() and not folder.exists():
+        previous.rename(folder)
+    _discard(saving)
+    _discard(previous)
+
+    hash_of_model = fingerprint(spec, params, stats)
+    weights = safetensors.numpy.save(_grouped(params, stats))
+    model = _rendered(spec, hash_of_model, hashlib.sha256(weights).hexdigest())
+    saving.mkdir()
+    for name, content in ((_WEIGHTS, weights), (_MODEL, model)):
+        (saving / name).write_bytes(content)
+        _flush(saving / name)
+    _flush(saving)
+    if folder.exists():
+        folder.rename(previous)
+    saving.rename(folder)
+    _flush(folder.parent)
+    _discard(previous)
+    return hash_of_model
+
+
+def _find(path: pathlib.Path) -> pathlib.Path:
+    """The folder with the model of `path`: itself, "model" in it, or what either was to replace."""
+    places = [
+        place if place.is_dir() else _previous(place)
+        for place in (path.resolve(), path.resolve() / "model")
+    ]
+    for name in (_MODEL, _WEIGHTS):
+        for place in places:
+            if (place / name).exists():
+                return place
+    if not path.exists():
+        raise UsageError("no such folder; expected a saved model")
+    raise UsageError(f"no model here; expected a folder with {_MODEL}, or the workdir of a run")
+
+
+def _read(folder: pathlib.Path) -> Saved:
+    model, weights = ((folder / name).read_bytes() for name in (_MODEL, _WEIGHTS))
+    try:
+        content: dict[str, Any] = json.loads(model)
+        written, fields, hash_of_model, hash_of_weights = (
+            content[name] for name in ("format", "spec", "fingerprint", "weights_sha256")
+        )
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise UsageError(f"{_MODEL} is damaged or truncated") from error
+    if written != _FORMAT:
+        raise UsageError(f"{_MODEL} has format {written!r}; this version reads {_FORMAT}")
+    if hashlib.sha256(weights).hexdigest() != hash_of_weights:
+        raise UsageError(
+            f"{_WEIGHTS} is damaged or truncated: its SHA-256 is not the one in {_MODEL}"
+        )
+    spec = Spec.from_json(fields)
+    try:
+        arrays = safetensors.numpy.load(weights)
+        groups: dict[str, dict[str, np.ndarray]] = {"params": {}, "stats": {}}
+        for full_name in sorted(arrays):
+            group, _, name = full_name.partition("/")
+            groups[group][name] = arrays[full_name]
+    except (safetensors.SafetensorError, KeyError) as error:
+        raise UsageError(f"{_WEIGHTS} does not hold the arrays of a model: {error}") from error
+    params, stats = groups["params"], groups["stats"]
+    # Byte for byte: so that also a change which means the same to a JSON parser is a change.
+    intact = model == _rendered(spec, hash_of_model, hash_of_weights)
+    if not intact or fingerprint(spec, params, stats) != hash_of_model:
+        raise UsageError(f"{_MODEL} is damaged: its fingerprint is not that of this model")
+    try:
+        faults = _misfits(spec, params, stats)
+    except UsageError as error:
+        raise UsageError(f"this version has no such model: {error}") from error
+    if faults:
+        raise UsageError(f"{_WEIGHTS} does not fit {spec.name}: {faults}")
+    as_jax = ({name: jnp.asarray(v) for name, v in group.items()} for group in (params, stats))
+    return Saved(spec, *as_jax, hash_of_model)
+
+
+def load(path: str | os.PathLike, *, key: str = "teacher.path") -> Saved:
+    """Reads a network and verifies every byte of it.
+
+    Args:
+      path: a folder written by `save`, or the workdir of a run (whose model lies in "model").
+      key: what an error calls the path.
+
+    Returns:
+      The network. `split(abstract(spec.name, ...))` gives the graph definition that applies it.
+
+    Raises:
+      UsageError: there is none, or it is unreadable, truncated, damaged, of an unknown kind, or its
+        arrays are not those that `create` gives for its spec.
+    """
+    seen = object()
+    while True:
+        identity = None
+        try:
+            folder = _find(pathlib.Path(path))
+            status = folder.stat()
+            identity = (folder, status.st_ino, status.st_ctime_ns)
+            return _read(folder)
+        except UsageError as error:
+            fault = str(error)
+        except OSError as error:
+            fault = f"{pathlib.Path(error.filename or path).name} cannot be read: {error.strerror}"
+        # Two failures in one unchanged folder are damage; a changed one was being replaced.
+        if identity == seen:
+            raise UsageError(f"{key}={str(path)!r}: {fault}")
+        seen = identity

@@ -1,0 +1,184 @@
+"""Names of networks, and how a network is made from its name and options.
+
+A family is added in one file: put it in `distill_jax/models/vision/` (found by itself), or call
+`register` from anywhere. A constructor is called as
+
+    constructor(*fixed, input_shape, num_classes, dtype=..., rngs=..., **options)
+
+and its options are its keyword-only parameters that have a default: the name, the type and the
+default of an option are read there and stand nowhere else. What a name fixes (a depth, say)
+comes first: `register("resnet8", ResNet, 8, widths)`.
+
+Left out on purpose: options without a default, and options of more than one type.
+"""
+
+import difflib
+import inspect
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.typing import DTypeLike
+
+from distill_jax.errors import UsageError, unknown
+
+_constructors: dict[str, tuple[Callable[..., nnx.Module], tuple[Any, ...]]] = {}
+
+
+def register(name: str, constructor: Callable[..., nnx.Module], *fixed: Any) -> None:
+    """Makes `create(name)` known. A name can be taken once.
+
+    Args:
+      name: what a config calls the network, such as "resnet20".
+      constructor: a class or function; see the docstring of this module.
+      *fixed: its first arguments, which the name stands for.
+
+    Raises:
+      ValueError: the name is taken.
+    """
+    if name in _constructors:
+        raise ValueError(f"a model named {name!r} is registered already")
+    _constructors[name] = (constructor, fixed)
+
+
+def names() -> tuple[str, ...]:
+    """Every known name, sorted."""
+    return tuple(sorted(_constructors))
+
+
+def options(name: str) -> dict[str, Any]:
+    """The options of a network and their defaults.
+
+    Raises:
+      UsageError: the name is unknown.
+    """
+    if name not in _constructors:
+        raise unknown("student.name", name, _constructors, kind="model")
+    constructor, _ = _constructors[name]
+    # The signature of an NNX class is that of its metaclass, which says nothing.
+    function = constructor.__init__ if inspect.isclass(constructor) else constructor
+    return {
+        parameter.name: parameter.default
+        for parameter in inspect.signature(function).parameters.values()
+        if parameter.kind is parameter.KEYWORD_ONLY and parameter.default is not parameter.empty
+    }
+
+
+def require(condition: bool, option: str, value: object, expected: str) -> None:
+    """For constructors: refuses a value of an option in one line.
+
+    Raises:
+      UsageError: `condition` is false.
+    """
+    if not condition:
+        raise UsageError(f"student.{option}={value!r}: expected {expected}")
+
+
+def _typed(option: str, value: object, default: object) -> Any:
+    """`value` as the type of `default`, or a UsageError. A bool is no number, a list is a tuple."""
+    kind = type(default)
+    if kind is tuple:
+        item = type(default[0])
+        expected = f"a list of {item.__name__}, such as {default!r}"
+        require(isinstance(value, list | tuple), option, value, expected)
+        require(all(type(part) is item for part in value), option, value, expected)
+        return tuple(value)
+    if kind is float:
+        number = type(value) in (int, float) and math.isfinite(value)
+        require(number, option, value, f"a finite number, such as {default!r}")
+        return float(value)
+    require(type(value) is kind, option, value, f"{kind.__name__}, such as {default!r}")
+    return value
+
+
+def check_options(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """The given options of a network, each as the type of its default.
+
+    Raises:
+      UsageError: an unknown name, or an option that is unknown or of another type.
+    """
+    defaults = options(name)
+    for option in given:
+        if option not in defaults:
+            near = difflib.get_close_matches(option, defaults, n=1)
+            hint = f"did you mean {near[0]!r}? " if near else ""
+            raise UsageError(
+                f"student.{option}={given[option]!r}: unknown option of {name}; "
+                f"{hint}known: {', '.join(sorted(defaults)) or 'none'}"
+            )
+    return {option: _typed(option, value, defaults[option]) for option, value in given.items()}
+
+
+def _constructor(
+    name: str,
+    input_shape: tuple[int, int, int],
+    num_classes: int,
+    dtype: DTypeLike,
+    given: dict[str, Any],
+) -> Callable[[nnx.Rngs], nnx.Module]:
+    """The network as a function of its random keys alone, all else checked."""
+    chosen = check_options(name, given)
+    shape = tuple(input_shape)
+    if len(shape) != 3 or not all(type(size) is int and size > 0 for size in shape):
+        raise UsageError(f"input_shape={shape!r}: expected three positive ints (H, W, C)")
+    if type(num_classes) is not int or num_classes < 1:
+        raise UsageError(f"num_classes={num_classes!r}: expected a positive int")
+    if not jnp.issubdtype(dtype, jnp.floating):
+        raise UsageError(f"dtype={dtype!r}: expected a floating dtype, such as 'bfloat16'")
+    # np.dtype, not the scalar type: both spellings must give one and the same graph definition.
+    compute = jnp.dtype(dtype)
+    constructor, fixed = _constructors[name]
+    return lambda rngs: constructor(*fixed, shape, num_classes, dtype=compute, rngs=rngs, **chosen)
+
+
+def create(
+    name: str,
+    *,
+    input_shape: tuple[int, int, int],
+    num_classes: int,
+    seed: int = 0,
+    dtype: DTypeLike = jnp.float32,
+    **options: Any,
+) -> nnx.Module:
+    """A network with random parameters.
+
+    The parameters are a function of the arguments alone: not of JAX's default random generator, of
+    the backend, or of whether the call stands inside a `jit`.
+
+    Args:
+      name: one of `names()`.
+      input_shape: (H, W, C) of one image.
+      num_classes: K, the number of logits.
+      seed: of the parameters.
+      dtype: in which the network computes. Parameters, batch statistics and logits are float32
+        whatever it is.
+      **options: of this network, see `options(name)`.
+
+    Returns:
+      A module to call as `module(images, train=False, key=None) -> Outputs`.
+
+    Raises:
+      UsageError: an unknown name, or an option that is unknown, of another type or out of range.
+    """
+    constructor = _constructor(name, input_shape, num_classes, dtype, options)
+    return constructor(nnx.Rngs(params=jax.random.key(seed, impl="threefry2x32")))
+
+
+def abstract(
+    name: str,
+    *,
+    input_shape: tuple[int, int, int],
+    num_classes: int,
+    dtype: DTypeLike = jnp.float32,
+    **options: Any,
+) -> nnx.Module:
+    """The same network as from `create`, with shapes in place of arrays: quick, and no memory.
+
+    `split(abstract(...))` gives the graph definition of `create(...)` for parameters that come from
+    elsewhere, such as a file.
+    """
+    constructor = _constructor(name, input_shape, num_classes, dtype, options)
+    return nnx.eval_shape(lambda: constructor(nnx.Rngs(params=jax.random.key(0))))

@@ -1,0 +1,110 @@
+"""What must be known, beside the weights, to use a network again: its name, options and input."""
+
+import dataclasses
+import json
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from distill_jax.errors import UsageError
+
+
+@dataclasses.dataclass(frozen=True)
+class Spec:
+    """A network and what it expects of an image. Lists become tuples, so that equal means equal.
+
+    Attributes:
+      name: one of `distill_jax.models.names()`.
+      options: those given to `create`.
+      input_shape: (H, W, C).
+      num_classes: K.
+      mean: per channel, in units where pixels lie in [0, 1].
+      std: per channel, positive, in the same units.
+
+    Raises:
+      UsageError: a field is not of that kind.
+    """
+
+    name: str
+    options: dict[str, Any]
+    input_shape: tuple[int, int, int]
+    num_classes: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def __post_init__(self):
+        def check(condition: bool, field: str, expected: str) -> None:
+            if not condition:
+                raise UsageError(f"spec.{field}={getattr(self, field)!r}: expected {expected}")
+
+        def positive(value: object) -> bool:
+            return type(value) is int and value > 0
+
+        def sequence(value: object) -> bool:
+            return isinstance(value, list | tuple)
+
+        check(isinstance(self.name, str), "name", "a string")
+        check(isinstance(self.options, Mapping), "options", "a mapping")
+        shape = self.input_shape
+        three = sequence(shape) and len(shape) == 3 and all(map(positive, shape))
+        check(three, "input_shape", "three positive ints (H, W, C)")
+        check(positive(self.num_classes), "num_classes", "a positive int")
+        for field in ("mean", "std"):
+            values = getattr(self, field)
+            numbers = sequence(values) and all(
+                isinstance(value, int | float | np.floating)
+                and not isinstance(value, bool)
+                and math.isfinite(value)
+                for value in values
+            )
+            each = numbers and len(values) == shape[-1]
+            check(each, field, f"{shape[-1]} finite numbers, one a channel")
+        check(all(value > 0 for value in self.std), "std", "numbers above 0")
+
+        options = {
+            key: tuple(value) if isinstance(value, list) else value
+            for key, value in sorted(self.options.items())
+        }
+        for field, value in (
+            ("options", options),
+            ("input_shape", tuple(shape)),
+            ("mean", tuple(map(float, self.mean))),
+            ("std", tuple(map(float, self.std))),
+        ):
+            object.__setattr__(self, field, value)
+
+    def to_json(self) -> dict[str, Any]:
+        """The fields as a dictionary that `json.dump` can write."""
+        return json.loads(json.dumps(dataclasses.asdict(self)))
+
+    @classmethod
+    def from_json(cls, fields: Mapping[str, Any]) -> "Spec":
+        """The inverse of `to_json`.
+
+        Raises:
+          UsageError: a field is missing, unknown or not of its kind.
+        """
+        known = [field.name for field in dataclasses.fields(cls)]
+        if not isinstance(fields, Mapping) or sorted(fields) != sorted(known):
+            arrived = ", ".join(sorted(fields)) if isinstance(fields, Mapping) else repr(fields)
+            raise UsageError(f"spec: expected the fields {', '.join(known)}; got {arrived}")
+        return cls(**fields)
+
+
+def normalise(images: Array, mean: tuple[float, ...], std: tuple[float, ...]) -> Array:
+    """(images - mean) / std, channel by channel.
+
+    Args:
+      images: float [..., C] in [0, 1].
+      mean: C numbers in the same units.
+      std: C positive numbers in the same units.
+
+    Returns:
+      float32 [..., C].
+    """
+    images = jnp.asarray(images, jnp.float32)
+    return (images - jnp.asarray(mean, jnp.float32)) / jnp.asarray(std, jnp.float32)
