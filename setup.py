@@ -23,7 +23,6 @@ TEST = [
     "scipy>=1.13",
     "ruff>=0.9",
     "import-linter>=2.1",
-    "importlib_resources>=6",
 ]
 
 setuptools.setup(
@@ -47,6 +46,7 @@ setuptools.setup(
         "tensorflow-datasets>=4.9.9",
         "array_record>=0.8",
         "grain>=0.2.14",
+        "importlib_resources>=6",
         "scikit-learn>=1.5",
         "pillow>=10",
         "matplotlib>=3.9",

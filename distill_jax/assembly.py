@@ -71,6 +71,11 @@ def prepare(config: ConfigDict) -> Parts:
         )
     splits = {split: _load_split(config, split) for split in ("train", "test")}
     train, info = splits["train"], splits["train"].info
+    if splits["test"].info.image_shape != info.image_shape:
+        raise UsageError(
+            f"data.name={config.data.name!r}: the training images are {info.image_shape}, the test "
+            f"images {splits['test'].info.image_shape}; expected one shape"
+        )
     _check_classes(config, info)
     train_ids, validation_ids = data.splits(
         train,

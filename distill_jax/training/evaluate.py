@@ -8,11 +8,10 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from distill_jax import models
+from distill_jax import data, models
 from distill_jax.models import Spec
 from distill_jax.parallel import batch_sharding
 from distill_jax.teachers import Teachers, mean_probabilities
@@ -51,7 +50,7 @@ class Evaluator:
         self._answers: list[jax.Array] = []
 
         def logits_of(params, stats, store, batch):
-            images = examples_of(batch, store)[0].astype(jnp.float32) / 255
+            images, _ = data.identity(*examples_of(batch, store), spec.num_classes)
             inputs = models.normalise(images, spec.mean, spec.std)
             return models.apply(graphdef, params, stats, inputs, train=False)[0].logits
 
@@ -61,7 +60,7 @@ class Evaluator:
             return metrics.batch_sums(logits, labels, batch["mask"], answer)
 
         def answer(variables, store, batch):
-            images = examples_of(batch, store)[0].astype(jnp.float32) / 255
+            images, _ = data.identity(*examples_of(batch, store), spec.num_classes)
             logits = [outputs.logits for outputs in teachers(variables, images)]
             return mean_probabilities(logits, teachers.weights, 1.0)
 

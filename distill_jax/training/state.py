@@ -47,7 +47,7 @@ class TrainState:
 
 
 def placed(host: TrainState, sharding: jax.sharding.Sharding) -> TrainState:
-    """A state on the devices, of a state on the host; its buffers are its own, so may be donated."""
+    """A state on the devices, of one on the host; its buffers are its own, so may be donated."""
     return jax.tree.map(lambda a: jax.device_put(np.array(a, copy=True), sharding), host)
 
 
