@@ -53,7 +53,7 @@ def _timetable(parts: Parts) -> loop.Timetable:
         save_at |= frozenset(
             range(config.checkpoint.every_steps, total, config.checkpoint.every_steps)
         )
-    default_call = 1 if step.unrolled(parts.mesh) else 32
+    default_call = 1 if step.on_cpu(parts.mesh) else 32
     return loop.Timetable(
         total_steps=total,
         batch_size=config.training.batch_size,

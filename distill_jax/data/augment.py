@@ -66,9 +66,7 @@ class Augment:
         for name in ("mixup", "cutmix"):
             alpha = getattr(self, name)
             if not 0 <= alpha < float("inf"):
-                raise UsageError(
-                    f"data.augment.{name}={alpha!r}: expected 0 (off) or more"
-                )
+                raise UsageError(f"data.augment.{name}={alpha!r}: expected 0 (off) or more")
 
 
 def draw(key: Array, batch_size: int, options: Augment) -> dict[str, Array]:
