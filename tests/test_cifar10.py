@@ -17,9 +17,7 @@ def cifar10(shared_data, tmp_path_factory) -> pathlib.Path:
     """CIFAR-10 as a prepared TFDS folder."""
     folder = tmp_path_factory.mktemp("tfds")
     script = shared_data / "prepare_tfds.py"
-    subprocess.run(
-        [sys.executable, script, f"--data_dir={folder}", "--only=cifar10"], check=True
-    )
+    subprocess.run([sys.executable, script, f"--data_dir={folder}", "--only=cifar10"], check=True)
     return folder
 
 
@@ -53,7 +51,9 @@ def test_the_recipe_trains_resnet20_from_resnet110(cifar10, tmp_path):
     student = train("student", tmp_path / "student", *changes)
     assert student["parameters"] == 272_474
     assert student["teacher_parameters"] == [1_730_714]
-    lines = [json.loads(x) for x in (tmp_path / "student" / "metrics.jsonl").read_text().splitlines()]
+    lines = [
+        json.loads(x) for x in (tmp_path / "student" / "metrics.jsonl").read_text().splitlines()
+    ]
     losses = [line["hard_loss"] for line in lines if line["split"] == "train"]
     assert len(losses) == 15
     assert losses[-1] < 1.9 < losses[0]  # ln 10 = 2.30 is chance

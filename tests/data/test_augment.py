@@ -223,7 +223,10 @@ def test_crop_and_flip_need_no_communication():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"padding_mode": "mirror"}, "data.augment.padding_mode='mirror': unknown mode.*reflect, zero"),
+        (
+            {"padding_mode": "mirror"},
+            "data.augment.padding_mode='mirror': unknown mode.*reflect, zero",
+        ),
         ({"crop_padding": -1}, "data.augment.crop_padding=-1: expected 0 or more"),
         ({"color_jitter": 1.5}, "data.augment.color_jitter=1.5: expected 0 to 1"),
         ({"mixup": -0.1}, "data.augment.mixup=-0.1"),

@@ -1,0 +1,1 @@
+"""Studies: one folder each, with a question, run.py, and results/ as they came out."""

@@ -1,0 +1,137 @@
+"""What is computed from the logits of a trained network: corrected biases and ambiguous digits.
+
+An offset is chosen on the validation split alone; the test split is counted with what was chosen.
+"""
+
+import dataclasses
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from distill_jax import data, models, parallel
+from distill_jax.assembly import prepare
+
+OFFSETS = np.round(np.arange(-200, 201) / 10, 1)  # -20 to 20 in steps of 0.1
+
+# Of each pair, the image of the first digit that the teacher finds most like the second is shown.
+# The twos are the paper's example (section 1).
+PAIRS = ((2, 3), (2, 7), (7, 1), (7, 9), (4, 9), (5, 3))
+
+
+@dataclasses.dataclass(frozen=True)
+class Answers:
+    """A network's answers to one split.
+
+    Attributes:
+      images: uint8 [N, H, W, C].
+      logits: float32 [N, K].
+      labels: int32 [N].
+    """
+
+    images: np.ndarray
+    logits: np.ndarray
+    labels: np.ndarray
+
+
+def answers(config: ConfigDict, folder: pathlib.Path) -> dict[str, Answers]:
+    """The last epoch's answers to "validation" and "test" of the run in `folder`.
+
+    Args:
+      config: the run's.
+      folder: its workdir.
+    """
+    parts = prepare(config)
+    saved = models.load(folder)
+    variables = jax.device_put((saved.params, saved.stats), parallel.replicated(parts.mesh))
+    chosen = {
+        key: config.data[key]
+        for key in ("validation", "split_seed", "fraction", "only_classes", "exclude_classes")
+    }
+    validation_ids = data.splits(parts.train, **chosen)[1]
+    test = data.load(config.data.name, "test", tfds_dir=config.data.tfds_dir, path=config.data.path)
+    images = {"validation": parts.train.batch(validation_ids)[0], "test": test.arrays()[0]}
+    return {
+        split: Answers(images[split], *parts.evaluators[split].logits(*variables))
+        for split in images
+    }
+
+
+def with_offset(logits: np.ndarray, classes: Sequence[int], offset: float) -> np.ndarray:
+    """The logits [N, K] after `offset` is added to the biases of `classes`."""
+    moved = np.array(logits, np.float64)
+    moved[:, list(classes)] += offset
+    return moved
+
+
+def scan(
+    logits: np.ndarray, labels: np.ndarray, classes: Sequence[int], offsets: np.ndarray = OFFSETS
+) -> np.ndarray:
+    """The errors, int [len(offsets)], with each offset added to the biases of `classes`.
+
+    Args:
+      logits: [N, K].
+      labels: int [N].
+      classes: which biases; they share one offset, as in the paper.
+      offsets: [O].
+    """
+    counts = [
+        np.sum(with_offset(logits, classes, offset).argmax(axis=1) != labels) for offset in offsets
+    ]
+    return np.array(counts, np.int64)
+
+
+def best_offset(errors: np.ndarray, offsets: np.ndarray = OFFSETS) -> float:
+    """The offset with the fewest errors; of equals the middle one, of two middle ones the lower."""
+    best = np.flatnonzero(errors == errors.min())
+    return float(offsets[best[(len(best) - 1) // 2]])
+
+
+def confusion(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Counts, int [K, K]: row the true class, column the predicted one."""
+    classes = logits.shape[1]
+    pairs = labels.astype(np.int64) * classes + logits.argmax(axis=1)
+    return np.bincount(pairs, minlength=classes**2).reshape(classes, classes)
+
+
+def correct_biases(by_split: dict[str, Answers], classes: Sequence[int]) -> dict[str, Any]:
+    """Chooses one offset for the biases of `classes` on validation, and counts the test errors.
+
+    Returns:
+      "classes", "offset", "validation_errors" [before, after], and "before" and "after", the
+      confusion matrices of the test split.
+    """
+    validation, test = by_split["validation"], by_split["test"]
+    errors = scan(validation.logits, validation.labels, classes)
+    offset = best_offset(errors)
+    return {
+        "classes": list(classes),
+        "offset": offset,
+        "validation_errors": [int(errors[OFFSETS == 0][0]), int(errors.min())],
+        "before": confusion(test.logits, test.labels).tolist(),
+        "after": confusion(with_offset(test.logits, classes, offset), test.labels).tolist(),
+    }
+
+
+def ambiguous(found: Answers, pairs: Sequence[tuple[int, int]] = PAIRS) -> dict[str, np.ndarray]:
+    """Of each pair (a, b), the image of an `a`, recognised as one, that is most like a `b`.
+
+    Returns:
+      "images" [P, H, W, C], "labels" [P] and "logits" [P, K], without the pairs for which there is
+      no such image.
+    """
+    rows = []
+    for label, other in pairs:
+        right = (found.labels == label) & (found.logits.argmax(axis=1) == label)
+        right[rows] = False  # an image stands for one pair
+        if right.any():
+            likeness = found.logits[:, other] - found.logits[:, label]
+            rows.append(int(np.where(right, likeness, -np.inf).argmax()))
+    return {
+        "images": found.images[rows],
+        "labels": found.labels[rows],
+        "logits": found.logits[rows],
+    }

@@ -1,0 +1,165 @@
+"""The settings of the study: what is trained, against what, on how many seeds; the paper's figure.
+
+Every run is one of the roles of `configs/mnist_hinton.py` with the overrides that stand here, so
+each can be repeated alone with `distill-jax train`. Left out on purpose: the paper's sections on
+speech and on specialists, which need other data.
+"""
+
+import dataclasses
+import pathlib
+from collections.abc import Mapping, Sequence
+
+from ml_collections import ConfigDict
+
+from distill_jax import config as configs
+from distill_jax.errors import unknown
+
+CONFIG = pathlib.Path(__file__).resolve().parents[2] / "configs" / "mnist_hinton.py"
+TEMPERATURES = {30: (1, 2, 2.5, 3, 4, 6, 8, 20), 300: (1, 4, 8, 20)}  # width -> T
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """Runs that differ in nothing but the seed: one row of the table.
+
+    Attributes:
+      name: the start of its runs' folders.
+      part: what `--parts` chooses it by.
+      title: its row in the table.
+      role: of `configs/mnist_hinton.py`.
+      overrides: keys of the config that differ from the role's.
+      seeds: how many.
+      paper: test errors in the paper, of 10,000; None where it gives none.
+      biases: classes whose biases are corrected afterwards with one common offset.
+    """
+
+    name: str
+    part: str
+    title: str
+    role: str
+    overrides: Mapping[str, str]
+    seeds: int = 1
+    paper: int | None = None
+    biases: tuple[int, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """One training: a setting and a seed."""
+
+    setting: Setting
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """The folder of the run in the study's workdir."""
+        return f"{self.setting.name}-seed{self.seed}"
+
+
+def _narrow(width: int, seeds: int) -> tuple[Setting, ...]:
+    """Students of two layers of `width` units: by the labels, and at every temperature."""
+    shared = {"student.widths": f"({width}, {width})"}
+    part = f"units{width}"
+    hard = Setting(part + "-hard", part, f"2x{width}, hard targets", "baseline", shared, seeds)
+    soft = (
+        Setting(
+            f"{part}-t{temperature:g}",
+            part,
+            f"2x{width}, T = {temperature:g}",
+            "student",
+            {**shared, "method.temperature": f"{temperature:g}"},
+            seeds,
+        )
+        for temperature in TEMPERATURES[width]
+    )
+    return (hard, *soft)
+
+
+SETTINGS: tuple[Setting, ...] = (
+    Setting(
+        "teacher", "teacher", "Teacher: 2x1200, dropout, weight constraint, jitter", "teacher", {},
+        paper=67,
+    ),
+    Setting("hard", "hard", "2x800, hard targets", "baseline", {}, seeds=3, paper=146),
+    Setting("soft", "soft", "2x800, soft targets, T = 20", "student", {}, seeds=3, paper=74),
+    *_narrow(300, seeds=1),
+    *_narrow(30, seeds=3),
+    Setting(
+        "without3", "without3", "2x800, no 3 in the transfer set", "student",
+        {"data.exclude_classes": "(3,)"},
+        seeds=3, paper=206, biases=(3,),
+    ),
+    Setting(
+        "only78", "only78", "2x800, only 7 and 8 in the transfer set", "student",
+        {"data.only_classes": "(7, 8)"},
+        seeds=3, paper=4730, biases=(7, 8),
+    ),
+    Setting(
+        "few-hard", "few", "2x800, 3 % of the data, hard targets", "baseline",
+        {"data.fraction": "0.03"},
+        seeds=3,
+    ),
+    Setting(
+        "few-soft", "few", "2x800, 3 % of the data, soft targets, T = 20", "student",
+        {"data.fraction": "0.03"},
+        seeds=3,
+    ),
+)  # fmt: skip
+
+TEACHER = "teacher-seed0"  # the folder of the teacher's run
+PARTS = tuple(dict.fromkeys(setting.part for setting in SETTINGS))
+
+
+def runs(parts: Sequence[str] = (), most_seeds: int | None = None) -> list[Run]:
+    """The runs of the study in the order in which they are trained: first seeds first.
+
+    Args:
+      parts: which of `PARTS`; () for all. The teacher comes along: students need it.
+      most_seeds: at most so many seeds a setting; None for as many as are planned.
+
+    Raises:
+      UsageError: for a part that there is not.
+    """
+    for part in parts:
+        if part not in PARTS:
+            raise unknown("--parts", part, PARTS, "part")
+    chosen = [s for s in SETTINGS if not parts or s.part in parts or s.role == "teacher"]
+    most = max(setting.seeds for setting in chosen)
+    return [
+        Run(setting, seed)
+        for seed in range(most if most_seeds is None else min(most, most_seeds))
+        for setting in chosen
+        if seed < setting.seeds
+    ]
+
+
+def config_of(
+    run: Run, teacher: pathlib.Path, overrides: Mapping[str, str], epochs_scale: float = 1.0
+) -> ConfigDict:
+    """The resolved config of a run.
+
+    Args:
+      run: which.
+      teacher: workdir of the teacher's run.
+      overrides: the command line's, for every run; they win over the setting's.
+      epochs_scale: factor of the epochs and of the warm-up.
+
+    Raises:
+      UsageError: when an override is not acceptable.
+    """
+    own = {**run.setting.overrides, "seed": str(run.seed)}
+    if run.setting.role == "student":
+        own["teacher.path"] = str(teacher)
+    flat = configs.flatten(configs.load(f"{CONFIG}:{run.setting.role}", {**own, **overrides}))
+    for key in ("training.epochs", "schedule.warmup_epochs"):
+        flat[key] *= epochs_scale
+    return configs.resolve(configs.unflatten(flat))
+
+
+def digest(config: ConfigDict) -> str:
+    """SHA-256 of a config without the paths of this machine."""
+    flat = configs.flatten(config)
+    flat["data.path"] = flat["data.tfds_dir"] = ""
+    if flat["teacher.path"]:
+        flat["teacher.path"] = ("teacher",)
+    return configs.digest(configs.resolve(configs.unflatten(flat)))
