@@ -155,11 +155,11 @@ RULE = (
 
 COMPARED = (
     "The three students of a seed are the same network, with the same initial parameters, the same "
-    "few images under the same random shifts, the same number of steps, the same optimizer, learning "
-    "rate and weight decay (those that are best for the student alone). They differ in the loss: "
-    "cross-entropy with the labels; the same with label smoothing, which softens the labels but "
-    "knows nothing; or T² · KL(teacher ‖ student) at T = 4, without any label. The teacher has seen "
-    "ten times as many images: what it learned from them reaches the student through the soft "
+    "few images under the same random shifts, the same number of steps, the same optimizer, "
+    "learning rate and weight decay (those that are best for the student alone). They differ in "
+    "the loss: cross-entropy with the labels; the same with label smoothing, which softens them "
+    "but knows nothing; or T² · KL(teacher ‖ student) at T = 4, without any label. The teacher has "
+    "seen ten times as many images: what it learned from them reaches the student through the soft "
     "targets alone (Hinton, Vinyals & Dean 2015, section 6). Each seed has its own teacher and its "
     "own choice of images."
 )

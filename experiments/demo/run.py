@@ -3,9 +3,10 @@
     python -m experiments.demo.run --workdir=runs/demo
     python -m experiments.demo.run --workdir=runs/demo --seeds=10
 
-Every seed has its own teacher and its own few images. A run that has finished is not repeated and one that was stopped
-resumes, so the same command goes on after any interruption. Left out on purpose: any choice of a
-model or a value; configs/digits.py holds what was chosen, on validation splits.
+Every seed has its own teacher and its own few images. A run that has finished is not repeated and
+one that was stopped resumes, so the same command goes on after any interruption. Left out on
+purpose: any choice of a model or a value; configs/digits.py holds what was chosen on validation
+splits.
 """
 
 import argparse
