@@ -64,6 +64,7 @@ def mnist_hinton(role: str) -> ConfigDict:
         config.data.augment = dict(crop_padding=2)
         config.optimizer.max_norm = 3.0
         config.training.epochs = 80.0
+        config.evaluation.every_epochs = 10.0
     else:
         config.student = dict(name="mlp", widths=(800, 800))
         config.training.epochs = 40.0

@@ -15,6 +15,12 @@ from distill_jax import config as configs
 from distill_jax.errors import unknown
 
 CONFIG = pathlib.Path(__file__).resolve().parents[2] / "configs" / "mnist_hinton.py"
+FEW = {
+    "data.fraction": "0.03",
+    "training.batch_size": "128",
+    "training.epochs": "100",
+    "evaluation.every_epochs": "10",
+}
 TEMPERATURES = {30: (1, 2, 2.5, 3, 4, 6, 8, 20), 300: (1, 4, 8, 20)}  # width -> T
 
 
@@ -56,9 +62,13 @@ class Run:
         return f"{self.setting.name}-seed{self.seed}"
 
 
-def _narrow(width: int, seeds: int) -> tuple[Setting, ...]:
+def _narrow(width: int, seeds: int, learning_rate: float) -> tuple[Setting, ...]:
     """Students of two layers of `width` units: by the labels, and at every temperature."""
-    shared = {"student.widths": f"({width}, {width})"}
+    shared = {
+        "student.widths": f"({width}, {width})",
+        "optimizer.learning_rate": f"{learning_rate}",
+        "training.epochs": "30",
+    }
     part = f"units{width}"
     hard = Setting(part + "-hard", part, f"2x{width}, hard targets", "baseline", shared, seeds)
     soft = (
@@ -82,26 +92,27 @@ SETTINGS: tuple[Setting, ...] = (
     ),
     Setting("hard", "hard", "2x800, hard targets", "baseline", {}, seeds=3, paper=146),
     Setting("soft", "soft", "2x800, soft targets, T = 20", "student", {}, seeds=3, paper=74),
-    *_narrow(300, seeds=1),
-    *_narrow(30, seeds=3),
+    *_narrow(300, seeds=1, learning_rate=0.003),
+    *_narrow(30, seeds=3, learning_rate=0.01),
     Setting(
         "without3", "without3", "2x800, no 3 in the transfer set", "student",
-        {"data.exclude_classes": "(3,)"},
+        {"data.exclude_classes": "(3,)", "training.epochs": "20"},
         seeds=3, paper=206, biases=(3,),
     ),
     Setting(
         "only78", "only78", "2x800, only 7 and 8 in the transfer set", "student",
-        {"data.only_classes": "(7, 8)"},
+        # Labels that are all 7 or 8 only push the other biases down.
+        {"data.only_classes": "(7, 8)", "method.hard_weight": "0"},
         seeds=3, paper=4730, biases=(7, 8),
     ),
     Setting(
         "few-hard", "few", "2x800, 3 % of the data, hard targets", "baseline",
-        {"data.fraction": "0.03"},
+        FEW,
         seeds=3,
     ),
     Setting(
         "few-soft", "few", "2x800, 3 % of the data, soft targets, T = 20", "student",
-        {"data.fraction": "0.03"},
+        FEW,
         seeds=3,
     ),
 )  # fmt: skip
