@@ -27,11 +27,11 @@ def write_atomically(path: str | os.PathLike, content: bytes | str) -> None:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(temporary)
         raise
-    sync_folder(path.parent)
+    flush(path.parent)
 
 
-def sync_folder(path: str | os.PathLike) -> None:
-    """Makes renames and deletions inside a folder durable."""
+def flush(path: str | os.PathLike) -> None:
+    """Has the content of a file, or the names in a folder, written to the disk itself."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

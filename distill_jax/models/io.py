@@ -26,6 +26,7 @@ import safetensors.numpy
 from jax import Array
 
 from distill_jax.errors import UsageError
+from distill_jax.files import flush
 from distill_jax.models.functional import Flat, split
 from distill_jax.models.registry import abstract
 from distill_jax.models.spec import Spec
@@ -109,14 +110,6 @@ def _discard(folder: pathlib.Path) -> None:
         folder.rmdir()
 
 
-def _flush(path: pathlib.Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def save(
     path: str | os.PathLike,
     spec: Spec,
@@ -162,12 +155,12 @@ def save(
     saving.mkdir()
     for name, content in ((_WEIGHTS, weights), (_MODEL, model)):
         (saving / name).write_bytes(content)
-        _flush(saving / name)
-    _flush(saving)
+        flush(saving / name)
+    flush(saving)
     if folder.exists():
         folder.rename(previous)
     saving.rename(folder)
-    _flush(folder.parent)
+    flush(folder.parent)
     _discard(previous)
     return hash_of_model
 

@@ -21,6 +21,7 @@ import shutil
 from collections.abc import Callable, Iterable
 
 from distill_jax.errors import UsageError
+from distill_jax.files import flush
 
 MANIFEST = "MANIFEST.sha256"
 ABOUT = "checkpoint.json"  # an object with "score": a number, or null
@@ -82,14 +83,14 @@ def seal(directory: pathlib.Path, step: int) -> None:
     written = unsealed(directory, step)
     for folder, _, names in os.walk(written):
         for name in names:
-            _flush(pathlib.Path(folder, name))
+            flush(pathlib.Path(folder, name))
     manifest = _text(step, {name: _digest(path) for name, path in _files(written)})
     (written / MANIFEST).write_text(manifest, encoding="utf-8", newline="")
-    _flush(written / MANIFEST)
+    flush(written / MANIFEST)
     for folder, _, _ in os.walk(written, topdown=False):
-        _flush(pathlib.Path(folder))
+        flush(pathlib.Path(folder))
     os.rename(written, directory / str(step))
-    _flush(directory)
+    flush(directory)
 
 
 def check(sealed: pathlib.Path, step: int) -> None:
@@ -228,7 +229,7 @@ def retain(
             if os.path.lexists(trash):
                 remove(trash)
             os.rename(directory / str(step), trash)
-            _flush(directory)
+            flush(directory)
             remove(trash)
         except OSError as error:  # the new checkpoint is safe, and the next save tries again
             warn(f"checkpoint {step} in {directory} could not be deleted: {cause(error)}")
@@ -248,7 +249,7 @@ def _set_aside(path: pathlib.Path, reason: object, then: str, warn: Callable[[st
         number += 1
     try:
         os.rename(path, aside)
-        _flush(path.parent)
+        flush(path.parent)
         done = f"set aside as {aside.name}"
     except OSError as error:
         done = f"it could not be renamed ({cause(error)})"
@@ -299,15 +300,6 @@ def _raise(error: OSError) -> None:
 def _digest(path: pathlib.Path) -> str:
     with open(path, "rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def _flush(path: pathlib.Path) -> None:
-    """Have the content of a file, or the names in a folder, written to the disk itself."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _size(count: float) -> str:
