@@ -23,7 +23,7 @@ class Session:
         self.best_score: float | None = None
         self.seconds = 0.0  # of training, over all restarts
         self.clock = time.perf_counter()
-        self.logged_step = 0
+        self.logged_step, self.logged_seconds = 0, 0.0
         self.last_validation: dict[str, Any] = {}
         self.checkpoints = checkpoints.Checkpoints(
             paths.checkpoints,
@@ -48,7 +48,7 @@ class Session:
         self.best_score = extra.get("best_score")
         self.seconds = extra.get("training_time_s", 0.0)
         self.last_validation = extra.get("last_validation", {})
-        self.logged_step = at
+        self.logged_step, self.logged_seconds = at, self.seconds
         for log in (self.metrics, self.performance):
             log.truncate(at)
         if self.config.logging.tensorboard:
@@ -89,13 +89,12 @@ class Session:
         values["epoch"] = at / self.parts.steps_per_epoch
         values["learning_rate"] = float(self.parts.recipe.learning_rate(at - 1))
         self._write(at, "train", values)
-        lap = self._lap()
-        self.seconds += lap
-        steps = at - self.logged_step
-        self.logged_step = at
+        self.seconds += self._lap()
+        steps, seconds = at - self.logged_step, self.seconds - self.logged_seconds
+        self.logged_step, self.logged_seconds = at, self.seconds
         speed = {
-            "examples_per_second": steps * self.config.training.batch_size / max(lap, 1e-9),
-            "step_time_s": lap / max(steps, 1),
+            "examples_per_second": steps * self.config.training.batch_size / max(seconds, 1e-9),
+            "step_time_s": seconds / max(steps, 1),
             "device_memory_bytes": _device_memory(),
             "host_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         }

@@ -98,6 +98,18 @@ def _followed(
         thread.join()
 
 
+def _brief(values: dict[str, Any]) -> dict[str, Any]:
+    """What the tables need of a result.json: a file of many runs stays readable."""
+    kept = ("seed", "parameters", "steps", "wall_time_s", "device", "parameters_sha256")
+    wanted = ("count", "errors", "accuracy", "nll", "ece", "agreement")
+    splits = {
+        split: {name: figures[name] for name in wanted if name in figures}
+        for split, figures in values["final"].items()
+        if split in ("validation", "test")
+    }
+    return {**{name: values[name] for name in kept}, "final": splits}
+
+
 def train(root: pathlib.Path, seeds: int, epochs_scale: float) -> list[dict[str, Any]]:
     """Trains what is not finished yet; the results of all runs, each with its role and folder."""
     plan = [(role, seed) for seed in range(seeds) for role in report.LABELS]
@@ -116,7 +128,7 @@ def train(root: pathlib.Path, seeds: int, epochs_scale: float) -> list[dict[str,
             with _followed(folder / "metrics.jsonl", config.training.epochs, show):
                 values = experiment.run(config, folder).values
             images = workdir.read_json(folder / "manifest.json")["data"]["train"]
-            results.append({**values, "role": role, "images": images, "folder": folder.name})
+            results.append({"role": role, "images": images, "folder": folder.name} | _brief(values))
             test = values["final"]["test"]
             took = "reused" if reused else f"{time.perf_counter() - began:4.1f} s"
             progress.note(
@@ -170,6 +182,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except loop.Preempted:
         print("demo: stopped by SIGTERM; the same command resumes", file=sys.stderr)
         return 0
+    except KeyboardInterrupt:
+        print("demo: interrupted; the same command goes on", file=sys.stderr)
+        return 130
     except (loop.Diverged, checkpoints.CheckpointError) as error:
         print(f"demo: failed: {error}", file=sys.stderr)
         return 1
