@@ -21,6 +21,9 @@ from distill_jax.training.progress import Progress
 from distill_jax.workdir import Workdir
 
 
+MOST_STEPS_A_CALL = 32  # on accelerators, where the config leaves it open
+
+
 @dataclasses.dataclass(frozen=True)
 class Result:
     """What a finished run leaves.
@@ -53,11 +56,13 @@ def _timetable(parts: Parts) -> loop.Timetable:
         save_at |= frozenset(
             range(config.checkpoint.every_steps, total, config.checkpoint.every_steps)
         )
-    default_call = 1 if step.on_cpu(parts.mesh) else 32
+    log_every = config.logging.every_steps
+    # A divisor of log_every, so that no single steps are left over before a line of the log.
+    divisors = [n for n in range(1, MOST_STEPS_A_CALL + 1) if log_every % n == 0]
+    default_call = 1 if step.on_cpu(parts.mesh) else divisors[-1]
     return loop.Timetable(
         total_steps=total,
-        batch_size=config.training.batch_size,
-        log_every=config.logging.every_steps,
+        log_every=log_every,
         steps_per_call=config.training.steps_per_call or default_call,
         evaluate_at=loop.epoch_steps(config.evaluation.every_epochs, parts.steps_per_epoch, total),
         save_at=save_at,

@@ -287,7 +287,7 @@ SCHEMA: dict[str, Key] = {
     ),
     "training.compute_dtype": choice("float32", DTYPES, "dtype of the student's computation"),
     "training.steps_per_call": integer(
-        0, "steps in one compiled call; 0: 1 on a CPU, 32 on others", lasting=False
+        0, "steps in one compiled call; 0: 1 on a CPU, up to 32 on others", lasting=False
     ),
     "training.deterministic": flag(
         True, "on a GPU: refuse kernels whose sums have no fixed order", lasting=False

@@ -27,7 +27,6 @@ class Timetable:
 
     Attributes:
       total_steps: the run ends after this many.
-      batch_size: examples a step.
       log_every: a line of the log after every multiple, and at the end.
       steps_per_call: steps in one compiled call where nothing is due in between.
       evaluate_at: steps after which the validation split is evaluated.
@@ -35,7 +34,6 @@ class Timetable:
     """
 
     total_steps: int
-    batch_size: int
     log_every: int
     steps_per_call: int
     evaluate_at: frozenset[int]
