@@ -20,7 +20,6 @@ from distill_jax.training import checkpoints, loop, state, step
 from distill_jax.training.progress import Progress
 from distill_jax.workdir import Workdir
 
-
 MOST_STEPS_A_CALL = 32  # on accelerators, where the config leaves it open
 
 
