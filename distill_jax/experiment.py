@@ -163,7 +163,10 @@ def _train(session: Session, stop_asked: Callable[[], bool]) -> dict[str, Any]:
 
     final = figures(now, total, paths.model)
     selected = None
-    if "validation" in parts.evaluators:
+    if session.checkpoints.best_step() == total:  # often, and evaluating is not free
+        models.save(paths.selected, spec, *jax.device_get(now.evaluated))
+        selected = final
+    elif "validation" in parts.evaluators:
         best = session.checkpoints.restore_best(session.abstract())
         if best is not None:
             selected = figures(best.state, best.step, paths.selected)
