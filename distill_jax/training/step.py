@@ -191,7 +191,7 @@ def _updated(recipe, state, trainable, stats, gradient, metrics) -> TrainState:
         average = optax.incremental_update(
             {"params": params, "stats": stats}, state.average, 1.0 - recipe.ema_decay
         )
-    norm = optax.global_norm(gradient)
+    norm = optax.tree.norm(gradient)
     fresh = (state.step % recipe.log_every) == 0
     new = {"steps": 1.0, "gradient_norm": norm, **metrics}
     sums = {name: jnp.where(fresh, 0.0, total) + new[name] for name, total in state.sums.items()}
