@@ -185,6 +185,19 @@ def _locked(flat: Mapping[str, Any]) -> ConfigDict:
     return ConfigDict(unflatten(flat), convert_dict=True).lock()
 
 
+_folders: set[pathlib.Path] = set()  # of the config files read so far
+
+
+def _forget_other_folders(folder: pathlib.Path) -> None:
+    """Drops modules imported from beside other configs, so that each finds its own recipes.py."""
+    for name, module in list(sys.modules.items()):
+        file = getattr(module, "__file__", None)
+        beside = pathlib.Path(file).parent if file and "." not in name else None
+        if beside != folder and beside in _folders:
+            del sys.modules[name]
+    _folders.add(folder)
+
+
 def load(source: str, overrides: Mapping[str, str] | None = None) -> ConfigDict:
     """Reads a config file and applies the overrides of a command line; resolves the result.
 
@@ -203,7 +216,9 @@ def load(source: str, overrides: Mapping[str, str] | None = None) -> ConfigDict:
     if specification is None:
         raise UsageError(f"--config={source}: expected a .py file")
     module = importlib.util.module_from_spec(specification)
-    sys.path.insert(0, str(file.parent.resolve()))  # for a recipes.py beside it
+    folder = file.parent.resolve()
+    _forget_other_folders(folder)
+    sys.path.insert(0, str(folder))  # for a recipes.py beside it
     try:
         specification.loader.exec_module(module)
         make = getattr(module, "get_config", None)

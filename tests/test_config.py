@@ -117,6 +117,15 @@ def test_a_file_with_an_argument_a_recipe_and_an_override(tmp_path):
     )
 
 
+def test_each_folder_of_configs_has_recipes_of_its_own(tmp_path):
+    """In one process, as in a study that takes configs from two places."""
+    for name, seed in (("one", 1), ("two", 2), ("one", 1)):
+        (tmp_path / name).mkdir(exist_ok=True)
+        write(tmp_path / name / "recipes.py", f"SEED = {seed}\n")
+        body = "import recipes\ndef get_config():\n    return dict(seed=recipes.SEED)\n"
+        assert configs.load(write(tmp_path / name / "mine.py", body)).seed == seed
+
+
 @pytest.mark.parametrize(
     ("body", "suffix", "message"),
     [
