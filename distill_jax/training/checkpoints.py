@@ -44,9 +44,13 @@ __all__ = ["CheckpointError", "Checkpoints", "Restored", "free_space"]
 
 _NONE, _DAMAGED, _FAILED = -1, -2, -3  # in place of a step, where all hosts agree on one
 _TIMEOUT_SECONDS = 1200
-# Orbax prints some 200 lines of tracebacks when a disk is full, and then raises the same errors.
+# Orbax prints some 200 lines of tracebacks when a disk is full, and then raises the same errors; of
+# its tasks that failed beside the first one, asyncio says so when they are collected.
 logging.getLogger("absl").addFilter(
     lambda record: not (record.exc_info and "orbax" in record.pathname)
+)
+logging.getLogger("asyncio").addFilter(
+    lambda record: not (record.exc_info and "orbax" in record.getMessage())
 )
 _open: "weakref.WeakSet[Checkpoints]" = weakref.WeakSet()
 _barriers = itertools.count()  # every host saves in the same order, so the numbers agree
