@@ -115,8 +115,6 @@ def test_an_ambiguous_digit_is_a_right_answer_and_stands_for_one_pair():
 def test_the_readme_says_what_the_results_say():
     """The committed table is the one that the committed results give."""
     results = run.HERE / "results"
-    if not (results / report.SUMMARY).exists():
-        pytest.skip("the whole study has not been run yet")
     summary = json.loads((results / report.SUMMARY).read_text())
     drawn = [name for name in report.FIGURES if (results / name).exists()]
     readme = (run.HERE / "README.md").read_text()
