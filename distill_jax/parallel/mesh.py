@@ -87,6 +87,6 @@ def describe_devices(mesh: Mesh) -> tuple[str, str | None]:
     if devices[0].platform == "cpu" and gpu_present():
         warning = (
             "an NVIDIA GPU is present but JAX computes on the CPU; "
-            "install the extra that serves it: pip install 'distill_jax[cuda]'"
+            "install the extra that serves it: pip install '.[cuda]'"
         )
     return f"{len(devices)} x {kind}", warning
