@@ -1,7 +1,8 @@
 """Logits: their checks, their log-probabilities, and the measures taken on them directly.
 
 `as_float32`, `log_probabilities`, `check_pair` and `check_fraction` are what the other files of
-this room stand on. Left out on purpose: standardising or centring logits, a method's choice.
+this room stand on. Left out on purpose: standardised logits and relations between logits, which
+have a file of their own.
 """
 
 import numbers

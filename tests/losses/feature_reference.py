@@ -1,0 +1,479 @@
+"""Float64 references of the losses on features and on relations, as loops over single numbers.
+
+They follow the formulas of the papers (or, where a loss says so, of the authors' code) one example,
+channel, pair or triplet at a time, on plain numpy: they share no step with the code they check.
+"""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable
+
+import jax
+import numpy as np
+from loss_reference import random_logits
+from scipy.special import softmax
+
+from distill_jax import losses
+
+RTOL = 2e-5
+ATOL = 2e-6
+# The same operations, without the last stage of optimisation: compiled in a seventh of the time.
+QUICK = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
+
+
+def quick(function):
+    return jax.jit(function, compiler_options=QUICK)
+
+
+@functools.cache
+def _compiled(loss, options):
+    return quick(functools.partial(loss, **dict(options)))
+
+
+def compute(loss, *arrays, **options):
+    """loss(*arrays, **options), compiled once for its options."""
+    return _compiled(loss, tuple(options.items()))(*arrays)
+
+
+def gradient(function, argnums=0):
+    return quick(jax.grad(function, argnums))
+
+
+def value_and_gradient(function, argnums=0, has_aux=False):
+    return quick(jax.value_and_grad(function, argnums, has_aux))
+
+
+def assert_near(actual, expected, scale=1.0):
+    np.testing.assert_allclose(np.asarray(actual), expected, rtol=RTOL, atol=ATOL * scale)
+
+
+def direction(vector):
+    """The vector with length 1; zeros stay zeros."""
+    vector = np.asarray(vector, np.float64)
+    length = math.sqrt(sum(float(x) ** 2 for x in vector.ravel()))
+    return vector / length if length > 0 else np.zeros_like(vector)
+
+
+def pooled(maps, size):
+    """Adaptive average pooling of [B, H, W, C], window by window."""
+    batch, height, width, channels = maps.shape
+    out = np.empty((batch, *size, channels))
+    for i in range(size[0]):
+        top, bottom = math.floor(i * height / size[0]), math.ceil((i + 1) * height / size[0])
+        for j in range(size[1]):
+            left, right = math.floor(j * width / size[1]), math.ceil((j + 1) * width / size[1])
+            out[:, i, j] = maps[:, top:bottom, left:right].reshape(batch, -1, channels).mean(1)
+    return out
+
+
+def same_size(a, b):
+    size = min(a.shape[1], b.shape[1]), min(a.shape[2], b.shape[2])
+    return pooled(a, size), pooled(b, size)
+
+
+def attention(map_):
+    """[H, W, C] -> [H, W], of length 1."""
+    return direction([[np.dot(pixel, pixel) / pixel.size for pixel in row] for row in map_])
+
+
+def attention_code(student, teacher):
+    pairs = zip(*same_size(student, teacher), strict=True)
+    return np.array([((attention(s) - attention(t)) ** 2).mean() for s, t in pairs])
+
+
+def attention_paper(student, teacher):
+    pairs = zip(*same_size(student, teacher), strict=True)
+    return np.array([np.linalg.norm(attention(s) - attention(t)) for s, t in pairs])
+
+
+def factor_code(student, teacher):
+    pairs = zip(*same_size(student, teacher), strict=True)
+    return np.array([np.abs(attention(s) - attention(t)).mean() for s, t in pairs])
+
+
+def factor_paper(student, teacher):
+    pairs = zip(*same_size(student, teacher), strict=True)
+    return np.array([np.abs(direction(s) - direction(t)).sum() for s, t in pairs])
+
+
+def selectivity(student, teacher):
+    def kernel(a, b):
+        return np.mean([[np.dot(x, y) ** 2 for y in b] for x in a])
+
+    values = []
+    for s, t in zip(*same_size(student, teacher), strict=True):
+        s = [direction(s[..., c].ravel()) for c in range(s.shape[-1])]
+        t = [direction(t[..., c].ravel()) for c in range(t.shape[-1])]
+        values.append(kernel(t, t) - 2 * kernel(s, t) + kernel(s, s))
+    return np.array(values)
+
+
+def split_layers(maps):
+    """Two layers of one network in one array: [B, H, W, 2] and a smaller one [B, h, w, C - 2]."""
+    return maps[..., :2], maps[:, ::2, ::2, 2:]
+
+
+def flow(student, teacher):
+    def matrix(maps, b):
+        first, second = same_size(*split_layers(maps))
+        return [
+            [(first[b, :, :, i] * second[b, :, :, j]).mean() for j in range(second.shape[-1])]
+            for i in range(first.shape[-1])
+        ]
+
+    gaps = [np.array(matrix(student, b)) - matrix(teacher, b) for b in range(len(student))]
+    return np.array([(gap**2).mean() for gap in gaps])
+
+
+def square_mean(student, teacher):
+    gaps = (np.ravel(s - t) for s, t in zip(student, teacher, strict=True))
+    return np.array([np.dot(gap, gap) / gap.size for gap in gaps])
+
+
+def boundary(student, teacher, margin):
+    values = np.zeros(len(student))
+    for index in np.ndindex(student.shape):
+        s, t = student[index], teacher[index]
+        if t <= 0 and s > -margin:
+            values[index[0]] += (s + margin) ** 2
+        if t > 0 and s <= margin:
+            values[index[0]] += (s - margin) ** 2
+    return values
+
+
+def partial_distance(student, teacher, margin):
+    values = np.zeros(len(student))
+    for index in np.ndindex(student.shape):
+        s, t = student[index], max(teacher[index], margin[index[-1]])
+        if not s <= t <= 0:
+            values[index[0]] += (s - t) ** 2
+    return values
+
+
+def pyramid(student, teacher):
+    height = min(student.shape[1:3])
+    levels = [(student, teacher)]
+    levels += [(pooled(student, (n, n)), pooled(teacher, (n, n))) for n in (4, 2, 1) if n < height]
+    weights = [0.5**i for i in range(len(levels))]
+    errors = [((s - t) ** 2).reshape(len(s), -1).mean(1) for s, t in levels]
+    return np.average(errors, axis=0, weights=weights)
+
+
+def gaussian(mean, target, raw_scale):
+    variance = [math.log1p(math.exp(a)) + 1e-5 for a in raw_scale]
+    values = np.zeros(len(mean))
+    for index in np.ndindex(mean.shape):
+        v = variance[index[-1]]
+        values[index[0]] += ((mean[index] - target[index]) ** 2 / v + math.log(v)) / 2
+    return values / mean[0].size
+
+
+def similarity(student, teacher):
+    def rows(x):
+        x = x.reshape(len(x), -1)
+        return [direction([np.dot(a, b) for b in x]) for a in x]
+
+    pairs = zip(rows(student), rows(teacher), strict=True)
+    return np.array([((s - t) ** 2).sum() / len(student) for s, t in pairs])
+
+
+def neighbours(student, teacher):
+    """The products of neighbours' differences, so scaled that the mean over b is over pairs."""
+    batch = len(student)
+    values = np.zeros(batch)
+    for b in range(batch - 1):
+        products = (
+            abs(student[b, d] - teacher[b, d]) * abs(student[b + 1, d] - teacher[b + 1, d])
+            for d in range(student.shape[1])
+        )
+        values[b] = sum(products) * batch / (batch - 1)
+    return values
+
+
+def taylor(student, teacher):
+    def kernel(x, y):
+        c = np.dot(direction(x), direction(y))
+        return math.exp(-0.8) * (1 + 0.8 * c + 0.32 * c * c)
+
+    batch = range(len(student))
+    gaps = [
+        [kernel(student[i], student[j]) - kernel(teacher[i], teacher[j]) for j in batch]
+        for i in batch
+    ]
+    return (np.array(gaps) ** 2).mean(1)
+
+
+def huber(gap):
+    return gap * gap / 2 if abs(gap) <= 1 else abs(gap) - 0.5
+
+
+def distances(student, teacher):
+    def relative(x):
+        d = np.array([[math.dist(a, b) for b in x] for a in x])
+        others = [d[i, j] for i in range(len(x)) for j in range(len(x)) if i != j]
+        return d / np.mean(others) if np.any(others) else d
+
+    gap = relative(student) - relative(teacher)
+    return np.vectorize(huber)(gap).mean(1)
+
+
+def angles(student, teacher):
+    def cosine(x, i, k, j):
+        return float(np.dot(direction(x[i] - x[k]), direction(x[j] - x[k])))
+
+    batch = range(len(student))
+    values = np.zeros(len(student))
+    for k in batch:
+        gaps = [cosine(student, i, k, j) - cosine(teacher, i, k, j) for i in batch for j in batch]
+        values[k] = np.mean([huber(gap) for gap in gaps])
+    return values
+
+
+def neighbour_divergence(student, teacher):
+    def probabilities(x):
+        kernel = np.array([[(1 + np.dot(direction(a), direction(b))) / 2 for b in x] for a in x])
+        return kernel / kernel.sum(1)[:, None]
+
+    s, t = probabilities(student), probabilities(teacher)
+    return (t * (np.log(t + 1e-7) - np.log(s + 1e-7))).mean(1)
+
+
+def decoupled(student, teacher, labels, temperature):
+    """(TCKD, NCKD) times T^2, from the probabilities themselves."""
+
+    def divergence(p, q):
+        return sum(a * (math.log(a) - math.log(b)) for a, b in zip(p, q, strict=True))
+
+    target, rest = [], []
+    for z_s, z_t, y in zip(student, teacher, labels, strict=True):
+        q, p = softmax(z_s / temperature), softmax(z_t / temperature)
+        target.append(divergence((p[y], np.delete(p, y).sum()), (q[y], np.delete(q, y).sum())))
+        q, p = (np.delete(x, y) / np.delete(x, y).sum() for x in (q, p))
+        rest.append(divergence(p, q))
+    return temperature**2 * np.array(target), temperature**2 * np.array(rest)
+
+
+def correlation(x, y):
+    """Pearson's, with 1e-8 added to the denominator; 0 where either is constant."""
+    x, y = (np.array(v) - np.mean(v) if np.ptp(v) > 0 else np.zeros(len(v)) for v in (x, y))
+    return sum(x * y) / (math.sqrt(sum(x * x)) * math.sqrt(sum(y * y)) + 1e-8)
+
+
+def correlation_distance(student, teacher, temperature, beta, gamma):
+    q, p = softmax(student / temperature, -1), softmax(teacher / temperature, -1)
+    rows = np.array([correlation(a, b) for a, b in zip(q, p, strict=True)])
+    columns = [correlation(a, b) for a, b in zip(q.T, p.T, strict=True)]
+    return beta * (1 - rows) + gamma * (1 - np.mean(columns))
+
+
+def gram_distance(student, teacher, temperature):
+    q, p = softmax(student / temperature, -1), softmax(teacher / temperature, -1)
+    batch = range(len(q))
+    return np.array([sum((p[i] @ p[j] - q[i] @ q[j]) ** 2 for j in batch) for i in batch])
+
+
+def class_gram_distance(student, teacher, temperature):
+    q, p = softmax(student / temperature, -1).T, softmax(teacher / temperature, -1).T
+    classes = range(len(q))
+    total = sum((p[i] @ p[j] - q[i] @ q[j]) ** 2 for i in classes for j in classes)
+    return np.full(q.shape[1], total / len(q))
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class FeatureCase:
+    """A loss with its options, its reference, and the pairs of shapes that it is tried on.
+
+    `rows`: an example's value does not depend on the others. `zero`: it is 0 where student and
+    teacher are equal; `smooth`: with zero gradient. `scale`: of the absolute tolerance, for a loss
+    that multiplies its rounding.
+    """
+
+    name: str
+    loss: Callable
+    reference: Callable
+    shapes: tuple
+    rows: bool = True
+    zero: bool = True
+    smooth: bool = True
+    scale: float = 1.0
+
+    @functools.cached_property
+    def compiled(self):
+        """(student, teacher, weights) -> values, and the gradients of their weighted sum."""
+
+        def weighted(student, teacher, weights):
+            values = self.loss(student, teacher)
+            return (values * weights).sum(), values
+
+        both = value_and_gradient(weighted, argnums=(0, 1), has_aux=True)
+
+        def evaluate(student, teacher, weights=None):
+            weights = np.ones(len(student)) if weights is None else weights
+            (_, values), gradients = both(*(np.float32(x) for x in (student, teacher, weights)))
+            return tuple(np.asarray(x) for x in (values, *gradients))
+
+        return evaluate
+
+    def inputs(self, shape=0, seed=0, scale=1.0):
+        student, teacher = self.shapes[shape]
+        return (
+            random_logits(*student, scale=scale, seed=seed),
+            random_logits(*teacher, scale=scale, seed=seed + 1000),
+        )
+
+
+MARGINS = np.array([-0.5, -1.25, 0.0])
+RAW_SCALES = np.array([0.5, -2.0, 3.0])
+# The first pair has a batch of 4; with it each loss is tried most.
+LOGITS = (((4, 5), (4, 5)), ((3, 2), (3, 2)), ((1, 3), (1, 3)))
+UNEQUAL = (
+    ((4, 4, 3, 3), (4, 3, 4, 2)),
+    ((2, 2, 2, 2), (2, 2, 2, 2)),
+    ((1, 1, 1, 1), (1, 3, 2, 2)),
+)
+EQUAL = (((4, 3, 3, 3), (4, 3, 3, 3)), ((1, 5, 2, 3), (1, 5, 2, 3)))
+VECTORS = (((4, 4), (4, 6)), ((3, 3), (3, 3)), ((2, 1), (2, 2)), ((1, 2), (1, 2)))
+
+
+def labels_for(logits):
+    return np.arange(3, 3 + len(logits)) % logits.shape[-1]
+
+
+def _decoupled(temperature, alpha, beta):
+    options = {"temperature": temperature, "alpha": alpha, "beta": beta}
+
+    def reference(student, teacher):
+        target, rest = decoupled(student, teacher, labels_for(student), temperature)
+        return alpha * target + beta * rest
+
+    return FeatureCase(
+        f"decoupled_kd_{temperature}_{alpha}_{beta}",
+        lambda s, t: losses.decoupled_kd(s, t, labels_for(s), **options),
+        reference,
+        LOGITS,
+        scale=temperature**2 * max(alpha, beta) / 4,
+    )
+
+
+def _dist(temperature, beta, gamma):
+    options = {"temperature": temperature, "beta": beta, "gamma": gamma}
+    return FeatureCase(
+        f"dist_{temperature}",
+        lambda s, t: losses.dist(s, t, **options),
+        lambda s, t: correlation_distance(s, t, **options),
+        LOGITS,
+        rows=False,
+        zero=False,  # in a batch of one, no column correlates
+    )
+
+
+def _option(loss, **option):
+    return lambda student, teacher: loss(student, teacher, **option)
+
+
+LOGIT_CASES = [
+    _decoupled(4.0, 1.0, 8.0),
+    _decoupled(1.0, 2.0, 0.5),
+    _dist(1.0, 1.0, 1.0),
+    _dist(4.0, 0.5, 2.0),
+    FeatureCase(
+        "batch_correlation",
+        _option(losses.batch_correlation, temperature=2.0),
+        lambda s, t: gram_distance(s, t, 2.0),
+        LOGITS,
+        rows=False,
+    ),
+    FeatureCase(
+        "class_correlation",
+        _option(losses.class_correlation, temperature=2.0),
+        lambda s, t: class_gram_distance(s, t, 2.0),
+        LOGITS,
+        rows=False,
+    ),
+]
+
+MAP_CASES = [
+    FeatureCase("attention_code", losses.attention_transfer, attention_code, UNEQUAL),
+    FeatureCase(
+        "attention_paper",
+        _option(losses.attention_transfer, variant="paper"),
+        attention_paper,
+        UNEQUAL,
+        smooth=False,
+    ),
+    FeatureCase("neuron_selectivity", losses.neuron_selectivity, selectivity, UNEQUAL),
+    FeatureCase("factor_code", losses.factor_transfer, factor_code, UNEQUAL, smooth=False),
+    FeatureCase(
+        "factor_paper",
+        _option(losses.factor_transfer, variant="paper"),
+        factor_paper,
+        (((4, 4, 2, 2), (4, 3, 3, 2)), EQUAL[1]),
+        smooth=False,
+    ),
+    FeatureCase(
+        "flow_of_solution",
+        lambda s, t: losses.flow_of_solution(*split_layers(s), *split_layers(t)),
+        flow,
+        (((4, 2, 3, 4), (4, 3, 2, 4)), ((1, 3, 2, 3), (1, 3, 2, 3))),
+    ),
+    FeatureCase("feature_mse", losses.feature_mse, square_mean, EQUAL),
+    FeatureCase(
+        "activation_boundary",
+        _option(losses.activation_boundary, margin=1.5),
+        lambda s, t: boundary(s, t, 1.5),
+        EQUAL,
+        zero=False,  # a unit that is on by less than the margin
+    ),
+    FeatureCase(
+        "overhaul",
+        lambda s, t: losses.overhaul(s, t, np.float32(MARGINS)),
+        lambda s, t: partial_distance(s, t, MARGINS),
+        EQUAL,
+        zero=False,  # a student below the margin, whose target is the margin
+    ),
+    FeatureCase(
+        "hierarchical_context",
+        losses.hierarchical_context,
+        pyramid,
+        (((4, 3, 3, 2), (4, 3, 3, 2)), ((1, 5, 6, 1), (1, 5, 6, 1)), ((1, 1, 1, 3), (1, 1, 1, 3))),
+    ),
+    FeatureCase(
+        "variational_information",
+        lambda s, t: losses.variational_information(s, t, np.float32(RAW_SCALES)),
+        lambda s, t: gaussian(s, t, RAW_SCALES),
+        (*EQUAL, ((2, 3), (2, 3))),
+        zero=False,  # the logarithm of the variance
+    ),
+]
+
+RELATION_CASES = [
+    FeatureCase(
+        "similarity_preserving",
+        losses.similarity_preserving,
+        similarity,
+        (((4, 2, 2, 2), (4, 3, 1, 1)), *VECTORS[1:]),
+        rows=False,
+    ),
+    FeatureCase(
+        "correlation_code",
+        losses.correlation_congruence,
+        neighbours,
+        (((4, 3), (4, 3)), ((1, 2), (1, 2))),
+        rows=False,
+    ),
+    FeatureCase(
+        "correlation_paper",
+        _option(losses.correlation_congruence, variant="paper"),
+        taylor,
+        VECTORS,
+        rows=False,
+    ),
+    FeatureCase("distance", losses.relational_distance, distances, VECTORS, rows=False),
+    FeatureCase("angle", losses.relational_angle, angles, VECTORS, rows=False, scale=4.0),
+    FeatureCase(
+        "probabilistic", losses.probabilistic_transfer, neighbour_divergence, VECTORS, rows=False
+    ),
+]
+
+CASES = LOGIT_CASES + MAP_CASES + RELATION_CASES
