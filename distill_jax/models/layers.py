@@ -3,7 +3,8 @@
 Padding is PyTorch's (symmetric, also at stride 2, where "SAME" would shift the image by a pixel),
 initial values are those of the reference implementations, batch normalisation has epsilon 1e-5 and
 keeps 0.9 of its running statistics (PyTorch calls that momentum 0.1). As in Flax, the running
-variance is the biased one; PyTorch's is larger by n / (n - 1).
+variance is the biased one; PyTorch's is larger by n / (n - 1). These three are options of every
+network with batch normalisation (`BATCH_NORM`).
 """
 
 import math
@@ -50,33 +51,103 @@ def initial(distribution: Literal["normal", "uniform"], scale: float) -> nnx.Ini
     return initialise
 
 
+#: Options of every network with batch normalisation, and their defaults; see `set_batch_norm`.
+BATCH_NORM = {"bn_momentum": 0.9, "bn_epsilon": 1e-5, "bn_unbiased": False}
+
+
 class BatchNorm(nnx.BatchNorm):
     """Batch normalisation (Ioffe and Szegedy, 2015), in float32 whatever dtype goes through.
 
     `nnx.BatchNorm` at dtype bfloat16 would round the running statistics to 8 bits on every use.
     Here only the result is rounded, and XLA fuses the two conversions into the arithmetic.
+
+    Attributes:
+      unbiased: whether the running variance is that of a sample, n / (n - 1) times the one that
+        normalises the batch, for n values a channel in the global batch. PyTorch's is.
     """
 
     def __init__(self, features: int, *, rngs: nnx.Rngs):
         super().__init__(features, momentum=0.9, epsilon=1e-5, dtype=jnp.float32, rngs=rngs)
+        self.unbiased = False
 
     def __call__(self, x: Array, *, train: bool) -> Array:
-        return super().__call__(x, use_running_average=not train).astype(x.dtype)
+        values = x.size // self.num_features
+        if not (train and self.unbiased and values > 1):
+            return super().__call__(x, use_running_average=not train).astype(x.dtype)
+        # old * kept + new * (1 - kept) is computed in there; only the new part is to be larger.
+        larger = values / (values - 1)
+        self.var[...] = self.var[...] / larger
+        y = super().__call__(x, use_running_average=False)
+        self.var[...] = self.var[...] * larger
+        return y.astype(x.dtype)
 
 
-class ConvNorm(nnx.Module):
-    """A square convolution without bias, then batch normalisation.
+def set_batch_norm(
+    module: nnx.Module, *, bn_momentum: float, bn_epsilon: float, bn_unbiased: bool
+) -> None:
+    """Sets the conventions of every `BatchNorm` in a network, which become part of its graph.
 
-    Kernels start as N(0, 2 / (size^2 * outputs)): He et al. (2015), fan out.
+    Args:
+      module: the network, changed in place.
+      bn_momentum: the part of the running statistics that a step keeps, in [0, 1]. PyTorch calls
+        1 - that momentum.
+      bn_epsilon: added to the variance, positive.
+      bn_unbiased: see `BatchNorm`.
+    """
+    for _, part in nnx.iter_modules(module):
+        if isinstance(part, BatchNorm):
+            part.momentum = bn_momentum
+            part.epsilon = bn_epsilon
+            part.unbiased = bn_unbiased
+
+
+def convolution(
+    inputs: int,
+    outputs: int,
+    size: int,
+    *,
+    stride: int = 1,
+    groups: int = 1,
+    bias: bool = False,
+    init: Literal["he", "torch"] = "he",
+    dtype: jnp.dtype,
+    rngs: nnx.Rngs,
+) -> nnx.Conv:
+    """A square convolution.
 
     Args:
       inputs: channels in.
       outputs: channels out.
       size: of the kernel, odd; padded by (size - 1) / 2 on every side.
       stride: in both directions.
-      dtype: in which the convolution computes.
+      groups: of channels that see each other alone; `inputs` of them make it depthwise.
+      bias: whether a bias is added; it starts at 0.
+      init: of the kernel: "he" is N(0, 2 / (size^2 * outputs)) (He et al., 2015, fan out, which
+        PyTorch does not divide by the groups); "torch" is uniform in +-1 / sqrt(fan in), for
+        size^2 * inputs / groups the fan in, as torch.nn.Conv2d.
+      dtype: in which it computes.
       rngs: of the initial values.
     """
+    if init == "he":
+        kernel_init = initial("normal", math.sqrt(2 / (size**2 * outputs)))
+    else:
+        kernel_init = initial("uniform", 1 / math.sqrt(size**2 * inputs // groups))
+    return nnx.Conv(
+        inputs,
+        outputs,
+        (size, size),
+        strides=stride,
+        padding=(((size - 1) // 2,) * 2,) * 2,
+        feature_group_count=groups,
+        use_bias=bias,
+        dtype=dtype,
+        kernel_init=kernel_init,
+        rngs=rngs,
+    )
+
+
+class ConvNorm(nnx.Module):
+    """A square convolution, see `convolution`, then batch normalisation."""
 
     def __init__(
         self,
@@ -85,18 +156,21 @@ class ConvNorm(nnx.Module):
         size: int,
         *,
         stride: int = 1,
+        groups: int = 1,
+        bias: bool = False,
+        init: Literal["he", "torch"] = "he",
         dtype: jnp.dtype,
         rngs: nnx.Rngs,
     ):
-        self.conv = nnx.Conv(
+        self.conv = convolution(
             inputs,
             outputs,
-            (size, size),
-            strides=stride,
-            padding=(((size - 1) // 2,) * 2,) * 2,
-            use_bias=False,
+            size,
+            stride=stride,
+            groups=groups,
+            bias=bias,
+            init=init,
             dtype=dtype,
-            kernel_init=initial("normal", math.sqrt(2 / (size**2 * outputs))),
             rngs=rngs,
         )
         self.norm = BatchNorm(outputs, rngs=rngs)
@@ -116,21 +190,58 @@ def hidden(inputs: int, outputs: int, *, dtype: jnp.dtype, rngs: nnx.Rngs) -> nn
     )
 
 
-def classifier(inputs: int, num_classes: int, *, rngs: nnx.Rngs) -> nnx.Linear:
-    """The last layer: weights and biases uniform in +-1 / sqrt(inputs), as torch.nn.Linear.
+def classifier(
+    inputs: int,
+    num_classes: int,
+    *,
+    kernel_init: nnx.Initializer | None = None,
+    bias_init: nnx.Initializer | None = None,
+    rngs: nnx.Rngs,
+) -> nnx.Linear:
+    """The last layer, in float32 whatever the dtype of the network: losses read its logits.
 
-    It computes in float32 whatever the dtype of the network: losses read its logits.
+    Weights and biases are uniform in +-1 / sqrt(inputs), as torch.nn.Linear, or as the given.
     """
-
     within = initial("uniform", 1 / math.sqrt(inputs))
     return nnx.Linear(
-        inputs, num_classes, dtype=jnp.float32, kernel_init=within, bias_init=within, rngs=rngs
+        inputs,
+        num_classes,
+        dtype=jnp.float32,
+        kernel_init=kernel_init or within,
+        bias_init=bias_init or within,
+        rngs=rngs,
     )
 
 
 def pool(x: Array) -> Array:
     """The global average of a map, [B, H, W, C] -> float32 [B, C]."""
     return jnp.mean(x, axis=(1, 2), dtype=jnp.float32)
+
+
+def max_pool(x: Array, size: int, *, stride: int, margin: int = 0) -> Array:
+    """The largest value of every window, row by row the first one where several are, as PyTorch.
+
+    Made of comparisons of shifted maps: the gradient of `jax.lax.reduce_window` scatters into the
+    map, which on a GPU is not the same from run to run or takes a slow path.
+
+    Args:
+      x: [B, H, W, C].
+      size: of the window.
+      stride: in both directions.
+      margin: places on every side that hold no value.
+
+    Returns:
+      [B, H', W', C], of sides floor((H + 2 * margin - size) / stride) + 1.
+    """
+    for axis in (2, 1):  # Within a row first: of equals the first row wins, as row by row.
+        widths = [(margin, margin) if i == axis else (0, 0) for i in range(4)]
+        padded = jnp.pad(x, widths, constant_values=-jnp.inf)
+        last = (padded.shape[axis] - size) // stride * stride
+        shifted = [jax.lax.slice_in_dim(padded, i, i + last + 1, stride, axis) for i in range(size)]
+        x = shifted[0]
+        for other in shifted[1:]:
+            x = jnp.where((other > x) | jnp.isnan(other), other, x)
+    return x
 
 
 def dropout(x: Array, rate: float, *, train: bool, key: Array | None, layer: int) -> Array:
@@ -156,3 +267,12 @@ def dropout(x: Array, rate: float, *, train: bool, key: Array | None, layer: int
             "dropout in training needs a random key; call with key=jax.random.key(...)"
         )
     return nnx.Dropout(rate)(x, deterministic=False, rngs=jax.random.fold_in(key, layer))
+
+
+def drop_path(x: Array, rate: float, *, train: bool, key: Array | None, layer: int) -> Array:
+    """Stochastic depth (Huang et al., 2016): the branch of some images is dropped whole.
+
+    Args, result and errors are those of `dropout`; x is [B, ...].
+    """
+    kept = jnp.ones((x.shape[0],) + (1,) * (x.ndim - 1), x.dtype)
+    return x * dropout(kept, rate, train=train, key=key, layer=layer)

@@ -9,6 +9,9 @@ and its options are its keyword-only parameters that have a default: the name, t
 default of an option are read there and stand nowhere else. What a name fixes (a depth, say)
 comes first: `register("resnet8", ResNet, 8, widths)`.
 
+A constructor with the attribute `batch_norm = True` has three options more, those of
+`layers.BATCH_NORM`, of which it need not know: they are set on the network it made.
+
 Left out on purpose: options without a default, and options of more than one type.
 """
 
@@ -24,6 +27,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from distill_jax.errors import UsageError, unknown
+from distill_jax.models import layers
 
 _constructors: dict[str, tuple[Callable[..., nnx.Module], tuple[Any, ...]]] = {}
 
@@ -60,11 +64,12 @@ def options(name: str) -> dict[str, Any]:
     constructor, _ = _constructors[name]
     # The signature of an NNX class is that of its metaclass, which says nothing.
     function = constructor.__init__ if inspect.isclass(constructor) else constructor
-    return {
+    own = {
         parameter.name: parameter.default
         for parameter in inspect.signature(function).parameters.values()
         if parameter.kind is parameter.KEYWORD_ONLY and parameter.default is not parameter.empty
     }
+    return own | (layers.BATCH_NORM if getattr(constructor, "batch_norm", False) else {})
 
 
 def require(condition: bool, option: str, value: object, expected: str) -> None:
@@ -131,7 +136,37 @@ def _constructor(
     # np.dtype, not the scalar type: both spellings must give one and the same graph definition.
     compute = jnp.dtype(dtype)
     constructor, fixed = _constructors[name]
-    return lambda rngs: constructor(*fixed, shape, num_classes, dtype=compute, rngs=rngs, **chosen)
+    norm = {}
+    if getattr(constructor, "batch_norm", False):
+        norm = {key: chosen.pop(key, default) for key, default in layers.BATCH_NORM.items()}
+        kept, epsilon = norm["bn_momentum"], norm["bn_epsilon"]
+        require(0 <= kept <= 1, "bn_momentum", kept, "the part that is kept, in [0, 1]")
+        require(epsilon > 0, "bn_epsilon", epsilon, "a number above 0")
+
+    def make(rngs: nnx.Rngs) -> nnx.Module:
+        module = constructor(*fixed, shape, num_classes, dtype=compute, rngs=rngs, **chosen)
+        if norm:
+            layers.set_batch_norm(module, **norm)
+        return module
+
+    return make
+
+
+def build(
+    name: str,
+    input_shape: tuple[int, int, int],
+    num_classes: int,
+    *,
+    dtype: DTypeLike,
+    rngs: nnx.Rngs,
+    **options: Any,
+) -> nnx.Module:
+    """A network as a part of another one, with the random keys of that one.
+
+    Raises:
+      UsageError: as `create`.
+    """
+    return _constructor(name, input_shape, num_classes, dtype, options)(rngs)
 
 
 def create(

@@ -43,8 +43,9 @@ def test_names_of_this_library():
 
 def test_options_are_the_keyword_defaults_of_the_constructor(family):
     assert models.options("mlp") == {"widths": (800, 800), "dropout": 0.0, "input_dropout": 0.0}
-    assert models.options("cnn") == {"channels": (32, 64), "dense": 128, "dropout": 0.0}
-    assert models.options("resnet20") == {}
+    norm = {"bn_momentum": 0.9, "bn_epsilon": 1e-5, "bn_unbiased": False}
+    assert models.options("cnn") == {"channels": (32, 64), "dense": 128, "dropout": 0.0, **norm}
+    assert models.options("resnet20") == {"shortcut": "projection", **norm}
     assert models.options(family) == {"shift": 0.5, "signs": (1, 1), "flip": False}
 
 
@@ -63,13 +64,16 @@ def test_a_name_is_registered_once(family):
         models.register(family, Linear, 4)
 
 
-def test_unknown_name_and_option_name_the_nearest():
+def test_unknown_name_and_option_name_the_nearest(family):
     with pytest.raises(UsageError, match=r"student.name='resnet8x'.*did you mean 'resnet8x4'\?"):
         models.create("resnet8x", **DIGITS)
     with pytest.raises(UsageError, match=r"student.width=\(8,\).*'widths'.*input_dropout, widths"):
         models.create("mlp", **DIGITS, width=(8,))
-    with pytest.raises(UsageError, match="student.widths=.*unknown option of resnet8.*known: none"):
+    with pytest.raises(UsageError, match="student.widths=.*unknown option of resnet8.*bn_epsilon"):
         models.create("resnet8", **DIGITS, widths=(8,))
+    models.register("bare", lambda input_shape, num_classes, *, dtype, rngs: None)
+    with pytest.raises(UsageError, match="student.widths=.*unknown option of bare; known: none"):
+        models.create("bare", **DIGITS, widths=(8,))
 
 
 @pytest.mark.parametrize(

@@ -12,10 +12,8 @@ from distill_jax.models.registry import register, require
 class CNN(nnx.Module):
     """Stages of one 3x3 convolution with batch normalisation and ReLU, then one dense layer.
 
-    A stage halves the map while its sides are 4 or more, by the stride of its convolution. There is
-    no max-pooling: its gradient scatters into the map, which on a GPU either is not the same from
-    run to run or takes a slow path, and this library promises the same bits. A stride also costs a
-    quarter of a convolution and a pool.
+    A stage halves the map while its sides are 4 or more, by the stride of its convolution: that
+    costs a quarter of a convolution and a pool.
 
     The map is flattened, not averaged: at this size, where a stroke lies tells digits apart.
 
@@ -31,6 +29,8 @@ class CNN(nnx.Module):
       dtype: compute dtype of all layers but the classifier.
       rngs: of the initial values.
     """
+
+    batch_norm = True
 
     def __init__(
         self,

@@ -2,8 +2,11 @@
 
 As in RepDistiller (Tian et al., 2020) and its descendants: the shortcut is a 1x1 convolution with
 batch normalisation wherever the stride is not 1 or the width changes (option B, where He et al. pad
-with zeros). "resnet8x4" and "resnet32x4" have four times the width, twice that in the stem.
+with zeros; shortcut="pad" is that). "resnet8x4" and "resnet32x4" have four times the width, but
+only twice in the stem.
 """
+
+from typing import Literal
 
 import jax.numpy as jnp
 from flax import nnx
@@ -11,24 +14,45 @@ from jax import Array
 
 from distill_jax.models import layers
 from distill_jax.models.outputs import Outputs, checked
-from distill_jax.models.registry import register
+from distill_jax.models.registry import register, require
 
 
 class Block(nnx.Module):
-    """Two 3x3 convolutions and a shortcut; the last ReLU is left to the caller."""
+    """Two 3x3 convolutions and a shortcut; the last ReLU is left to the caller.
 
-    def __init__(self, inputs: int, outputs: int, *, stride: int, dtype: jnp.dtype, rngs: nnx.Rngs):
+    Where the map changes, the shortcut is a projection (option B of He et al., 2016, sec. 3.3), or,
+    with "pad", every stride-th pixel with half of the missing channels as zeros on either side
+    (option A, without parameters).
+    """
+
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        *,
+        stride: int,
+        shortcut: Literal["projection", "pad"] = "projection",
+        dtype: jnp.dtype,
+        rngs: nnx.Rngs,
+    ):
         self.first = layers.ConvNorm(inputs, outputs, 3, stride=stride, dtype=dtype, rngs=rngs)
         self.second = layers.ConvNorm(outputs, outputs, 3, dtype=dtype, rngs=rngs)
+        self.stride = stride
+        self.missing = outputs - inputs
         self.projection = (
             layers.ConvNorm(inputs, outputs, 1, stride=stride, dtype=dtype, rngs=rngs)
-            if stride != 1 or inputs != outputs
+            if shortcut == "projection" and (stride != 1 or inputs != outputs)
             else None
         )
 
     def __call__(self, x: Array, *, train: bool) -> Array:
-        shortcut = x if self.projection is None else self.projection(x, train=train)
-        return self.second(nnx.relu(self.first(x, train=train)), train=train) + shortcut
+        y = self.second(nnx.relu(self.first(x, train=train)), train=train)
+        if self.projection is not None:
+            return y + self.projection(x, train=train)
+        before = self.missing // 2
+        channels = (before, self.missing - before)
+        x = x[:, :: self.stride, :: self.stride]
+        return y + jnp.pad(x, ((0, 0), (0, 0), (0, 0), channels))
 
 
 class ResNet(nnx.Module):
@@ -42,9 +66,12 @@ class ResNet(nnx.Module):
       widths: channels of the stem and the three stages.
       input_shape: (H, W, C).
       num_classes: K.
+      shortcut: "projection" or "pad", see `Block`.
       dtype: compute dtype of all layers but the classifier.
       rngs: of the initial values.
     """
+
+    batch_norm = True
 
     def __init__(
         self,
@@ -53,15 +80,20 @@ class ResNet(nnx.Module):
         input_shape: tuple[int, int, int],
         num_classes: int,
         *,
+        shortcut: str = "projection",
         dtype: jnp.dtype,
         rngs: nnx.Rngs,
     ):
+        kinds = ("projection", "pad")
+        require(shortcut in kinds, "shortcut", shortcut, " or ".join(map(repr, kinds)))
+
         def stage(inputs: int, outputs: int, stride: int) -> nnx.List:
             return nnx.List(
                 Block(
                     outputs if i else inputs,
                     outputs,
                     stride=1 if i else stride,
+                    shortcut=shortcut,
                     dtype=dtype,
                     rngs=rngs,
                 )

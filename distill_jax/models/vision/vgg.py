@@ -1,0 +1,92 @@
+"""VGG (Simonyan and Zisserman, 2015) for small images, as in RepDistiller (Tian et al., 2020).
+
+With batch normalisation after every convolution and one dense layer in place of three. "vgg8" is
+the small one of the distillation papers.
+"""
+
+import jax.numpy as jnp
+from flax import nnx
+from jax import Array
+
+from distill_jax.errors import UsageError
+from distill_jax.models import layers
+from distill_jax.models.outputs import Outputs, checked
+from distill_jax.models.registry import register
+
+WIDTHS = {"stem": 64, "stage1": 128, "stage2": 256, "stage3": 512, "stage4": 512}
+
+
+class VGG(nnx.Module):
+    """Five stages of 3x3 convolutions with bias, a 2x2 max-pool between them, a global average.
+
+    The fourth pool, after "stage3", is there only for images of 64 pixels: at 32 the last two
+    stages both see 4x4.
+
+    Taps: "stem" and "stage1" .. "stage4" [B, H, W, C] after the last ReLU and before the pool;
+    "stage1_pre" .. before that ReLU; "pooled" [B, 512].
+
+    Args:
+      depths: how many convolutions the five stages have.
+      input_shape: (H, W, C), of 8 pixels or more.
+      num_classes: K.
+      dtype: compute dtype of all layers but the classifier.
+      rngs: of the initial values.
+
+    Raises:
+      UsageError: nothing of so small an image would be left.
+    """
+
+    batch_norm = True
+
+    def __init__(
+        self,
+        depths: tuple[int, int, int, int, int],
+        input_shape: tuple[int, int, int],
+        num_classes: int,
+        *,
+        dtype: jnp.dtype,
+        rngs: nnx.Rngs,
+    ):
+        if min(input_shape[:2]) < 8:
+            raise UsageError(f"input_shape={input_shape!r}: expected sides of 8 or more for vgg")
+        self.input_shape = input_shape
+        self.dtype = dtype
+        self.pooled = ("stem", "stage1", "stage2") + ("stage3",) * (input_shape[0] == 64)
+        inputs = input_shape[-1]
+        for (name, outputs), depth in zip(WIDTHS.items(), depths, strict=True):
+            stage = []
+            for _ in range(depth):
+                stage.append(layers.ConvNorm(inputs, outputs, 3, bias=True, dtype=dtype, rngs=rngs))
+                inputs = outputs
+            setattr(self, name, nnx.List(stage))
+        self.classifier = layers.classifier(
+            inputs,
+            num_classes,
+            kernel_init=layers.initial("normal", 0.01),
+            bias_init=nnx.initializers.zeros,
+            rngs=rngs,
+        )
+
+    def __call__(self, images: Array, *, train: bool = False, key: Array | None = None) -> Outputs:
+        """images: float [B, H, W, C], normalised. Returns logits [B, K] and the taps."""
+        del key  # Nothing here is random.
+        x = checked(images, self.input_shape, self.dtype)
+        taps = {}
+        for name in WIDTHS:
+            for layer in getattr(self, name):
+                before = layer(x, train=train)
+                x = nnx.relu(before)
+            taps[name] = x
+            if name != "stem":
+                taps[f"{name}_pre"] = before
+            if name in self.pooled:
+                x = layers.max_pool(x, 2, stride=2)
+        taps["pooled"] = layers.pool(x)
+        return Outputs(self.classifier(taps["pooled"]), taps)
+
+
+register("vgg8", VGG, (1, 1, 1, 1, 1))
+register("vgg11", VGG, (1, 1, 2, 2, 2))
+register("vgg13", VGG, (2, 2, 2, 2, 2))
+register("vgg16", VGG, (2, 2, 3, 3, 3))
+register("vgg19", VGG, (2, 2, 4, 4, 4))
