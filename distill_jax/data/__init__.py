@@ -1,8 +1,8 @@
 """Data: where examples come from, which are used in which order, and what a model sees of them.
 
 Sources read a split (`sources/`), order.py chooses and orders ids on the host, feed.py makes
-batches of them, augment.py makes views of batches on the device. Left out on purpose: devices and
-sharding, which are training's, and normalisation, which belongs to a model.
+batches of them, augment.py and strong.py make views of batches on the device. Left out on purpose:
+devices and sharding, which are training's, and normalisation, which belongs to a model.
 """
 
 from distill_jax.data.augment import Augment, draw, identity, view
@@ -17,6 +17,7 @@ from distill_jax.data.feed import (
 )
 from distill_jax.data.order import Order, splits
 from distill_jax.data.sources import Examples, Info, load, names, register
+from distill_jax.data.strong import draw_strong, strong_view
 
 __all__ = [
     "Augment",
@@ -26,6 +27,7 @@ __all__ = [
     "Order",
     "Training",
     "draw",
+    "draw_strong",
     "evaluation",
     "fingerprint",
     "identity",
@@ -35,6 +37,7 @@ __all__ = [
     "splits",
     "statistics",
     "store",
+    "strong_view",
     "training",
     "view",
 ]

@@ -47,6 +47,10 @@ class Augment:
         (Zhang et al. 2018, section 2).
       cutmix: the same for pasted boxes (Yun et al. 2019, section 3.1). With both, each batch uses
         one of the two, with probability 1/2.
+      strong_ops: operations of the strong view (strong.py), which `draw` and `view` leave alone;
+        0 for none such.
+      strong_cutout: side of the square cut out of the strong view, as a part of the image's; in
+        [0, 1]; 0 is off.
     """
 
     crop_padding: int = 0
@@ -55,6 +59,8 @@ class Augment:
     color_jitter: float = 0.0
     mixup: float = 0.0
     cutmix: float = 0.0
+    strong_ops: int = 0
+    strong_cutout: float = 0.5
 
     def __post_init__(self):
         if self.padding_mode not in PADDING_MODES:
@@ -67,6 +73,10 @@ class Augment:
             alpha = getattr(self, name)
             if not 0 <= alpha < float("inf"):
                 raise UsageError(f"data.augment.{name}={alpha!r}: expected 0 (off) or more")
+        if self.strong_ops < 0:
+            raise UsageError(f"data.augment.strong_ops={self.strong_ops!r}: expected 0 or more")
+        if not 0 <= self.strong_cutout <= 1:
+            raise UsageError(f"data.augment.strong_cutout={self.strong_cutout!r}: expected 0 to 1")
 
 
 def draw(key: Array, batch_size: int, options: Augment) -> dict[str, Array]:
@@ -126,7 +136,7 @@ def view(
       UsageError: reflection by more than the image is wide or high.
     """
     if "dy" in draws or "flip" in draws:
-        images = _crop_and_flip(images, draws, options)
+        images = crop_and_flip(images, draws, options)
     pixels, targets = identity(images, labels, num_classes)
     if "brightness" in draws:
         pixels = _jitter(pixels, draws["brightness"], draws["contrast"])
@@ -141,12 +151,16 @@ def view(
 
 def identity(images: Array, labels: Array, num_classes: int) -> tuple[Array, Array]:
     """The view without augmentation: images / 255 and one-hot targets; shapes as in `view`."""
-    levels = jnp.asarray(images).astype(jnp.float32)
-    pixels = levels * _HIGH + levels * _LOW
-    return pixels, jax.nn.one_hot(labels, num_classes, dtype=jnp.float32)
+    return scaled(jnp.asarray(images)), jax.nn.one_hot(labels, num_classes, dtype=jnp.float32)
 
 
-def _crop_and_flip(images: Array, draws: dict[str, Array], options: Augment) -> Array:
+def scaled(levels: Array) -> Array:
+    """Levels from 0 to 255 as pixels in [0, 1], float32: what numpy's levels / 255 gives."""
+    levels = levels.astype(jnp.float32)
+    return levels * _HIGH + levels * _LOW
+
+
+def crop_and_flip(images: Array, draws: dict[str, Array], options: Augment) -> Array:
     """Crop and flip as one gather: each row and column of the view names the one it comes from."""
     batch, height, width, _ = images.shape
     padding = options.crop_padding
