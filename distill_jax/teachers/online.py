@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from distill_jax import models
 from distill_jax.errors import UsageError
 from distill_jax.models import Outputs, Spec
+from distill_jax.teachers.views import View
 
 Variables = tuple[dict[str, jax.Array], dict[str, jax.Array]]  # parameters, batch statistics
 
@@ -31,6 +32,17 @@ class Teachers:
     weights: tuple[float, ...]
     fingerprints: tuple[str, ...]
     parameters: tuple[int, ...]
+
+    own = False
+    stored = False
+
+    def params(self, variables: Sequence[Variables]) -> dict[str, jax.Array]:
+        """The first teacher's parameters, for methods that reuse a part of it."""
+        return variables[0][0]
+
+    def answers(self, variables: Sequence[Variables], view: View) -> list[Outputs]:
+        """The answers of all teachers to a view."""
+        return self(variables, view.images)
 
     def __call__(self, variables: Sequence[Variables], images: jax.Array) -> list[Outputs]:
         """The answers of all teachers to a view, in evaluation mode and without gradient.
