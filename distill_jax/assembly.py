@@ -11,15 +11,19 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from distill_jax import config as configs
-from distill_jax import data, methods, models, parallel, teachers
+from distill_jax import data, methods, models, pairing, parallel, teachers
+from distill_jax.answering import open_teacher
 from distill_jax.errors import UsageError
 from distill_jax.training import optimizers, schedules, state, step
 from distill_jax.training.evaluate import Evaluator
+from distill_jax.training.recipe import Recipe
 
+LOOK_AHEAD_EXAMPLES = 512  # in one forward pass of the teacher, where the config leaves it open
 RESIDENT_LIMIT = 4 * 2**30  # bytes of images that data.resident="auto" puts on the device
 
 
@@ -32,7 +36,7 @@ class Parts:
       mesh: the devices.
       train: examples of the training split (the validation examples among them).
       train_ids: ids that are trained on.
-      recipe: what is fixed about a step.
+      recipes: what is fixed about a step, one for each stage of the method, in their order.
       initial: the state before the first step, on the host.
       teacher_variables: arrays of the teachers, on the devices.
       store: resident training set on the devices, or {}.
@@ -45,13 +49,27 @@ class Parts:
     mesh: Mesh
     train: data.Examples
     train_ids: np.ndarray
-    recipe: step.Recipe
+    recipes: tuple[Recipe, ...]
     initial: state.TrainState
     teacher_variables: Any
     store: dict[str, jax.Array]
     evaluators: dict[str, Evaluator]
     steps_per_epoch: float
     description: dict[str, Any]
+
+    @property
+    def recipe(self) -> Recipe:
+        """The recipe of the last stage, the training itself."""
+        return self.recipes[-1]
+
+    @property
+    def total_steps(self) -> int:
+        """Of all stages."""
+        return self.recipe.begin + self.recipe.steps
+
+    def recipe_at(self, step: int) -> Recipe:
+        """The recipe of the step numbered `step` from 0."""
+        return next(recipe for recipe in reversed(self.recipes) if recipe.begin <= step)
 
 
 def prepare(config: ConfigDict) -> Parts:
@@ -69,7 +87,7 @@ def prepare(config: ConfigDict) -> Parts:
             f"training.accumulate={config.training.accumulate}: parts of {part} examples do "
             f"not divide by the {mesh.size} devices; expected a smaller number"
         )
-    splits = {split: _load_split(config, split) for split in ("train", "test")}
+    splits = load_splits(config)
     train, info = splits["train"], splits["train"].info
     if splits["test"].info.image_shape != info.image_shape:
         raise UsageError(
@@ -77,23 +95,9 @@ def prepare(config: ConfigDict) -> Parts:
             f"images {splits['test'].info.image_shape}; expected one shape"
         )
     _check_classes(config, info)
-    train_ids, validation_ids = data.splits(
-        train,
-        validation=config.data.validation,
-        split_seed=config.data.split_seed,
-        fraction=config.data.fraction,
-        only_classes=config.data.only_classes,
-        exclude_classes=config.data.exclude_classes,
-    )
-    loaded, variables = None, []
-    if config.teacher.path:
-        loaded, variables = teachers.load(
-            config.teacher.path,
-            weights=config.teacher.weights,
-            input_shape=info.image_shape,
-            num_classes=info.num_classes,
-            compute_dtype=config.teacher.compute_dtype,
-        )
+    train_ids, validation_ids = train_ids_of(config, train)
+    method = methods.create(config.method.name, **configs.method_options(config))
+    opened = open_teacher(config, method, mesh, splits, train_ids, RESIDENT_LIMIT)
     mean, std = _normalisation(config, train, train_ids)
     student = models.create(
         config.student.name,
@@ -112,40 +116,23 @@ def prepare(config: ConfigDict) -> Parts:
         mean=mean,
         std=std,
     )
-    method = methods.create(
+    outputs = pairing.outputs_of(graphdef, params, stats, spec.input_shape)
+    teacher, answers = opened.teacher, opened.outputs
+    if config.teacher.own_average:
+        teacher, answers = teachers.Average(spec, graphdef), [outputs]
+    paired = pairing.pair_up(
+        method,
         config.method.name,
-        **{name: config.method[name] for name in methods.options(config.method.name)},
-    )
-    adapters = _adapters(config, method, graphdef, params, stats, spec, loaded, variables)
-    steps_per_epoch = len(train_ids) / config.training.batch_size
-    total_steps = config.training.steps or math.ceil(
-        config.training.epochs * steps_per_epoch - 1e-9
-    )
-    rate = optimizers.learning_rate(
-        config.schedule, config.optimizer.learning_rate, total_steps, steps_per_epoch
-    )
-    recipe = step.Recipe(
-        seed=config.seed,
-        spec=spec,
-        graphdef=graphdef,
-        augment=data.Augment(**config.data.augment),
-        method=method,
-        teachers=loaded,
+        (spec, outputs, params),
+        answers if method.needs_teacher else [],
+        opened.params,
+        train.labels(),
+        config.seed,
         sum_losses=config.teacher.combine == "sum_losses",
-        hard_weight=schedules.parse(config.method.hard_weight),
-        soft_weight=schedules.parse(config.method.soft_weight),
-        temperature=schedules.parse(config.method.temperature),
-        label_smoothing=config.method.label_smoothing,
-        optimizer=optimizers.make(config.optimizer, rate),
-        learning_rate=rate,
-        max_norm=config.optimizer.max_norm,
-        ema_decay=config.training.ema_decay,
-        accumulate=config.training.accumulate,
-        total_steps=total_steps,
-        log_every=config.logging.every_steps,
     )
+    steps_per_epoch = len(train_ids) / config.training.batch_size
+    recipes = _recipes(config, method, spec, graphdef, teacher, paired, steps_per_epoch, mesh)
     whole = parallel.replicated(mesh)
-    variables = jax.device_put(variables, whole)
     resident = {split: _is_resident(config, examples) for split, examples in splits.items()}
     store = jax.device_put(data.store(train), whole) if resident["train"] else {}
     evaluators = {}
@@ -157,24 +144,40 @@ def prepare(config: ConfigDict) -> Parts:
             split = "train" if examples is train else "test"
             evaluators[name] = _evaluator(
                 config, spec, graphdef, mesh, examples, ids, resident[split],
-                store if examples is train else None, loaded, variables,
+                store if examples is train else None,
+                opened.answer and opened.answer(name),
             )  # fmt: skip
     return Parts(
         config=config,
         mesh=mesh,
         train=train,
         train_ids=train_ids,
-        recipe=recipe,
+        recipes=recipes,
         initial=jax.device_get(
             state.initial(
-                params, stats, adapters, recipe.optimizer, averaged=config.training.ema_decay > 0
+                paired.params,
+                stats,
+                paired.adapters,
+                paired.memory,
+                recipes[0].optimizer,
+                averaged=config.training.ema_decay > 0,
             )
         ),
-        teacher_variables=variables,
+        teacher_variables=opened.variables,
         store=store,
         evaluators=evaluators,
         steps_per_epoch=steps_per_epoch,
-        description=_description(config, splits, train_ids, validation_ids, loaded),
+        description={
+            "teachers": opened.entries,
+            "data": {
+                "name": config.data.name,
+                "fingerprint": data.fingerprint(train),
+                "train": len(train_ids),
+                "validation": len(validation_ids),
+                "test": len(splits["test"]),
+                "class_names": info.class_names,
+            },
+        },
     )
 
 
@@ -182,13 +185,29 @@ def _options(section: ConfigDict) -> dict[str, Any]:
     return {name: value for name, value in section.items() if name != "name"}
 
 
-def _load_split(config: ConfigDict, split: str) -> data.Examples:
-    return data.load(
-        config.data.name,
-        split,
-        tfds_dir=config.data.tfds_dir,
-        path=config.data.path,
-        image_size=config.data.image_size,
+def load_splits(config: ConfigDict) -> dict[str, data.Examples]:
+    """The splits "train" and "test" that a resolved config names."""
+    return {
+        split: data.load(
+            config.data.name,
+            split,
+            tfds_dir=config.data.tfds_dir,
+            path=config.data.path,
+            image_size=config.data.image_size,
+        )
+        for split in ("train", "test")
+    }
+
+
+def train_ids_of(config: ConfigDict, train: data.Examples) -> tuple[np.ndarray, np.ndarray]:
+    """Ids of the training split that are trained on, and those that are held out."""
+    return data.splits(
+        train,
+        validation=config.data.validation,
+        split_seed=config.data.split_seed,
+        fraction=config.data.fraction,
+        only_classes=config.data.only_classes,
+        exclude_classes=config.data.exclude_classes,
     )
 
 
@@ -215,29 +234,64 @@ def _normalisation(config: ConfigDict, train: data.Examples, ids: np.ndarray) ->
     return given["mean"] or mean, given["std"] or std
 
 
-def _adapters(config, method, graphdef, params, stats, spec, loaded, variables) -> dict:
-    """The method's adapters, made from the shapes of both outputs without computing them."""
-    if not method.needs_teacher:
-        return {}
-    images = jax.ShapeDtypeStruct((1, *spec.input_shape), jnp.float32)
-    student, _ = jax.eval_shape(
-        lambda p, s, x: models.apply(graphdef, p, s, x, train=False), params, stats, images
-    )
-    answers = jax.eval_shape(loaded, variables, images)
-    key = jax.random.fold_in(jax.random.key(config.seed), np.uint32(2**32 - 1))
-    shapes = [{name: tap.shape for name, tap in answer.taps.items()} for answer in answers]
-    adapters = method.adapters(student, answers[0], key)
-    if adapters and any(shape != shapes[0] for shape in shapes):
-        raise UsageError(
-            f"method.name={config.method.name!r}: its adapters serve teachers of one shape; "
-            "expected teachers of the same architecture"
+def _recipes(
+    config, method, spec, graphdef, teacher, paired, steps_per_epoch, mesh
+) -> tuple[Recipe, ...]:
+    """One recipe a stage of the method."""
+    recipes, begin = [], 0
+    one = schedules.parse(1.0)
+    stages = method.stages()
+    for stage, taps in zip(stages, paired.teacher_taps, strict=True):
+        main = stage is stages[-1]
+        epochs = config.training.epochs if main else stage.epochs
+        steps = math.ceil(epochs * steps_per_epoch - 1e-9)
+        if main and config.training.steps:
+            steps = config.training.steps
+        if main:
+            rate = optimizers.learning_rate(
+                config.schedule, config.optimizer.learning_rate, steps, steps_per_epoch
+            )
+        else:
+            rate = optax.constant_schedule(stage.learning_rate or config.optimizer.learning_rate)
+        hard = config.method.hard_weight if stage.hard else 0.0
+        recipes.append(
+            Recipe(
+                seed=config.seed,
+                spec=spec,
+                graphdef=graphdef,
+                augment=data.Augment(**config.data.augment),
+                method=method,
+                stage=stage,
+                begin=begin,
+                steps=steps,
+                steps_per_epoch=steps_per_epoch,
+                teachers=teacher,
+                teacher_taps=taps,
+                sum_losses=config.teacher.combine == "sum_losses",
+                look_ahead=_look_ahead(config, mesh),
+                hard_weight=schedules.parse(hard),
+                soft_weight=schedules.parse(config.method.soft_weight) if main else one,
+                temperature=schedules.parse(config.method.temperature),
+                label_smoothing=config.method.label_smoothing,
+                optimizer=optimizers.make(config.optimizer, rate),
+                learning_rate=rate,
+                max_norm=config.optimizer.max_norm,
+                ema_decay=config.training.ema_decay,
+                accumulate=config.training.accumulate,
+                log_every=config.logging.every_steps,
+            )
         )
-    if adapters and len(answers) > 1 and config.teacher.combine != "sum_losses":
-        raise UsageError(
-            f"teacher.combine={config.teacher.combine!r}: {config.method.name} reads features, "
-            "which have no mean distribution; expected 'sum_losses'"
-        )
-    return adapters
+        begin += steps
+    return tuple(recipes)
+
+
+def _look_ahead(config: ConfigDict, mesh: Mesh) -> int:
+    """Steps whose teacher answers are computed together."""
+    if config.teacher.look_ahead:
+        return config.teacher.look_ahead
+    if step.on_cpu(mesh):
+        return 1
+    return max(LOOK_AHEAD_EXAMPLES // config.training.batch_size, 1)
 
 
 def _is_resident(config: ConfigDict, examples: data.Examples) -> bool:
@@ -246,9 +300,7 @@ def _is_resident(config: ConfigDict, examples: data.Examples) -> bool:
     return config.data.resident == "yes"
 
 
-def _evaluator(
-    config, spec, graphdef, mesh, examples, ids, resident, store, loaded, variables
-) -> Evaluator:
+def _evaluator(config, spec, graphdef, mesh, examples, ids, resident, store, answer) -> Evaluator:
     if resident and not store:
         store = jax.device_put(data.store(examples), parallel.replicated(mesh))
     return Evaluator(
@@ -257,32 +309,5 @@ def _evaluator(
         mesh,
         lambda: data.evaluation(examples, ids, config.evaluation.batch_size, resident=resident),
         store if resident else {},
-        loaded,
-        variables,
+        answer,
     )
-
-
-def _description(config, splits, train_ids, validation_ids, loaded) -> dict[str, Any]:
-    entries = []
-    if loaded is not None:
-        entries = [
-            {"path": path, "fingerprint": fingerprint, "model": spec.name, "parameters": count}
-            for path, fingerprint, spec, count in zip(
-                config.teacher.path,
-                loaded.fingerprints,
-                loaded.specs,
-                loaded.parameters,
-                strict=True,
-            )
-        ]
-    return {
-        "teachers": entries,
-        "data": {
-            "name": config.data.name,
-            "fingerprint": data.fingerprint(splits["train"]),
-            "train": len(train_ids),
-            "validation": len(validation_ids),
-            "test": len(splits["test"]),
-            "class_names": splits["train"].info.class_names,
-        },
-    }

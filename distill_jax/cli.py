@@ -3,6 +3,8 @@
     distill-jax train  --config=FILE[:arg] --workdir=DIR [--config.key=value ...]
     distill-jax eval   --workdir=DIR [--split=test|validation] [--which=final|selected]
     distill-jax report --workdir=DIR
+    distill-jax import FILE --model=NAME --classes=N --mean=R,G,B --std=R,G,B --workdir=DIR
+    distill-jax store  --config=FILE[:arg] --workdir=DIR [--config.key=value ...]
 
 Exit codes: 0 done, or stopped by SIGTERM with the state saved; 1 the run failed; 2 a mistake in the
 command, the config or a path, said in one line.
@@ -42,7 +44,63 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--which", choices=("final", "selected"), default="final")
     report = verbs.add_parser("report", help="write report.html of a run, finished or not")
     report.add_argument("--workdir", type=pathlib.Path, required=True)
+    imported = verbs.add_parser("import", help="make a teacher of a PyTorch state dict")
+    imported.add_argument("file", metavar="FILE", type=pathlib.Path)
+    imported.add_argument("--model", required=True, help="which network the weights are of")
+    imported.add_argument("--classes", type=int, required=True)
+    imported.add_argument("--mean", required=True, metavar="R,G,B", help="of pixels in [0, 1]")
+    imported.add_argument("--std", required=True, metavar="R,G,B", help="of pixels in [0, 1]")
+    imported.add_argument("--image", default="32,32,3", metavar="H,W,C")
+    imported.add_argument("--option", action="append", default=[], metavar="NAME=VALUE")
+    imported.add_argument("--workdir", type=pathlib.Path, required=True, help="new model folder")
+    store = verbs.add_parser("store", help="write a teacher's answers to every view; resumes")
+    store.add_argument("--config", metavar="FILE[:ARG]", required=True, help="of the later runs")
+    store.add_argument("--workdir", type=pathlib.Path, required=True, help="folder of the store")
+    store.add_argument("--dtype", default="float16", choices=("float16", "bfloat16", "float32"))
+    store.add_argument("--taps", default="pooled", metavar="NAME,NAME", help="'' for none")
     return parser
+
+
+def _numbers(flag: str, said: str, kind: type) -> tuple:
+    try:
+        return tuple(kind(part) for part in said.split(","))
+    except ValueError:
+        raise UsageError(f"--{flag}={said}: expected numbers with commas between") from None
+
+
+def _import(arguments: argparse.Namespace, overrides: dict[str, str]) -> None:
+    from distill_jax import config as configs
+    from distill_jax import models
+
+    if overrides:
+        raise UsageError(f"--config.{next(iter(overrides))}: import takes no config keys")
+    options = {}
+    for said in arguments.option:
+        name, equals, value = said.partition("=")
+        if not equals:
+            raise UsageError(f"--option={said}: expected NAME=VALUE, such as shortcut=pad")
+        options[name] = configs.literal(value)
+    spec = models.Spec(
+        name=arguments.model,
+        options=models.check_options(arguments.model, options),
+        input_shape=_numbers("image", arguments.image, int),
+        num_classes=arguments.classes,
+        mean=_numbers("mean", arguments.mean, float),
+        std=_numbers("std", arguments.std, float),
+    )
+    saved = models.load(arguments.file, spec=spec, key="import")
+    fingerprint = models.save(arguments.workdir, spec, saved.params, saved.stats)
+    found = {"model": arguments.model, "parameters": models.count(saved.params)}
+    print(json.dumps({"path": str(arguments.workdir), **found, "fingerprint": fingerprint}))
+
+
+def _store(arguments: argparse.Namespace, overrides: dict[str, str]) -> None:
+    from distill_jax import config as configs
+    from distill_jax import storing
+
+    config = configs.load(arguments.config, overrides)
+    taps = tuple(name for name in arguments.taps.split(",") if name)
+    print(json.dumps(storing.write(config, arguments.workdir, dtype=arguments.dtype, taps=taps)))
 
 
 def _train(arguments: argparse.Namespace, overrides: dict[str, str]) -> None:
@@ -111,8 +169,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         rest, overrides = _split_overrides(sys.argv[1:] if argv is None else argv)
         arguments = _parser().parse_args(rest)
-        run = {"train": _train, "eval": _evaluate, "report": _report}[arguments.verb]
-        run(arguments, overrides)
+        run = {
+            "train": _train,
+            "eval": _evaluate,
+            "report": _report,
+            "import": _import,
+            "store": _store,
+        }
+        run[arguments.verb](arguments, overrides)
     except UsageError as error:
         print(f"distill-jax: error: {error}", file=sys.stderr)
         return 2

@@ -78,8 +78,6 @@ def _options(given: Mapping[str, Any]) -> dict[str, Any]:
     method = given.get("method.name", SCHEMA["method.name"].default)
     if student not in models.names():
         raise unknown("student.name", student, models.names(), "model")
-    if method not in methods.names():
-        raise unknown("method.name", method, methods.names(), "method")
     return {f"student.{name}": value for name, value in models.options(student).items()} | {
         f"method.{name}": value for name, value in methods.options(method).items()
     }
@@ -108,7 +106,8 @@ def _cross_checks(flat: Mapping[str, Any]) -> None:
     """What no single key can tell."""
     if flat["optimizer.name"] not in optimizers.NAMES:
         raise unknown("optimizer.name", flat["optimizer.name"], optimizers.NAMES, "optimizer")
-    supervised = not methods.create(flat["method.name"]).needs_teacher
+    method = methods.create(flat["method.name"])
+    supervised = method.stages() == (methods.Stage(None),)
     hard = schedules.parse(flat["method.hard_weight"]).extremes[1]
     soft = 0.0 if supervised else schedules.parse(flat["method.soft_weight"]).extremes[1]
     if hard + soft == 0:
@@ -117,10 +116,25 @@ def _cross_checks(flat: Mapping[str, Any]) -> None:
             said += f", method.soft_weight={flat['method.soft_weight']}"
         raise UsageError(f"{said}: the weights sum to zero; expected one above 0")
     teachers, weights = flat["teacher.path"], flat["teacher.weights"]
-    if not supervised and not teachers:
+    if method.strong_view and not flat["data.augment.strong_ops"]:
+        raise UsageError(
+            f"data.augment.strong_ops=0: method.name={flat['method.name']!r} shows a strongly "
+            "augmented view; expected a number of operations, such as 2"
+        )
+    own, store = flat["teacher.own_average"], flat["teacher.store"]
+    if method.needs_teacher and not (teachers or own or store):
         raise UsageError(
             f"teacher.path=(): method.name={flat['method.name']!r} needs a teacher; "
             "expected the workdir of a trained model"
+        )
+    if own and (teachers or store):
+        raise UsageError("teacher.own_average=True: expected no teacher.path or store beside it")
+    if store and len(teachers) > 1:
+        raise UsageError(f"teacher.store={store!r}: it has one teacher, teacher.path {teachers}")
+    if flat["teacher.own_average"] and not flat["training.ema_decay"]:
+        raise UsageError(
+            "training.ema_decay=0.0: teacher.own_average=True needs a moving average; expected a "
+            "decay, such as 0.999"
         )
     if weights and len(weights) != len(teachers):
         raise UsageError(
@@ -161,6 +175,7 @@ def resolve(config: Mapping[str, Any] | ConfigDict) -> ConfigDict:
     options = _options(given)
     known = [*SCHEMA, *options]
     flat = {path: key.default for path, key in SCHEMA.items()} | options
+    flat["method.soft_weight"] = methods.published_weight(given.get("method.name", "supervised"))
     for path, value in given.items():
         if path in SCHEMA:
             flat[path] = check(path, value)
@@ -168,8 +183,10 @@ def resolve(config: Mapping[str, Any] | ConfigDict) -> ConfigDict:
             flat[path] = tuple(value) if isinstance(value, list) else value
         else:
             raise _unknown_key(path, known)
-    student = {p.split(".")[1]: flat[p] for p in options if p.startswith("student.")}
-    method = {p.split(".")[1]: flat[p] for p in options if p.startswith("method.")}
+    student, method = (
+        {path.removeprefix(prefix): flat[path] for path in options if path.startswith(prefix)}
+        for prefix in ("student.", "method.")
+    )
     for name, value in models.check_options(flat["student.name"], student).items():
         flat[f"student.{name}"] = value
     for name, value in methods.check_options(flat["method.name"], method).items():
@@ -263,6 +280,12 @@ def to_json(config: ConfigDict) -> str:
 def from_json(content: str) -> ConfigDict:
     """A config written by `to_json`, checked again."""
     return resolve(json.loads(content))
+
+
+def method_options(config: ConfigDict) -> dict[str, Any]:
+    """The options of the method alone; those of a sum have two names, "crd.weight"."""
+    flat = flatten(config.method)
+    return {name: flat[name] for name in methods.options(config.method.name)}
 
 
 def digest(config: ConfigDict) -> str:

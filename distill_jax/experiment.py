@@ -1,6 +1,7 @@
 """A run from its config to its result: claim the workdir, begin or resume, train, save."""
 
 import dataclasses
+import itertools
 import os
 import pathlib
 import time
@@ -12,7 +13,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from distill_jax import config as configs
-from distill_jax import data, models, parallel, reports, workdir
+from distill_jax import data, models, parallel, reports, teachers, workdir
 from distill_jax.assembly import Parts, prepare
 from distill_jax.errors import UsageError
 from distill_jax.session import Session
@@ -45,11 +46,31 @@ def _batches(parts: Parts, position: int) -> Iterator[dict[str, np.ndarray]]:
         resident=bool(parts.store),
         workers=config.data.workers,
     )
+    if isinstance(parts.recipe.teachers, teachers.Stored) and not parts.teacher_variables:
+        return _with_answers(parts, feed, position)
     return feed.at(position)
 
 
+def _with_answers(
+    parts: Parts, feed: data.Training, position: int
+) -> Iterator[dict[str, np.ndarray]]:
+    """Batches with the stored answers to their views; of a store of steps, that store's batches."""
+    recipe, size = parts.recipe, parts.config.training.batch_size
+    teacher, first = recipe.teachers, position // size
+    if isinstance(teacher.scheme, teachers.Finite):
+        for step_of, batch in enumerate(feed.at(position), start=first):
+            draws = teachers.host_draws(recipe.seed, step_of, size, recipe.augment)
+            yield {**batch, **teacher.gather(batch["id"], draws)}
+    for step_of in itertools.count(first):
+        (ids,), (key,), answers = teacher.rows(step_of, 1)
+        batch = {"id": ids, "view_key": key, **{name: a[0] for name, a in answers.items()}}
+        if not parts.store:
+            batch["image"], batch["label"] = parts.train.batch(ids)
+        yield batch
+
+
 def _timetable(parts: Parts) -> loop.Timetable:
-    config, total = parts.config, parts.recipe.total_steps
+    config, total = parts.config, parts.total_steps
     save_at = loop.epoch_steps(config.checkpoint.every_epochs, parts.steps_per_epoch, total)
     if config.checkpoint.every_steps:
         save_at |= frozenset(
@@ -58,11 +79,12 @@ def _timetable(parts: Parts) -> loop.Timetable:
     log_every = config.logging.every_steps
     # A divisor of log_every, so that no single steps are left over before a line of the log.
     divisors = [n for n in range(1, MOST_STEPS_A_CALL + 1) if log_every % n == 0]
-    default_call = 1 if step.on_cpu(parts.mesh) else divisors[-1]
+    default_call = parts.recipe.look_ahead if step.on_cpu(parts.mesh) else divisors[-1]
     return loop.Timetable(
         total_steps=total,
         log_every=log_every,
         steps_per_call=config.training.steps_per_call or default_call,
+        begin_at=frozenset(recipe.begin for recipe in parts.recipes),
         evaluate_at=loop.epoch_steps(config.evaluation.every_epochs, parts.steps_per_epoch, total),
         save_at=save_at,
     )
@@ -120,7 +142,7 @@ def _run(
     workdir.write_json(paths.manifest, manifest)
 
     device, warning = parallel.describe_devices(parts.mesh)
-    total = parts.recipe.total_steps
+    total = parts.total_steps
     title = f"{config.student.name} by {config.method.name}"
     with Progress(total, title=title, style=config.logging.progress) as progress:
         progress.note(f"device: {device}; workdir: {paths.root}; {total} steps")
@@ -137,11 +159,21 @@ def _train(session: Session, stop_asked: Callable[[], bool]) -> dict[str, Any]:
     """From the start or the last checkpoint to the final figures."""
     parts, config, paths = session.parts, session.config, session.paths
     now, at, position = session.start()
-    compiled = step.compile_steps(parts.recipe, parts.mesh)
+    compiled = {
+        recipe.begin: (
+            step.compile_steps(recipe, parts.mesh),
+            step.compile_reset(recipe, parts.mesh),
+        )
+        for recipe in parts.recipes
+    }
 
-    def advance(now: state.TrainState, batches: list[Any]) -> state.TrainState:
+    def advance(now: state.TrainState, at: int, batches: list[Any]) -> state.TrainState:
+        begin = parts.recipe_at(at).begin
+        steps, reset = compiled[begin]
+        if at == begin > 0:
+            now = reset(now)
         placed = step.put_batches(batches, parts.mesh)
-        return compiled(now, parts.teacher_variables, parts.store, placed)
+        return steps(now, parts.teacher_variables, parts.store, placed)
 
     now = loop.fit(
         now,
@@ -153,7 +185,7 @@ def _train(session: Session, stop_asked: Callable[[], bool]) -> dict[str, Any]:
         stop_asked=stop_asked,
     )
     session.checkpoints.wait()
-    spec, total = parts.recipe.spec, parts.recipe.total_steps
+    spec, total = parts.recipe.spec, parts.total_steps
 
     def figures(now: state.TrainState, step_of: int, folder: pathlib.Path) -> dict[str, Any]:
         evaluated = jax.device_get(now.evaluated)
@@ -173,6 +205,7 @@ def _train(session: Session, stop_asked: Callable[[], bool]) -> dict[str, Any]:
     return {
         "final": final,
         "selected": selected,
+        "best_test": session.best_test,
         "parameters": models.count(parts.initial.params),
         "parameters_sha256": final["parameters_sha256"],
         "teacher_parameters": [entry["parameters"] for entry in parts.description["teachers"]],

@@ -225,6 +225,14 @@ SCHEMA: dict[str, Key] = {
     ),
     "data.augment.mixup": number(0.0, "alpha of mixup's Beta distribution; 0: off"),
     "data.augment.cutmix": number(0.0, "alpha of cutmix's Beta distribution; 0: off"),
+    "data.augment.strong_ops": integer(
+        0, "RandAugment operations of the strong view; only methods with one (mlkd) read it"
+    ),
+    "data.augment.strong_cutout": number(
+        0.5,
+        "side of the grey square in the strong view, a part of the image's; 0: none; mlkd alone",
+        high=1.0,
+    ),
     # models
     "student.name": text("mlp", "the model that is trained: " + ", ".join(models.names())),
     "teacher.path": several(
@@ -238,11 +246,30 @@ SCHEMA: dict[str, Key] = {
         ("mean_probabilities", "sum_losses"),
         "several teachers: one mean distribution, or a loss to each",
     ),
+    "teacher.store": text(
+        "", "folder of stored answers, made by `distill-jax store`; empty: none", lasting=False
+    ),
+    "teacher.resident": choice(
+        "auto",
+        ("auto", "yes", "no"),
+        "stored answers on the device, or read batch by batch; auto: up to 4 GiB",
+        lasting=False,
+    ),
+    "teacher.own_average": flag(
+        False, "the teacher is the student's own moving average (training.ema_decay)"
+    ),
+    "teacher.look_ahead": integer(
+        0, "steps whose teacher answers are computed at once; 0: 1 on a CPU, more on others"
+    ),
     "teacher.compute_dtype": choice("float32", DTYPES, "dtype of the teachers' computation"),
     # method
-    "method.name": text("supervised", "the loss: " + ", ".join(methods.names())),
+    "method.name": text(
+        "supervised", "the loss, or several joined by +: " + ", ".join(methods.names())
+    ),
     "method.hard_weight": scheduled(1.0, "weight of the cross-entropy with the labels"),
-    "method.soft_weight": scheduled(1.0, "weight of the loss against the teacher"),
+    "method.soft_weight": scheduled(
+        1.0, "weight of the loss against the teacher; default: the published one of the method"
+    ),
     "method.temperature": scheduled(4.0, "temperature T of the soft targets", open_low=True),
     "method.label_smoothing": number(
         0.0, "mass spread over all classes in the hard targets", high=1.0, open_high=True
@@ -297,6 +324,9 @@ SCHEMA: dict[str, Key] = {
         1.0, "epochs between evaluations on the validation split; 0: at the end alone"
     ),
     "evaluation.batch_size": integer(500, "examples a step of evaluation", low=1),
+    "evaluation.track_test": flag(
+        False, "evaluate the test split as often: shown beside the last epoch, chooses nothing"
+    ),
     "evaluation.select": choice(
         "accuracy", ("accuracy", "nll"), "validation figure that chooses the selected model"
     ),

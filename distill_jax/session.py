@@ -25,6 +25,7 @@ class Session:
         self.clock = time.perf_counter()
         self.logged_step, self.logged_seconds = 0, 0.0
         self.last_validation: dict[str, Any] = {}
+        self.best_test: dict[str, Any] | None = None  # shown, never used
         self.checkpoints = checkpoints.Checkpoints(
             paths.checkpoints,
             keep_last=self.config.checkpoint.keep_last,
@@ -48,6 +49,7 @@ class Session:
         self.best_score = extra.get("best_score")
         self.seconds = extra.get("training_time_s", 0.0)
         self.last_validation = extra.get("last_validation", {})
+        self.best_test = extra.get("best_test")
         self.logged_step, self.logged_seconds = at, self.seconds
         for log in (self.metrics, self.performance):
             log.truncate(at)
@@ -87,7 +89,8 @@ class Session:
         count = sums.pop("steps")
         values = {name: total / count for name, total in sums.items()}
         values["epoch"] = at / self.parts.steps_per_epoch
-        values["learning_rate"] = float(self.parts.recipe.learning_rate(at - 1))
+        recipe = self.parts.recipe_at(at - 1)
+        values["learning_rate"] = float(recipe.learning_rate(at - 1 - recipe.begin))
         self._write(at, "train", values)
         self.seconds += self._lap()
         steps, seconds = at - self.logged_step, self.seconds - self.logged_seconds
@@ -108,8 +111,11 @@ class Session:
 
     def evaluate(self, at: int, now: state.TrainState) -> bool:
         self.seconds += self._lap()
+        if self.config.evaluation.track_test:
+            self._track_test(at, now)
         evaluator = self.parts.evaluators.get("validation")
         if evaluator is None:
+            self.clock = time.perf_counter()
             return False
         values = evaluator(*now.evaluated)
         self._write(at, "validation", _scalars(values))
@@ -120,6 +126,13 @@ class Session:
             self.best_score = score
         self.clock = time.perf_counter()
         return best
+
+    def _track_test(self, at: int, now: state.TrainState) -> None:
+        """Writes the figures of the test split and remembers the best epoch of the past."""
+        values = _scalars(self.parts.evaluators["test"](*now.evaluated))
+        self._write(at, "test", values)
+        if self.best_test is None or values["accuracy"] > self.best_test["accuracy"]:
+            self.best_test = {"step": at, **values}
 
     def _score(self, validation: Mapping[str, Any]) -> float:
         """What selects a model; higher is better."""
@@ -137,6 +150,7 @@ class Session:
             "position": at * self.config.training.batch_size,
             "best_score": self.best_score,
             "last_validation": self.last_validation,
+            "best_test": self.best_test,
             "training_time_s": self.seconds,
         }
         self.checkpoints.save(at, now, extra, score=score)

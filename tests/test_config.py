@@ -145,8 +145,8 @@ def test_a_module_of_ones_own_registers_a_method(tmp_path):
     file = write(
         tmp_path / "own.py",
         "import dataclasses\nfrom distill_jax import methods\n"
-        "@dataclasses.dataclass(frozen=True)\nclass Own:\n"
-        "    power: float = 2.0\n    needs_teacher = True\n"
+        "@dataclasses.dataclass(frozen=True)\nclass Own(methods.Method):\n"
+        "    power: float = 2.0\n"
         "methods.register('own', Own)\n",
     )
     wanted = {"imports": file, "method": {"name": "own", "power": 3.0}, "teacher": {"path": "t"}}

@@ -5,10 +5,41 @@ value an example; the step multiplies it with `soft_weight`, adds the cross-entr
 `hard_weight` and averages, in one place. One file a family; a new one registers its names here.
 
     method = create("soft_target")
-    values = method(student_outputs, teacher_outputs, labels, adapters, temperature)   # [B]
+    values = method(student_outputs, teacher_outputs, context)   # [B]
+    both = create("crd+soft_target", **{"crd.weight": 0.8})
 """
 
-from distill_jax.methods import features, logits  # noqa: E402,F401  (they register their names)
-from distill_jax.methods.base import Method, check_options, create, names, options, register
+from distill_jax.methods import (  # noqa: F401  (each registers its names)
+    classifiers,
+    contrastive,
+    hints,
+    logits,
+    maps,
+    overhaul,
+    peers,
+    phased,
+    relations,
+    tokens,
+)
+from distill_jax.methods.base import (
+    Context,
+    Method,
+    Pair,
+    Stage,
+    names,
+    register,
+)
+from distill_jax.methods.combined import check_options, create, options, published_weight
 
-__all__ = ["Method", "check_options", "create", "names", "options", "register"]
+__all__ = [
+    "Context",
+    "Method",
+    "Pair",
+    "Stage",
+    "check_options",
+    "create",
+    "names",
+    "options",
+    "published_weight",
+    "register",
+]

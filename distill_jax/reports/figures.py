@@ -270,6 +270,39 @@ def error_against_temperature(
     return figure
 
 
+def scatter(
+    points: Mapping[str, Sequence[tuple[float, float]]],
+    *,
+    xlabel: str,
+    ylabel: str,
+    log_x: bool = False,
+) -> Figure:
+    """One point a run, one colour and marker a label.
+
+    Args:
+      points: label -> (x, y) of each of its runs.
+      xlabel: of the horizontal axis, with its unit.
+      ylabel: of the vertical one.
+      log_x: whether the horizontal axis is logarithmic.
+    """
+    with style():
+        figure = Figure(figsize=(6.4, 4.4))
+        axes = figure.subplots()
+        for i, (label, members) in enumerate(points.items()):
+            axes.plot(
+                *zip(*members, strict=True),
+                ls="none",
+                color=SERIES[i % len(SERIES)],
+                marker=MARKERS[i // len(SERIES) % len(MARKERS)],
+                label=label_text(label),
+            )
+        if log_x:
+            axes.set_xscale("log")
+        axes.set(xlabel=xlabel, ylabel=ylabel)
+        _legend(figure, axes.lines)
+    return figure
+
+
 def _legend(figure: Figure, handles: Sequence[Artist | Container]) -> None:
     # Labels are passed on by hand: matplotlib hides one that begins with "_" when it collects them.
     labels = [handle.get_label() for handle in handles]

@@ -18,6 +18,23 @@ from distill_jax.teachers import Teachers, mean_probabilities
 from distill_jax.training import metrics
 from distill_jax.training.step import examples_of
 
+Answer = Callable[[dict[str, jax.Array], dict[str, jax.Array]], jax.Array]
+
+
+def online_answer(teachers: Teachers, variables: Any, num_classes: int) -> Answer:
+    """The function (store, batch) -> logits [B, K] of networks that answer online.
+
+    The logits of several teachers are those of their mean distribution.
+    """
+
+    @jax.jit
+    def answer(variables, store, batch):
+        images, _ = data.identity(*examples_of(batch, store), num_classes)
+        logits = [outputs.logits for outputs in teachers(variables, images)]
+        return mean_probabilities(logits, teachers.weights, 1.0)
+
+    return lambda store, batch: answer(variables, store, batch)
+
 
 class Evaluator:
     """Evaluates on one split, again and again during a run.
@@ -28,8 +45,7 @@ class Evaluator:
       mesh: the devices.
       batches: gives the split's host batches in order, the last one padded, with "mask".
       store: the resident set of the split, on the device, or {}.
-      teachers: the teachers' structure, or None.
-      teacher_variables: their arrays.
+      answer: gives the teacher's logits [B, K] for a batch as `batches` gives it, or None.
     """
 
     def __init__(
@@ -39,14 +55,12 @@ class Evaluator:
         mesh: Mesh,
         batches: Callable[[], Iterable[dict[str, np.ndarray]]],
         store: dict[str, jax.Array],
-        teachers: Teachers | None = None,
-        teacher_variables: Any = (),
+        answer: Answer | None = None,
     ):
         self._batches = batches
         self._store = store
         self._mesh = mesh
-        self._teachers = teachers
-        self._teacher_variables = teacher_variables
+        self._answer = answer
         self._answers: list[jax.Array] = []
 
         def logits_of(params, stats, store, batch):
@@ -59,14 +73,8 @@ class Evaluator:
             labels = examples_of(batch, store)[1]
             return metrics.batch_sums(logits, labels, batch["mask"], answer)
 
-        def answer(variables, store, batch):
-            images, _ = data.identity(*examples_of(batch, store), spec.num_classes)
-            logits = [outputs.logits for outputs in teachers(variables, images)]
-            return mean_probabilities(logits, teachers.weights, 1.0)
-
         self._logits_of = jax.jit(logits_of)
         self._sums = jax.jit(sums)
-        self._answer = jax.jit(answer)
 
     def _placed(self) -> Iterable[dict[str, jax.Array]]:
         for batch in self._batches():
@@ -76,9 +84,9 @@ class Evaluator:
         """Every figure of `metrics.summarise` on the split."""
         parts = []
         for index, batch in enumerate(self._placed()):
-            if self._teachers is not None and index == len(self._answers):
-                self._answers.append(self._answer(self._teacher_variables, self._store, batch))
-            answer = self._answers[index] if self._teachers is not None else None
+            if self._answer is not None and index == len(self._answers):
+                self._answers.append(self._answer(self._store, batch))
+            answer = self._answers[index] if self._answer is not None else None
             parts.append(self._sums(params, stats, answer, self._store, batch))
         totals = None
         for part in jax.device_get(parts):

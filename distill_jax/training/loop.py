@@ -29,6 +29,7 @@ class Timetable:
       total_steps: the run ends after this many.
       log_every: a line of the log after every multiple, and at the end.
       steps_per_call: steps in one compiled call where nothing is due in between.
+      begin_at: steps at which a stage of the method begins.
       evaluate_at: steps after which the validation split is evaluated.
       save_at: steps after which a checkpoint is saved.
     """
@@ -36,6 +37,7 @@ class Timetable:
     total_steps: int
     log_every: int
     steps_per_call: int
+    begin_at: frozenset[int]
     evaluate_at: frozenset[int]
     save_at: frozenset[int]
 
@@ -45,7 +47,8 @@ class Timetable:
     def next_stop(self, step: int) -> int:
         """The first step after `step` at which something is due."""
         ahead = step + 1
-        while not (self.logs_at(ahead) or ahead in self.evaluate_at or ahead in self.save_at):
+        due = self.evaluate_at | self.save_at | self.begin_at
+        while not (self.logs_at(ahead) or ahead in due):
             ahead += 1
         return ahead
 
@@ -93,7 +96,7 @@ def fit(
     state: TrainState,
     step: int,
     *,
-    advance: Callable[[TrainState, list[Any]], TrainState],
+    advance: Callable[[TrainState, int, list[Any]], TrainState],
     batches: Iterator[Any],
     timetable: Timetable,
     hooks: Hooks,
@@ -104,7 +107,8 @@ def fit(
     Args:
       state: the state after `step` steps; it is donated.
       step: how many steps it has done.
-      advance: dispatches one step a batch in a single call; donates its state.
+      advance: (state, step, batches): dispatches one step a batch in a single call, the first of
+        them numbered `step` from 0; donates its state.
       batches: host batches from the position of `step` on.
       timetable: when to log, evaluate and save.
       hooks: how to.
@@ -123,7 +127,7 @@ def fit(
         while step < stop and not stop_asked():
             whole = stop - step >= timetable.steps_per_call
             count = timetable.steps_per_call if whole else 1
-            state = advance(state, [next(batches) for _ in range(count)])
+            state = advance(state, step, [next(batches) for _ in range(count)])
             step += count
         sums, bad_step = jax.device_get((state.sums, state.bad_step))
         if bad_step >= 0:

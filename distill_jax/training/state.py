@@ -23,6 +23,7 @@ class TrainState:
       params: the student's parameters.
       stats: the student's batch statistics.
       adapters: trainable arrays of the method, beside the student.
+      memory: arrays that the method replaces in each step, such as a memory bank.
       optimizer: optax's state over {"student": params, "adapters": adapters}.
       average: {"params", "stats"}: exponential moving averages of both, or {}.
       sums: sums of the training metrics since the last line of the log, over `sums["steps"]` steps.
@@ -33,6 +34,7 @@ class TrainState:
     params: Flat
     stats: Flat
     adapters: Flat
+    memory: Flat
     optimizer: Any
     average: dict[str, Flat]
     sums: dict[str, jax.Array]
@@ -55,6 +57,7 @@ def initial(
     params: Flat,
     stats: Flat,
     adapters: Flat,
+    memory: Flat,
     optimizer: optax.GradientTransformation,
     *,
     averaged: bool,
@@ -64,7 +67,8 @@ def initial(
     Args:
       params: the student's initial parameters.
       stats: its initial batch statistics.
-      adapters: the method's initial arrays.
+      adapters: the method's initial arrays that are trained.
+      memory: its initial arrays that are not.
       optimizer: gives its state.
       averaged: whether a moving average is kept; it starts as a copy of the student.
     """
@@ -74,6 +78,7 @@ def initial(
         params=params,
         stats=stats,
         adapters=adapters,
+        memory=memory,
         optimizer=optimizer.init({"student": params, "adapters": adapters}),
         average=jax.tree.map(jnp.copy, copy),
         sums={name: jnp.float32(0) for name in METRICS},

@@ -15,82 +15,17 @@ import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from distill_jax import losses, models
+from distill_jax import data, teachers
 from distill_jax.data import augment
-from distill_jax.methods import Method
-from distill_jax.models import Outputs, Spec
+from distill_jax.models import Outputs
 from distill_jax.parallel import batch_sharding, replicated
-from distill_jax.teachers import Teachers, mean_probabilities
+from distill_jax.teachers import View
 from distill_jax.training import optimizers
-from distill_jax.training.schedules import Schedule
+from distill_jax.training.loss import loss_of, moment
+from distill_jax.training.recipe import Recipe
 from distill_jax.training.state import TrainState
 
 Batch = dict[str, jax.Array]
-
-
-@dataclasses.dataclass(frozen=True)
-class Recipe:
-    """Everything about a step that does not change during training.
-
-    Attributes:
-      seed: of the views and the dropout.
-      spec: the student's.
-      graphdef: the student's static structure.
-      augment: how a view is drawn.
-      method: the loss against the teacher.
-      teachers: the teachers' structure, or None.
-      sum_losses: with several teachers, a loss to each instead of one to their mean.
-      hard_weight: weight of the cross-entropy with the labels.
-      soft_weight: weight of the method's loss.
-      temperature: of the soft targets.
-      label_smoothing: of the hard targets, in [0, 1).
-      optimizer: applies to {"student": ..., "adapters": ...}.
-      learning_rate: the rate in the optimizer, as a function of the step.
-      max_norm: constraint on dense units' incoming weights; 0 for none.
-      ema_decay: of the moving average; 0 for none.
-      accumulate: parts of a batch, one after the other.
-      total_steps: of the run, for the schedules.
-      log_every: the sums of the metrics start anew after this many steps.
-    """
-
-    seed: int
-    spec: Spec
-    graphdef: Any
-    augment: augment.Augment
-    method: Method
-    teachers: Teachers | None
-    sum_losses: bool
-    hard_weight: Schedule
-    soft_weight: Schedule
-    temperature: Schedule
-    label_smoothing: float
-    optimizer: optax.GradientTransformation
-    learning_rate: optimizers.LearningRate
-    max_norm: float
-    ema_decay: float
-    accumulate: int
-    total_steps: int
-    log_every: int
-
-
-def soft_values(
-    recipe: Recipe,
-    student: Outputs,
-    answers: Sequence[Outputs],
-    labels: jax.Array,
-    adapters: dict[str, jax.Array],
-    temperature: jax.Array,
-) -> jax.Array:
-    """The method's values [B] against one teacher, several one by one, or their mean."""
-    weights = recipe.teachers.weights
-    if len(answers) > 1 and not recipe.sum_losses:
-        logits = mean_probabilities([a.logits for a in answers], weights, temperature)
-        answers, weights = [Outputs(logits=logits, taps={})], (1.0,)
-    return sum(
-        weight * recipe.method(student, answer, labels, adapters, temperature)
-        for weight, answer in zip(weights, answers, strict=True)
-        if weight > 0
-    )
 
 
 def examples_of(batch: Batch, store: Batch) -> tuple[jax.Array, jax.Array]:
@@ -100,6 +35,21 @@ def examples_of(batch: Batch, store: Batch) -> tuple[jax.Array, jax.Array]:
     return store["image"][batch["id"]], store["label"][batch["id"]]
 
 
+def view_of(recipe: Recipe, step: jax.Array, batch: Batch, store: Batch) -> dict[str, Any]:
+    """What a step shows: "images", "targets", "labels", "ids", "draws", and "strong" if asked."""
+    view_key = teachers.view_key(recipe.seed, step)
+    if "view_key" in batch:  # the view of a stored answer, not of this run's own seed
+        view_key = jax.random.wrap_key_data(batch["view_key"])
+    raw, labels = examples_of(batch, store)
+    draws = augment.draw(view_key, labels.shape[0], recipe.augment)
+    images, targets = augment.view(raw, labels, recipe.spec.num_classes, draws, recipe.augment)
+    shown = {"images": images, "targets": targets, "labels": labels, "ids": batch["id"]}
+    if recipe.method.strong_view:
+        more = data.draw_strong(view_key, labels.shape[0], recipe.augment)
+        shown["strong"] = data.strong_view(raw, more, recipe.augment)
+    return {**shown, "draws": draws}
+
+
 def train_step(
     recipe: Recipe,
     mesh: Mesh,
@@ -107,6 +57,7 @@ def train_step(
     teacher_variables: Any,
     store: Batch,
     batch: Batch,
+    answers: list[Outputs] | None = None,
 ) -> TrainState:
     """One step of training.
 
@@ -114,76 +65,75 @@ def train_step(
       recipe: what is fixed.
       mesh: the devices.
       state: before the step.
-      teacher_variables: arrays of the teachers, one entry a teacher; [] for none.
+      teacher_variables: arrays of the teachers; [] for none.
       store: the resident set {"image" uint8 [N, H, W, C], "label" int32 [N]}, or {}.
       batch: {"id" int32 [B]}, with "image" and "label" where the set is streamed.
+      answers: the teachers' on this step's view, where they are known already.
 
     Returns:
       The state after it.
     """
-    view_key, dropout_key = jax.random.split(
-        jax.random.fold_in(jax.random.key(recipe.seed), state.step)
-    )
-    images, labels = examples_of(batch, store)
-    draws = augment.draw(view_key, labels.shape[0], recipe.augment)
-    images, targets = augment.view(images, labels, recipe.spec.num_classes, draws, recipe.augment)
-    progress = state.step / recipe.total_steps
-    temperature = recipe.temperature.at(progress)
-
-    def loss_of(trainable, stats, part, key):
-        inputs = models.normalise(part["images"], recipe.spec.mean, recipe.spec.std)
-        student, stats = models.apply(
-            recipe.graphdef, trainable["student"], stats, inputs, train=True, key=key
-        )
-        hard = losses.mean(
-            losses.cross_entropy(
-                student.logits, part["targets"], label_smoothing=recipe.label_smoothing
-            )
-        )
-        soft = jnp.float32(0)
-        if recipe.method.needs_teacher:
-            answers = recipe.teachers(teacher_variables, part["images"])
-            soft = losses.mean(
-                soft_values(
-                    recipe, student, answers, part["labels"], trainable["adapters"], temperature
-                )
-            )
-        hit = jnp.argmax(student.logits, axis=-1) == part["labels"]
-        loss = recipe.hard_weight.at(progress) * hard + recipe.soft_weight.at(progress) * soft
-        return loss, (stats, {"hard_loss": hard, "soft_loss": soft, "accuracy": jnp.mean(hit)})
+    shown = view_of(recipe, state.step, batch, store)
+    draws = shown.pop("draws")
+    now = moment(recipe, state.step)
+    if recipe.teachers is not None and recipe.teachers.own:
+        teacher_variables = state.average
+    if answers is None and recipe.teachers is not None and recipe.teachers.stored:
+        view = View(shown["images"], shown["ids"], draws, batch)
+        answers = recipe.teachers.answers(teacher_variables, view)
+    if answers is not None:
+        shown["answers"] = answers
 
     # Every part takes every accumulate-th example, so that each device keeps a share of each part.
     parts = jax.tree.map(
-        lambda a: jnp.moveaxis(a.reshape(-1, recipe.accumulate, *a.shape[1:]), 1, 0),
-        {"images": images, "targets": targets, "labels": labels},
+        lambda a: jnp.moveaxis(a.reshape(-1, recipe.accumulate, *a.shape[1:]), 1, 0), shown
     )
     sharding = NamedSharding(mesh, PartitionSpec(None, *batch_sharding(mesh).spec))
     parts = jax.lax.with_sharding_constraint(parts, sharding)
     trainable = {"student": state.params, "adapters": state.adapters}
 
     def accumulate(carry, inputs):
-        stats, totals = carry
+        kept, totals = carry
         part, key = inputs
-        (loss, (stats, metrics)), gradient = jax.value_and_grad(loss_of, has_aux=True)(
-            trainable, stats, part, key
-        )
-        new = {"gradient": gradient, "metrics": {"loss": loss, **metrics}}
-        return stats, jax.tree.map(lambda a, b: a + b / recipe.accumulate, totals, new)
+
+        def loss(trainable):
+            return loss_of(recipe, now, teacher_variables, trainable, kept, part, key)
+
+        (_, (kept, metrics)), gradient = jax.value_and_grad(loss, has_aux=True)(trainable)
+        new = {"gradient": gradient, "metrics": metrics}
+        return kept, jax.tree.map(lambda a, b: a + b / recipe.accumulate, totals, new)
 
     nothing = {
         "gradient": jax.tree.map(jnp.zeros_like, trainable),
         "metrics": dict.fromkeys(("loss", "hard_loss", "soft_loss", "accuracy"), jnp.float32(0)),
     }
-    keys = jax.random.split(dropout_key, recipe.accumulate)
-    stats, totals = _fold(mesh, accumulate, (state.stats, nothing), (parts, keys))
-    return _updated(recipe, state, trainable, stats, totals["gradient"], totals["metrics"])
+    # The first of the two is the view's; the second is for dropout and the method's draws.
+    own_key = jax.random.split(jax.random.fold_in(jax.random.key(recipe.seed), state.step))[1]
+    keys = jax.random.split(own_key, recipe.accumulate)
+    kept, totals = _fold(mesh, accumulate, ((state.stats, state.memory), nothing), (parts, keys))
+    return _updated(recipe, state, trainable, kept, totals["gradient"], totals["metrics"])
 
 
-def _updated(recipe, state, trainable, stats, gradient, metrics) -> TrainState:
+def _only_trained(recipe: Recipe, tree: dict[str, Any]) -> dict[str, Any]:
+    """The tree over {"student", "adapters"} with zeros for what the stage does not train."""
+    return {
+        group: {
+            name: value if recipe.trains(group, name) else jnp.zeros_like(value)
+            for name, value in values.items()
+        }
+        for group, values in tree.items()
+    }
+
+
+def _updated(recipe, state, trainable, kept, gradient, metrics) -> TrainState:
     """The optimizer's update, the moving average, the sums of metrics and the finiteness check."""
+    stats, memory = kept
+    gradient = _only_trained(recipe, gradient)
     updates, optimizer = recipe.optimizer.update(gradient, state.optimizer, trainable)
-    trainable = optax.apply_updates(trainable, updates)
+    trainable = optax.apply_updates(trainable, _only_trained(recipe, updates))
     params = trainable["student"]
+    if not any(recipe.trains("student", name) for name in params):
+        stats = state.stats
     if recipe.max_norm:
         params = optimizers.constrain_norms(params, recipe.max_norm)
     average = {}
@@ -201,6 +151,7 @@ def _updated(recipe, state, trainable, stats, gradient, metrics) -> TrainState:
         params=params,
         stats=stats,
         adapters=trainable["adapters"],
+        memory=memory,
         optimizer=optimizer,
         average=average,
         sums=sums,
@@ -226,23 +177,98 @@ def _fold(mesh: Mesh, body: Callable[[Any, Any], Any], carry: Any, items: Any) -
     return carry
 
 
+def _ahead(recipe: Recipe, step, teacher_variables, store: Batch, batches: Batch) -> list[Outputs]:
+    """The teachers' answers to the views of the next K steps, in one forward pass.
+
+    Args:
+      recipe: of the stage.
+      step: the first of the steps.
+      teacher_variables: arrays of the teachers.
+      store: the resident set.
+      batches: of the K steps, [K, B, ...].
+
+    Returns:
+      One `Outputs` a teacher, [K, B, ...], with the taps that the stage reads.
+    """
+    count = jax.tree.leaves(batches)[0].shape[0]
+    steps = step + jnp.arange(count)
+    shown = jax.vmap(lambda step, batch: view_of(recipe, step, batch, store))(steps, batches)
+
+    # Examples first, steps second: each device keeps the examples that it has.
+    def merged(a):
+        a = jnp.moveaxis(a, 0, 1)
+        return a.reshape(-1, *a.shape[2:])
+
+    def apart(a):
+        return jnp.moveaxis(a.reshape(-1, count, *a.shape[1:]), 1, 0)
+
+    view = View(merged(shown["images"]), merged(shown["ids"]), {}, {})
+    answers = recipe.teachers.answers(teacher_variables, view)
+    kept = [
+        Outputs(a.logits, {name: a.taps[name] for name in a.taps if name in recipe.teacher_taps})
+        for a in answers
+    ]
+    return jax.tree.map(apart, kept)
+
+
 def compile_steps(recipe: Recipe, mesh: Mesh) -> Callable[..., TrainState]:
     """The jitted function of several steps: (state, teachers, store, batches [n, B, ...]) -> state.
 
-    The state is donated. One program is compiled for every n that it is called with.
+    The state is donated. One program is compiled for every n that it is called with. With
+    `recipe.look_ahead`, the teachers answer for that many steps at a time, or for the largest
+    number below it that divides n.
     """
+    source = recipe.teachers
+    online = (
+        source is not None
+        and not (source.own or source.stored)
+        and recipe.method.needs_teacher
+        and recipe.stage.values is not None
+    )
+    look_ahead = recipe.look_ahead if online else 1
 
     def steps(state, teacher_variables, store, batches):
-        def one(state, batch):
-            return train_step(recipe, mesh, state, teacher_variables, store, batch)
+        count = jax.tree.leaves(batches)[0].shape[0]
+        group = max(k for k in range(1, min(look_ahead, count) + 1) if count % k == 0)
 
-        return _fold(mesh, one, state, batches)
+        def one(state, item):
+            batch, answers = item
+            return train_step(recipe, mesh, state, teacher_variables, store, batch, answers)
+
+        def several(state, batches):
+            answers = None
+            if group > 1:
+                answers = _ahead(recipe, state.step, teacher_variables, store, batches)
+            return _fold(mesh, one, state, (batches, answers))
+
+        if group == count:
+            return several(state, batches)
+        grouped = jax.tree.map(lambda a: a.reshape(-1, group, *a.shape[1:]), batches)
+        return _fold(mesh, several, state, grouped)
 
     return jax.jit(steps, donate_argnums=0, out_shardings=replicated(mesh))
 
 
+def compile_reset(recipe: Recipe, mesh: Mesh) -> Callable[[TrainState], TrainState]:
+    """The jitted function that begins a stage: the optimizer forgets the stage before."""
+
+    def reset(state):
+        trainable = {"student": state.params, "adapters": state.adapters}
+        return dataclasses.replace(state, optimizer=recipe.optimizer.init(trainable))
+
+    return jax.jit(reset, donate_argnums=0, out_shardings=replicated(mesh))
+
+
 def put_batches(batches: Sequence[dict[str, Any]], mesh: Mesh) -> Batch:
-    """Host batches stacked along a new leading axis [n, B, ...] and split over the mesh."""
-    sharding = NamedSharding(mesh, PartitionSpec(None, *batch_sharding(mesh).spec))
-    stacked = {name: np.stack([batch[name] for batch in batches]) for name in batches[0]}
-    return jax.device_put(stacked, sharding)
+    """Host batches stacked along a new leading axis [n, B, ...] and split over the mesh.
+
+    A "view_key" is not of an example but of a whole batch, and stands on every device.
+    """
+    split = NamedSharding(mesh, PartitionSpec(None, *batch_sharding(mesh).spec))
+    whole = replicated(mesh)
+    return {
+        name: jax.device_put(
+            np.stack([batch[name] for batch in batches]), whole if name == "view_key" else split
+        )
+        for name in batches[0]
+    }

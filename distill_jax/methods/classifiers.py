@@ -1,0 +1,104 @@
+"""Methods that reuse the teacher's classifier: SimKD and SRRL."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from distill_jax import losses
+from distill_jax.errors import UsageError
+from distill_jax.methods import networks, taps
+from distill_jax.methods.base import Method, Stage, register
+from distill_jax.methods.relations import OnPooled
+
+_CLASSIFIER = ("classifier/kernel", "classifier/bias")
+
+
+def _classifier(params, method: str) -> dict[str, jax.Array]:
+    """The teacher's last layer; UsageError where its parameters are not at hand."""
+    missing = [name for name in _CLASSIFIER if name not in params]
+    if missing:
+        raise UsageError(
+            f"method.name={method!r}: expects the parameters of a teacher with one classifier "
+            f"(teacher.path); {missing[0]} is not at hand"
+        )
+    return {name: params[name] for name in _CLASSIFIER}
+
+
+@dataclasses.dataclass(frozen=True)
+class SimpleKD(Method):
+    """The student's map is fitted to the teacher's, whose classifier it uses (Chen et al. 2022).
+
+    SimKD: mean squared error of the last maps after a projector. The student is the
+    model "simkd", which contains the projector and the classifier and needs them ever after; the
+    classifier is the teacher's and stays as it is. The published recipe has `hard_weight=0`.
+
+    Attributes:
+      teacher_tap: name of the teacher's map; "" for the last.
+    """
+
+    teacher_tap: str = ""
+
+    def _maps(self, student, teacher):
+        theirs = taps.last(teacher, "simkd", "teacher_tap", self.teacher_tap)
+        return student.taps["projected"], teacher.taps[theirs]
+
+    def adapters(self, pair, key):
+        if "projected" not in pair.student.taps:
+            raise UsageError(
+                f"student.name={pair.student_spec.name!r}: simkd expects student.name='simkd' with "
+                "student.backbone, the network that is distilled"
+            )
+        source, target = self._maps(pair.student, pair.teacher)
+        if source.shape[-1] != target.shape[-1]:
+            raise UsageError(
+                f"student.features={source.shape[-1]}: simkd expects {target.shape[-1]}, the "
+                "channels of the teacher's last map"
+            )
+        return {}
+
+    def student_params(self, pair):
+        found = _classifier(pair.teacher_params, "simkd")
+        for name, value in found.items():
+            if value.shape != pair.student_params[name].shape:
+                raise UsageError(
+                    f"method.name='simkd': the teacher's {name} is {value.shape}; expected "
+                    f"{pair.student_params[name].shape}"
+                )
+        return {**pair.student_params, **found}
+
+    def stages(self):
+        return (Stage(self, trains=lambda name: not name.startswith("student/classifier/")),)
+
+    def __call__(self, student, teacher, context):
+        source, target = losses.match_size(*self._maps(student, teacher))
+        return jnp.mean(jnp.square(source - target), axis=(1, 2, 3))
+
+
+@dataclasses.dataclass(frozen=True)
+class SoftmaxRegression(OnPooled):
+    """What the teacher's classifier makes of the student's features (Yang et al. 2021, SRRL).
+
+    In the form of the SimKD repository: the pooled feature through a dense layer,
+    batch normalisation and ReLU; mean squared error to the teacher's feature, and of the logits
+    that the teacher's classifier gives to it.
+    """
+
+    def adapters(self, pair, key):
+        ours, theirs = self.vectors(pair.student, pair.teacher)
+        _classifier(pair.teacher_params, "srrl")
+        return networks.conv_arrays(
+            "connector", key, 0, ours.shape[-1], theirs.shape[-1], bias=False, norm=True
+        )
+
+    def __call__(self, student, teacher, context):
+        source, target = self.vectors(student, teacher)
+        kernel, bias = _classifier(context.teacher_params, "srrl").values()
+        connected = jax.nn.relu(networks.conv(context.adapters, "connector", source))
+        logits = connected @ kernel.astype(jnp.float32) + bias
+        features = jnp.mean(jnp.square(connected - target.astype(jnp.float32)), axis=-1)
+        return features + losses.logit_mse(logits, teacher.logits)
+
+
+register("simkd", SimpleKD)
+register("srrl", SoftmaxRegression)

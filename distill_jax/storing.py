@@ -1,0 +1,90 @@
+"""From a config to a store of its teacher's answers: what `distill-jax store` does."""
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from distill_jax import config as configs
+from distill_jax import data, models, parallel, teachers
+from distill_jax.assembly import load_splits, train_ids_of
+from distill_jax.errors import UsageError
+
+
+def write(
+    config: Mapping[str, Any] | ConfigDict,
+    where: str | os.PathLike,
+    *,
+    dtype: str = "float16",
+    taps: Sequence[str] = ("pooled",),
+) -> dict[str, Any]:
+    """Stores the answers that runs with this config would ask its teacher for.
+
+    Where the augmentation has finitely many views (crop and flip), all of them, for any seed and
+    any number of epochs; else the steps of this very run, its order and views with them.
+
+    Args:
+      config: of the later runs: data, augmentation, teacher; of a store of steps also the seed, the
+        batch size and the number of epochs.
+      where: the folder of the store.
+      dtype: of the stored answers: "float16", "bfloat16" or "float32".
+      taps: the teacher's features that are stored beside its logits.
+
+    Returns:
+      {"path", "scheme", "bytes", "images" or "steps"}.
+
+    Raises:
+      UsageError: the config has no single teacher, or as `teachers.write_store`.
+    """
+    config = configs.resolve(config)
+    if len(config.teacher.path) != 1:
+        raise UsageError(
+            f"teacher.path={config.teacher.path}: a store has one teacher; expected one path"
+        )
+    splits = load_splits(config)
+    saved = models.load(config.teacher.path[0], key="teacher.path")
+    mesh = parallel.make_mesh(**config.mesh)
+    augment = data.Augment(**config.data.augment)
+    shared = dict(
+        saved=saved,
+        train=splits["train"],
+        test=splits["test"],
+        augment=augment,
+        dtype=dtype,
+        taps=taps,
+        compute_dtype=config.teacher.compute_dtype,
+        mesh=mesh,
+    )
+    if _has_finitely_many_views(augment):
+        manifest = teachers.write_store(where, batch_size=config.evaluation.batch_size, **shared)
+        amount = {"images": manifest["items"], "views": manifest["inner"]}
+    else:
+        ids, _ = train_ids_of(config, splits["train"])
+        per_epoch = len(ids) / config.training.batch_size
+        steps = config.training.steps or -(-config.training.epochs * per_epoch // 1)
+        manifest = teachers.write_steps(
+            where,
+            train_ids=ids,
+            seed=config.seed,
+            batch_size=config.training.batch_size,
+            steps=int(steps),
+            **shared,
+        )
+        amount = {"steps": manifest["items"]}
+    jax.clear_caches()
+    return {
+        "path": str(where),
+        "scheme": manifest["scheme"]["scheme"],
+        "bytes": manifest["answer_bytes"],
+        **amount,
+    }
+
+
+def _has_finitely_many_views(augment: data.Augment) -> bool:
+    try:
+        teachers.Finite.of(augment)
+    except UsageError:
+        return False
+    return True
