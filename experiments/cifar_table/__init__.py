@@ -1,0 +1,1 @@
+"""The CIFAR distillation table: every pair and method beside its published figure."""

@@ -1,0 +1,177 @@
+"""The rows of the table: which network, taught by which, with which method; and their configs."""
+
+import dataclasses
+import fnmatch
+import pathlib
+import sys
+from collections.abc import Mapping, Sequence
+
+from ml_collections import ConfigDict
+
+from distill_jax import config as configs
+from distill_jax.errors import UsageError
+from experiments.cifar_table import published
+
+CONFIGS = pathlib.Path(__file__).resolve().parents[2] / "configs"
+
+
+def _literature():
+    """configs/literature.py, which lies beside the configs and not in a package."""
+    sys.path.insert(0, str(CONFIGS))
+    try:
+        import literature
+    finally:
+        sys.path.pop(0)
+    return literature
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One line of the table; runs of one row differ in the seed alone.
+
+    Attributes:
+      dataset: "cifar100" or "cifar10".
+      student: name of its network.
+      teacher: name of the teacher's; "" for training on the labels alone, "none" for methods
+        without a teacher.
+      method: a key of `literature.METHODS`; "" without a teacher.
+    """
+
+    dataset: str
+    student: str
+    teacher: str = ""
+    method: str = ""
+
+    @property
+    def name(self) -> str:
+        """How `--rows` and the folders call it."""
+        if not self.method:
+            return f"{self.dataset}:{self.student}"
+        return f"{self.dataset}:{self.teacher},{self.student},{self.method}"
+
+    @property
+    def folder(self) -> str:
+        """The name without what a file name cannot have."""
+        return self.name.replace(":", "-").replace(",", "-")
+
+    @property
+    def published(self) -> tuple[float, str] | None:
+        """(top-1 %, source), where there is one."""
+        if not self.method:
+            figure = published.ALONE[self.dataset].get(self.student)
+            source = "RepDistiller" if self.dataset == "cifar100" else "KD-Zoo"
+            return (figure, source) if figure else None
+        table = published.CIFAR100 if self.dataset == "cifar100" else published.CIFAR10
+        return table.get((self.teacher, self.student, self.method))
+
+
+def every_row() -> list[Row]:
+    """All rows: the networks alone, then pair by pair; CIFAR-10's last."""
+    literature = _literature()
+    alone = dict.fromkeys(name for pair in literature.PAIRS for name in pair)
+    rows = [Row("cifar100", name) for name in alone]
+    for teacher, student in literature.PAIRS:
+        for method in literature.METHODS:
+            if method == "fsp" and (teacher, student, method) not in published.CIFAR100:
+                continue  # the widths of the two networks differ
+            taught_by = {"born_again": student, "mutual": "none", "ema": "none"}
+            rows.append(Row("cifar100", student, taught_by.get(method, teacher), method))
+    rows.append(Row("cifar100", "deit_tiny", "resnet56", "deit"))
+    rows += [Row("cifar10", name) for name in ("resnet110", "resnet20")]
+    rows += [Row("cifar10", "resnet20", "resnet110", method) for method in ("kd", "at")]
+    return list(dict.fromkeys(rows))
+
+
+def chosen(patterns: Sequence[str]) -> list[Row]:
+    """The rows that the patterns name, and before them the teachers that they need.
+
+    Args:
+      patterns: names of rows, parts of which may be "*": "cifar100:resnet56,resnet20,*".
+
+    Raises:
+      UsageError: a pattern names no row.
+    """
+    rows = every_row()
+    found: dict[Row, None] = {}
+    for pattern in patterns:
+        matching = [row for row in rows if fnmatch.fnmatchcase(row.name, pattern)]
+        if not matching:
+            raise UsageError(
+                f"--rows={pattern}: no such row; expected DATASET:TEACHER,STUDENT,METHOD or "
+                "DATASET:STUDENT, with * for any, such as cifar100:resnet56,resnet20,*"
+            )
+        found |= dict.fromkeys(matching)
+    needed = {Row(row.dataset, row.teacher) for row in found if row.teacher not in ("", "none")}
+    return [row for row in rows if row in needed or row in found]
+
+
+def config_of(
+    row: Row, seed: int, root: pathlib.Path, epochs: float | None, overrides: Mapping[str, str]
+) -> ConfigDict:
+    """The resolved config of one run.
+
+    Args:
+      row: which.
+      seed: which of its seeds.
+      root: the workdir of the table; a student's teacher is that of seed 0.
+      epochs: of a short schedule, whose milestones, warm-up and earlier stages shrink alike; None
+        for the published one.
+      overrides: the command line's, for every run.
+    """
+    path = str(root / run_name(Row(row.dataset, row.teacher), 0))
+    if row.dataset == "cifar10":
+        config = _zoo(row, path)
+    else:
+        literature = _literature()
+        if not row.method:
+            config = literature.cifar(row.dataset, row.student)
+        elif row.method == "deit":
+            config = literature.transformer(row.dataset, path)
+        else:
+            config = literature.distilled(row.dataset, row.teacher, row.student, row.method, path)
+    flat = configs.flatten(config)
+    flat["seed"] = seed
+    if epochs is not None:
+        flat = _shortened(flat, epochs)
+    return configs.resolve(configs.apply_overrides(configs.unflatten(flat), overrides))
+
+
+def _zoo(row: Row, path: str) -> ConfigDict:
+    """CIFAR-10's rows: the recipe of the Knowledge-Distillation-Zoo; AT over three maps."""
+    role = "student" if row.method else "teacher" if row.student == "resnet110" else "baseline"
+    config = configs.load(f"{CONFIGS / 'cifar10_hinton.py'}:{role}").copy_and_resolve_references()
+    with config.unlocked():
+        config.evaluation.track_test = True
+        config.evaluation.every_epochs = 1.0
+        config.data.validation = 500
+        config.student.bn_unbiased = True
+        if row.method:
+            config.teacher.path = (path,)
+    if row.method == "at":
+        flat = {k: v for k, v in configs.flatten(config).items() if not k.startswith("method.")}
+        flat |= {"method.name": "at", "method.soft_weight": 1000.0 / 3}
+        return ConfigDict(configs.unflatten(flat))
+    return config
+
+
+def _shortened(flat: dict, epochs: float) -> dict:
+    """The config with its schedule scaled to `epochs`."""
+    scale = epochs / flat["training.epochs"]
+    flat["training.epochs"] = epochs
+    flat["schedule.milestones"] = tuple(
+        milestone * scale for milestone in flat.get("schedule.milestones", ())
+    )
+    flat["schedule.warmup_epochs"] = flat.get("schedule.warmup_epochs", 0.0) * scale
+    name = flat.get("method.name", "supervised")
+    if name in ("ab", "ft", "fsp"):
+        flat["method.init_epochs"] = 30.0 * scale
+    elif name in ("dkd", "review"):
+        flat["method.warmup_epochs"] = 20.0 * scale
+    flat["evaluation.every_epochs"] = max(flat["evaluation.every_epochs"] * scale, epochs / 4)
+    flat["checkpoint.every_epochs"] = 0.0
+    return flat
+
+
+def run_name(row: Row, seed: int) -> str:
+    """The folder of a run in the table's workdir."""
+    return f"{row.folder}-seed{seed}"
