@@ -1,6 +1,7 @@
 """From a config to a store of its teacher's answers: what `distill-jax store` does."""
 
 import os
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -33,7 +34,7 @@ def write(
       taps: the teacher's features that are stored beside its logits.
 
     Returns:
-      {"path", "scheme", "bytes", "images" or "steps"}.
+      {"path", "scheme", "bytes"}, and "images" and "views", or "steps".
 
     Raises:
       UsageError: the config has no single teacher, or as `teachers.write_store`.
@@ -56,10 +57,11 @@ def write(
         taps=taps,
         compute_dtype=config.teacher.compute_dtype,
         mesh=mesh,
+        note=lambda line: print(line, file=sys.stderr, flush=True),
     )
     if _has_finitely_many_views(augment):
         manifest = teachers.write_store(where, batch_size=config.evaluation.batch_size, **shared)
-        amount = {"images": manifest["items"], "views": manifest["inner"]}
+        amount = {"images": manifest["items"], "views": manifest["answers_an_item"]}
     else:
         ids, _ = train_ids_of(config, splits["train"])
         per_epoch = len(ids) / config.training.batch_size

@@ -2,7 +2,11 @@
 
 import copy
 
+import jax
+import jax.numpy as jnp
+
 from distill_jax import config as configs
+from distill_jax import methods
 
 TEACHER = {
     "data": {"name": "digits", "augment": {"crop_padding": 1}},
@@ -40,3 +44,21 @@ def changed(config: dict, **values) -> dict:
     flat = configs.flatten(copy.deepcopy(config))
     flat.update({name.replace("__", "."): value for name, value in values.items()})
     return configs.unflatten(flat)
+
+
+def context(**values) -> methods.Context:
+    """What a method reads beside the outputs, empty where nothing is given."""
+    empty = dict(
+        labels=jnp.zeros(1, jnp.int32),
+        targets=jnp.zeros((1, 1)),
+        ids=jnp.zeros(1, jnp.int32),
+        images=jnp.zeros((1, 1, 1, 1)),
+        adapters={},
+        memory={},
+        teacher_params={},
+        temperature=jnp.float32(1),
+        epoch=jnp.float32(0),
+        key=jax.random.key(0),
+        spec=None,
+    )
+    return methods.Context(**empty | values)

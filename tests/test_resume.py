@@ -27,7 +27,13 @@ def outcome(workdir) -> tuple[str, bytes]:
 
 @pytest.fixture(scope="module")
 def config(digits_teacher):
-    return changed(STUDENT, teacher__path=str(digits_teacher))
+    method = {
+        "name": "fitnet+crd",  # adapters and a memory
+        "soft_weight": "linear(1, 0.5)",
+        "fitnet": {"student_tap": "pooled", "teacher_tap": "pooled"},
+        "crd": {"negatives": 64},
+    }
+    return changed({**STUDENT, "method": method}, teacher__path=str(digits_teacher))
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +102,7 @@ def fresh(parts, name: str):
     return jax.tree.map(jnp.array, getattr(parts.initial, name))
 
 
-PARTS = ("params", "stats", "adapters", "optimizer", "average", "sums", "step")
+PARTS = ("params", "stats", "adapters", "memory", "optimizer", "average", "sums", "step")
 
 
 @pytest.mark.parametrize("left_out", [*PARTS, "position"])

@@ -120,7 +120,7 @@ def test_the_students_differ_in_nothing_but_the_loss():
         for role in report.LABELS
     }
     for role in ("smoothed", "student"):
-        changed = {key for key in flat[role] if flat[role][key] != flat["baseline"][key]}
+        changed = {key for key in flat[role] if flat[role][key] != flat["baseline"].get(key)}
         assert changed and all(key.startswith("method.") for key in changed)
     assert flat["student"]["method.hard_weight"] == 0
     assert {each["seed"] for each in flat.values()} == {3}

@@ -4,14 +4,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy.special import softmax
-from small_runs import TEACHER, changed
+from small_runs import TEACHER, changed, context
 
 from distill_jax import config as configs
 from distill_jax import experiment, teachers
 from distill_jax.assembly import prepare
 from distill_jax.errors import UsageError
 from distill_jax.models import Outputs
-from distill_jax.training import step
+from distill_jax.training import loss
 
 
 @pytest.mark.parametrize("temperature", [1.0, 5.0])
@@ -53,7 +53,8 @@ def values(two_teachers, combine: str, weights) -> tuple[np.ndarray, list[np.nda
     images = jnp.asarray(parts.train.arrays()[0][:9], jnp.float32) / 255
     answers = parts.recipe.teachers(parts.teacher_variables, images)
     student = Outputs(logits=jnp.asarray(np.random.default_rng(0).normal(size=(9, 10))), taps={})
-    got = step.soft_values(parts.recipe, student, answers, jnp.zeros(9, int), {}, jnp.float32(3))
+    now = context(temperature=jnp.float32(3))
+    got, _ = loss.soft_values(parts.recipe, student, answers, now)
     rows = [np.asarray(a.logits, np.float64) for a in answers]
     return np.asarray(got), [np.asarray(student.logits, np.float64), *rows]
 

@@ -1,0 +1,197 @@
+"""Every method on the real CIFAR-100: it learns, resumes to the same bits, and shards."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from distill_jax import config as configs
+from distill_jax import data, experiment, methods, models, parallel
+from distill_jax.assembly import prepare
+from distill_jax.session import Session
+from distill_jax.training import loop, step
+from distill_jax.training.state import placed
+
+BATCH, STEPS = 32, 20
+EARLIER = 640 / (49_500 * 0.02)  # epochs of 20 steps, for methods with a stage before
+
+# What differs from the defaults; the rest of a method is as its page says.
+CHANGES = {
+    "crd": {"method.negatives": 400},
+    "crd+soft_target": {"method.crd.negatives": 400},
+    "ab": {"method.init_epochs": EARLIER},
+    "ft": {"method.init_epochs": EARLIER},
+    "fsp": {"method.init_epochs": EARLIER},
+    "dkd": {"method.warmup_epochs": 0.0},
+    "review": {"method.warmup_epochs": 0.0},
+    "mlkd": {"data.augment.strong_ops": 2},
+    "simkd": {
+        "student.name": "simkd",
+        "student.backbone": "resnet8",
+        "student.features": 64,
+        "method.hard_weight": 0.0,
+    },
+    "deit": {
+        "student.name": "deit_tiny",
+        "student.patch": 8,
+        "optimizer.name": "adamw",
+        "optimizer.learning_rate": 3e-4,
+    },
+    "soft_target": {"teacher.look_ahead": 4, "training.steps_per_call": 4},
+    "own_average": {
+        "method.name": "soft_target",
+        "teacher.own_average": True,
+        "training.ema_decay": 0.9,
+    },
+}
+NOT_ON_CIFAR = {"supervised"}
+ROWS = sorted({*methods.names(), "crd+soft_target", "own_average"} - NOT_ON_CIFAR)
+
+
+@pytest.fixture(scope="module")
+def cifar100(shared_data, tmp_path_factory) -> str:
+    """CIFAR-100 as a prepared TFDS folder."""
+    folder = tmp_path_factory.mktemp("tfds")
+    script = shared_data / "prepare_tfds.py"
+    subprocess.run([sys.executable, script, f"--data_dir={folder}", "--only=cifar100"], check=True)
+    return str(folder)
+
+
+def base(cifar100: str) -> dict:
+    return {
+        "data.name": "cifar100",
+        "data.tfds_dir": cifar100,
+        "data.validation": 500,
+        "data.fraction": 0.02,
+        "data.mean": (0.5071, 0.4867, 0.4408),
+        "data.std": (0.2675, 0.2565, 0.2761),
+        "data.augment.crop_padding": 4,
+        "data.augment.flip": True,
+        "student.name": "resnet8",
+        "optimizer.learning_rate": 0.02,
+        "optimizer.weight_decay": 5e-4,
+        "schedule.name": "constant",
+        "training.steps": STEPS,
+        "training.batch_size": BATCH,
+        "evaluation.every_epochs": 0.0,
+        "evaluation.batch_size": 500,
+        "checkpoint.every_epochs": 0.0,
+        "checkpoint.every_steps": 8,
+        "logging.every_steps": 4,
+        "logging.progress": "off",
+        "logging.tensorboard": False,
+        "mesh.data": 1,
+    }
+
+
+@pytest.fixture(scope="module")
+def teacher(cifar100, tmp_path_factory) -> str:
+    """resnet14 after sixty steps: its answers depend on the image."""
+    folder = tmp_path_factory.mktemp("teacher") / "run"
+    config = base(cifar100) | {"student.name": "resnet14", "training.steps": 60}
+    experiment.run(configs.unflatten(config), folder)
+    return str(folder)
+
+
+def config_of(row: str, cifar100: str, teacher: str, **changes) -> dict:
+    flat = base(cifar100) | {"method.name": row} | CHANGES.get(row, {}) | changes
+    needs = row != "own_average" and methods.create(flat["method.name"]).needs_teacher
+    if needs:
+        flat["teacher.path"] = teacher
+    return configs.unflatten(flat)
+
+
+def few_steps(config: dict, count: int):
+    """The state before and after the first steps of the last stage."""
+    parts = prepare(configs.resolve(config))
+    order = data.Order(parts.train_ids, parts.config.seed)
+    feed = data.training(parts.train, order, BATCH, resident=True, workers=0).at(0)
+    recipe = parts.recipe_at(0)
+    compiled = step.compile_steps(recipe, parts.mesh)
+    now = placed(parts.initial, parallel.replicated(parts.mesh))
+    for _ in range(count):
+        batch = step.put_batches([next(feed)], parts.mesh)
+        now = compiled(now, parts.teacher_variables, parts.store, batch)
+    return parts.initial, jax.device_get(now)
+
+
+def outcome(folder) -> tuple[str, list[dict]]:
+    result = json.loads((folder / "result.json").read_text())
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return result["parameters_sha256"], [line for line in lines if line["split"] == "train"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("row", ROWS)
+def test_it_learns_and_a_killed_run_resumes_to_the_same_bits(
+    row, cifar100, teacher, tmp_path, monkeypatch
+):
+    config = config_of(row, cifar100, teacher)
+    experiment.run(config, tmp_path / "whole")
+    whole = outcome(tmp_path / "whole")
+
+    # Each stage has a loss of its own, which must fall within it.
+    stages = len(methods.create(configs.resolve(config).method.name).stages())
+    lines = whole[1]
+    assert [line["step"] for line in lines][-1] == STEPS * stages
+    for stage in range(stages):
+        own = [line for line in lines if STEPS * stage < line["step"] <= STEPS * (stage + 1)]
+        assert own[-1]["loss"] < own[0]["loss"], (stage, [line["loss"] for line in own])
+
+    at = STEPS * (stages - 1) + 8 if stages == 1 else STEPS
+    save = Session.save
+
+    def save_and_interrupt(self, now_at, now):
+        save(self, now_at, now)
+        if now_at == at:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    stopped = tmp_path / "stopped"
+    with monkeypatch.context() as patch:
+        patch.setattr(Session, "save", save_and_interrupt)
+        with pytest.raises(loop.Preempted):
+            experiment.run(config_at(config, at), stopped)
+    experiment.run(config_at(config, at), stopped)
+    assert outcome(stopped) == whole
+
+    # What was trained beside the student does not leave with it.
+    saved = models.load(tmp_path / "whole")
+    spec = saved.spec
+    shape = dict(input_shape=spec.input_shape, num_classes=spec.num_classes)
+    _, params, _ = models.split(models.abstract(spec.name, **shape, **spec.options))
+    assert set(saved.params) == set(params)
+
+
+def config_at(config: dict, step_of_checkpoint: int) -> dict:
+    """The config with a checkpoint at that step; the period of checkpoints may differ."""
+    flat = configs.flatten(config)
+    flat["checkpoint.every_steps"] = step_of_checkpoint
+    return configs.unflatten(flat)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("row", ROWS)
+def test_eight_devices_give_what_one_gives(row, cifar100, teacher):
+    """Batch statistics and losses over a batch are those of the global one."""
+    flat = {"teacher.look_ahead": 0, "training.steps_per_call": 0, "optimizer.learning_rate": 1e-3}
+    single, sharded = (
+        few_steps(config_of(row, cifar100, teacher, **flat, **{"mesh.data": devices}), 2)
+        for devices in (1, 8)
+    )
+    before = single[0]
+    for group in ("params", "adapters", "stats", "memory"):
+        begun = getattr(before, group)
+        ends = [getattr(end, group) for _, end in (single, sharded)]
+        moved = wrong = 0.0
+        for name, value in begun.items():
+            one, eight = (np.float64(end[name]) for end in ends)
+            moved += np.sum((one - np.float64(value)) ** 2)
+            wrong += np.sum((eight - one) ** 2)
+        assert wrong <= 1e-4 * moved + 1e-12, (group, wrong, moved)
+    losses = [float(end.sums["loss"]) for _, end in (single, sharded)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
