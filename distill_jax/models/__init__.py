@@ -4,6 +4,7 @@
     graphdef, params, stats = split(module)
     outputs, stats = apply(graphdef, params, stats, images, train=True, key=key)
 
+Weights of public PyTorch implementations: `from_pytorch(read_state_dict(path), spec)`.
 `registry` tells how a family is added (one file in `vision`). Left out on purpose: losses,
 optimizers and devices. A network knows its pixels and nothing of where they come from.
 """
@@ -12,8 +13,10 @@ from distill_jax.models import vision as _vision  # noqa: F401  (registers the i
 from distill_jax.models.functional import Flat, apply, count, split
 from distill_jax.models.io import Saved, fingerprint, load, save
 from distill_jax.models.outputs import Outputs
+from distill_jax.models.pytorch import from_pytorch
 from distill_jax.models.registry import abstract, check_options, create, names, options, register
 from distill_jax.models.spec import Spec, normalise
+from distill_jax.models.state_dict import read_state_dict
 
 __all__ = [
     "Flat",
@@ -26,10 +29,12 @@ __all__ = [
     "count",
     "create",
     "fingerprint",
+    "from_pytorch",
     "load",
     "names",
     "normalise",
     "options",
+    "read_state_dict",
     "register",
     "save",
     "split",

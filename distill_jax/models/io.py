@@ -17,6 +17,7 @@ import hashlib
 import json
 import os
 import pathlib
+import shlex
 from collections.abc import Mapping
 from typing import Any
 
@@ -28,8 +29,10 @@ from jax import Array
 from distill_jax.errors import UsageError
 from distill_jax.files import flush
 from distill_jax.models.functional import Flat, split
+from distill_jax.models.pytorch import from_pytorch
 from distill_jax.models.registry import abstract
 from distill_jax.models.spec import Spec
+from distill_jax.models.state_dict import read_state_dict
 
 _FORMAT = 1
 _MODEL = "model.json"
@@ -219,11 +222,31 @@ def _read(folder: pathlib.Path) -> Saved:
     return Saved(spec, *as_jax, hash_of_model)
 
 
-def load(path: str | os.PathLike, *, key: str = "teacher.path") -> Saved:
+def _converted(path: pathlib.Path, spec: Spec | None, key: str) -> Saved:
+    """A file of weights that PyTorch wrote."""
+    if spec is None:
+        raise UsageError(
+            f"{key}={str(path)!r}: a file; expected a folder with {_MODEL} or a workdir. "
+            f"PyTorch weights become one by: distill-jax import {shlex.quote(str(path))} "
+            "--model=resnet56 --classes=100 --mean=.5070,.4865,.4409 --std=.2673,.2564,.2761 "
+            "--workdir=DIR"
+        )
+    state = read_state_dict(path, key=key)
+    try:
+        params, stats = from_pytorch(state, spec)
+    except UsageError as error:
+        raise UsageError(f"{key}={str(path)!r}: {error}") from error
+    return Saved(spec, params, stats, fingerprint(spec, params, stats))
+
+
+def load(path: str | os.PathLike, *, spec: Spec | None = None, key: str = "teacher.path") -> Saved:
     """Reads a network and verifies every byte of it.
 
     Args:
-      path: a folder written by `save`, or the workdir of a run (whose model lies in "model").
+      path: a folder written by `save`, or the workdir of a run (whose model lies in "model"); with
+        a spec also a file of PyTorch weights, see `read_state_dict` and `from_pytorch`, of which
+        only the names and shapes are verified.
+      spec: what a file holds. A folder says that itself, and may have no other.
       key: what an error calls the path.
 
     Returns:
@@ -233,6 +256,18 @@ def load(path: str | os.PathLike, *, key: str = "teacher.path") -> Saved:
       UsageError: there is none, or it is unreadable, truncated, damaged, of an unknown kind, or its
         arrays are not those that `create` gives for its spec.
     """
+    if pathlib.Path(path).is_file():
+        return _converted(pathlib.Path(path), spec, key)
+    saved = _load(path, key)
+    if spec is not None and spec != saved.spec:
+        raise UsageError(
+            f"{key}={str(path)!r}: the model in this folder is {saved.spec.to_json()}, "
+            f"not {spec.to_json()}"
+        )
+    return saved
+
+
+def _load(path: str | os.PathLike, key: str) -> Saved:
     seen = object()
     while True:
         identity = None

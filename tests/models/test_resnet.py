@@ -84,49 +84,26 @@ def test_running_statistics_are_nine_tenths_old_and_one_tenth_of_the_batch():
         np.testing.assert_allclose(new[f"stem/norm/{name}"], expected, rtol=1e-4, atol=1e-5)
 
 
-def from_torch(state, params, stats):
-    """The arrays of a PyTorch CIFAR resnet under our names; every one of ours must be found."""
-    parts = {"scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
-
-    def torch_name(name):
-        if name.startswith("classifier/"):
-            return "fc." + {"kernel": "weight", "bias": "bias"}[name.split("/")[1]]
-        *place, kind, leaf = name.split("/")
-        leaf = parts.get(leaf, "weight")
-        if place == ["stem"]:
-            return f"{'conv1' if kind == 'conv' else 'bn1'}.{leaf}"
-        stage, block, layer = place
-        if layer == "projection":
-            torch = f"downsample.{0 if kind == 'conv' else 1}"
-        else:
-            torch = ("conv" if kind == "conv" else "bn") + {"first": "1", "second": "2"}[layer]
-        return f"layer{stage[-1]}.{block}.{torch}.{leaf}"
-
-    def convert(name):
-        value = state[torch_name(name)]
-        return {4: lambda v: v.transpose(2, 3, 1, 0), 2: np.transpose, 1: np.asarray}[value.ndim](
-            value
-        )
-
-    groups = [{name: convert(name) for name in group} for group in (params, stats)]
-    for mine, theirs in zip((params, stats), groups, strict=True):
-        assert {n: v.shape for n, v in mine.items()} == {n: v.shape for n, v in theirs.items()}
-    return groups
-
-
 def test_published_weights_keep_their_accuracy(shared_data):
     # PyTorch, CIFAR-100, 72.63 % on the 10,000 test images; the first 200 of them are used here.
-    module = models.abstract("resnet56", input_shape=(32, 32, 3), num_classes=100)
-    graphdef, params, stats = models.split(module)
-    with np.load(shared_data / "teachers" / "cifar100_resnet56.npz") as state:
-        params, stats = from_torch(state, params, stats)
+    spec = models.Spec(
+        name="resnet56",
+        options={},
+        input_shape=(32, 32, 3),
+        num_classes=100,
+        mean=(0.5070, 0.4865, 0.4409),
+        std=(0.2673, 0.2564, 0.2761),
+    )
+    saved = models.load(shared_data / "teachers" / "cifar100_resnet56.npz", spec=spec)
+    module = models.abstract("resnet56", input_shape=spec.input_shape, num_classes=100)
+    graphdef = models.split(module)[0]
     with np.load(shared_data / "vision" / "cifar100_test.npz") as pack:
         first = pack["webp"][pack["offsets"][0] : pack["offsets"][1]].tobytes()
         labels = pack["label"][:200]
     mosaic = np.asarray(Image.open(io.BytesIO(first)).convert("RGB"))
     grid = mosaic.reshape(mosaic.shape[0] // 32, 32, -1, 32, 3).swapaxes(1, 2)
     pixels = jnp.asarray(grid.reshape(-1, 32, 32, 3)[:200] / 255, jnp.float32)
-    x = models.normalise(pixels, (0.5070, 0.4865, 0.4409), (0.2673, 0.2564, 0.2761))
+    x = models.normalise(pixels, spec.mean, spec.std)
     forward = jax.jit(lambda p, s, x: models.apply(graphdef, p, s, x)[0].logits)
-    accuracy = (np.argmax(forward(params, stats, x), -1) == labels).mean()
+    accuracy = (np.argmax(forward(saved.params, saved.stats, x), -1) == labels).mean()
     assert 0.66 < accuracy < 0.80

@@ -1,0 +1,255 @@
+"""Weights of public PyTorch implementations under our names and in our layouts.
+
+One function a family gives PyTorch's name for each layer of a block, one table the names outside of
+blocks. The names are those of
+
+    resnet8 .. resnet110, x4    RepDistiller, mdistiller (`fc`, `downsample`); akamaster's
+                                pytorch_resnet_cifar10 (`linear`, shortcut="pad")
+    resnet50, imagenet_resnet*  RepDistiller, mdistiller (`linear`, `shortcut`); torchvision
+    wrn, vgg, mobilenet_v2,     RepDistiller, mdistiller
+    shufflenet
+    mobilenet_v1                mdistiller
+    deit                        DeiT, timm
+
+PyTorch keeps convolution kernels as [out, in / groups, height, width] and dense weights as
+[out, in]; here they are [height, width, in / groups, out] and [in, out].
+
+Left out on purpose: names of other implementations, and any change of the numbers but to float32.
+"""
+
+from collections.abc import Callable, Mapping
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from distill_jax.errors import UsageError
+from distill_jax.models.functional import Flat, split
+from distill_jax.models.registry import abstract, options
+from distill_jax.models.spec import Spec
+from distill_jax.models.vision.imagenet_resnet import ImageNetResNet
+from distill_jax.models.vision.mobilenet_v1 import MobileNetV1
+from distill_jax.models.vision.mobilenet_v2 import MobileNetV2
+from distill_jax.models.vision.resnet import ResNet
+from distill_jax.models.vision.shufflenet import ShuffleNetV1, ShuffleNetV2
+from distill_jax.models.vision.vgg import VGG
+from distill_jax.models.vision.vit import DeiT
+from distill_jax.models.vision.wide_resnet import WideResNet
+
+# PyTorch's name of a layer, or several of which a file has one, divided by "|".
+Names = dict[str, str]
+
+
+def _in_order(block: str, *, conv: str = "conv", norm: str = "bn", first: int = 1) -> Names:
+    """Up to three pairs of convolution and normalisation, numbered from `first`."""
+    return {
+        f"{ours}/{part}": f"{block}.{theirs}{number}"
+        for number, ours in enumerate(("first", "second", "third"), start=first)
+        for part, theirs in (("conv", conv), ("norm", norm))
+    }
+
+
+def _resnet(stage: int, i: int) -> Names:
+    block = f"layer{stage}.{i}"
+    return _in_order(block) | {
+        "projection/conv": f"{block}.downsample.0|{block}.shortcut.0",
+        "projection/norm": f"{block}.downsample.1|{block}.shortcut.1",
+    }
+
+
+def _wide_resnet(stage: int, i: int) -> Names:
+    block = f"block{stage}.layer.{i}"
+    return {
+        "norm1": f"{block}.bn1",
+        "conv1": f"{block}.conv1",
+        "norm2": f"{block}.bn2",
+        "conv2": f"{block}.conv2",
+        "projection": f"{block}.convShortcut",
+    }
+
+
+def _vgg(stage: int, i: int) -> Names:
+    # Convolution, normalisation, ReLU, in one row; the stem is stage 0.
+    return {"conv": f"block{stage}.{3 * i}", "norm": f"block{stage}.{3 * i + 1}"}
+
+
+def _mobilenet_v1(stage: int, i: int) -> Names:
+    # One row of blocks after the stem; in a block, ReLU is 2 and 5.
+    block = f"model.{(1, 4, 6, 12)[stage - 1] + i}"
+    return {
+        "depthwise/conv": f"{block}.0",
+        "depthwise/norm": f"{block}.1",
+        "pointwise/conv": f"{block}.3",
+        "pointwise/norm": f"{block}.4",
+    }
+
+
+_MOBILENET_V2_BLOCKS = (  # Row of the paper's table, block in it.
+    ("0.0", "1.0", "1.1"),
+    ("2.0", "2.1", "2.2"),
+    ("3.0", "3.1", "3.2", "3.3", "4.0", "4.1", "4.2"),
+    ("5.0", "5.1", "5.2", "6.0"),
+)
+
+
+def _mobilenet_v2(stage: int, i: int) -> Names:
+    block = f"blocks.{_MOBILENET_V2_BLOCKS[stage - 1][i]}.conv"
+    return {
+        f"{layer}/{part}": f"{block}.{3 * number + (part == 'norm')}"
+        for number, layer in enumerate(("first", "second", "third"))
+        for part in ("conv", "norm")
+    }
+
+
+def _shufflenet_v2(stage: int, i: int) -> Names:
+    # The first unit numbers its other branch first.
+    block = f"layer{stage}.{i}"
+    branch = _in_order(block, first=1 if i else 3)
+    return {
+        "depthwise/conv": f"{block}.conv1",
+        "depthwise/norm": f"{block}.bn1",
+        "pointwise/conv": f"{block}.conv2",
+        "pointwise/norm": f"{block}.bn2",
+        **{f"branch/{ours}": theirs for ours, theirs in branch.items()},
+    }
+
+
+def _deit(stage: int, i: int) -> Names:
+    del stage  # There is one.
+    block = f"blocks.{i}"
+    return {
+        "norm1": f"{block}.norm1",
+        "attention/qkv": f"{block}.attn.qkv",
+        "attention/projection": f"{block}.attn.proj",
+        "norm2": f"{block}.norm2",
+        "dense1": f"{block}.mlp.fc1",
+        "dense2": f"{block}.mlp.fc2",
+    }
+
+
+_STEM = {"stem/conv": "conv1", "stem/norm": "bn1", "classifier": "fc|linear"}
+_HEAD = {"head/conv": "conv2", "head/norm": "bn2"}
+_FAMILIES: dict[type, tuple[Callable[[int, int], Names], Names]] = {
+    ResNet: (_resnet, _STEM),
+    ImageNetResNet: (_resnet, _STEM),
+    ShuffleNetV1: (_resnet, _STEM),
+    ShuffleNetV2: (_shufflenet_v2, _STEM | _HEAD),
+    WideResNet: (_wide_resnet, {"stem": "conv1", "norm": "bn1", "classifier": "fc"}),
+    VGG: (_vgg, {"classifier": "classifier"}),
+    MobileNetV1: (
+        _mobilenet_v1,
+        {"stem/conv": "model.0.0", "stem/norm": "model.0.1", "classifier": "fc"},
+    ),
+    MobileNetV2: (
+        _mobilenet_v2,
+        {
+            "stem/conv": "conv1.0",
+            "stem/norm": "conv1.1",
+            "head/conv": "conv2.0",
+            "head/norm": "conv2.1",
+            "classifier": "classifier.0|classifier",
+        },
+    ),
+    DeiT: (
+        _deit,
+        {
+            "class_token": "cls_token",
+            "distillation_token": "dist_token",
+            "position_embedding": "pos_embed",
+            "stem": "patch_embed.proj",
+            "norm": "norm",
+            "classifier": "head",
+            "distillation_classifier": "head_dist",
+        },
+    ),
+}
+_LEAVES = {"kernel": "weight", "scale": "weight", "mean": "running_mean", "var": "running_var"}
+
+
+def _torch_names(kind: type, name: str) -> list[str]:
+    """What PyTorch may call our array `name`, such as "stage1/0/first/conv/kernel"."""
+    block, outside = _FAMILIES[kind]
+    if name in outside:
+        return [outside[name]]
+    *layer, leaf = name.split("/")
+    if len(layer) > 1 and layer[1].isdigit():
+        stage = int(layer[0].removeprefix("stage")) if layer[0].startswith("stage") else 0
+        modules = block(stage, int(layer[1]))["/".join(layer[2:])]
+    else:
+        modules = outside["/".join(layer)]
+    return [f"{module}.{_LEAVES.get(leaf, leaf)}" for module in modules.split("|")]
+
+
+def _torch_axes(name: str, rank: int) -> tuple[int, ...] | None:
+    """How our array lies in PyTorch's: its axes in our order; None where one stands before all."""
+    if name in ("class_token", "distillation_token", "position_embedding"):
+        return None
+    if name.endswith("/kernel"):
+        return {4: (2, 3, 1, 0), 2: (1, 0)}[rank]
+    return tuple(range(rank))
+
+
+def _torch_shape(name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+    axes = _torch_axes(name, len(shape))
+    return (1, *shape) if axes is None else tuple(shape[axes.index(i)] for i in range(len(shape)))
+
+
+def _listed(title: str, items: list[str]) -> list[str]:
+    more = f" and {len(items) - 3} more" if len(items) > 3 else ""
+    return [f"{title}: {'; '.join(items[:3])}{more}"] if items else []
+
+
+def from_pytorch(state: Mapping[str, np.ndarray], spec: Spec) -> tuple[Flat, Flat]:
+    """The arrays of a network from a state dict of a public PyTorch implementation.
+
+    Args:
+      state: PyTorch's names and arrays, as from `read_state_dict`. "num_batches_tracked" is left.
+      spec: the network that they are of.
+
+    Returns:
+      (params, stats): float32, as from `split`.
+
+    Raises:
+      UsageError: the network is unknown or has no name map here; or an array is missing in `state`,
+        is of another shape or not floating, or is left over.
+    """
+    module = abstract(
+        spec.name, input_shape=spec.input_shape, num_classes=spec.num_classes, **spec.options
+    )
+    kind = type(module)
+    if kind not in _FAMILIES:
+        raise UsageError(f"{spec.name} has no counterpart in PyTorch that is known here")
+    left = {name for name in state if not name.endswith("num_batches_tracked")}
+    missing, misshapen = [], []
+
+    def find(name: str, expected: jax.ShapeDtypeStruct) -> jax.Array | None:
+        theirs = _torch_names(kind, name)
+        present = next((other for other in theirs if other in state), None)
+        if present is None:
+            missing.append(f"{name} (as {theirs[0]})")
+            return None
+        left.discard(present)
+        value, shape = state[present], _torch_shape(name, expected.shape)
+        if value.shape != shape or not jnp.issubdtype(value.dtype, jnp.floating):
+            got = f"{value.dtype} {list(value.shape)}"
+            misshapen.append(f"{present} is {got}, not float {list(shape)}")
+            return None
+        axes = _torch_axes(name, len(expected.shape))
+        return jnp.asarray(value[0] if axes is None else value.transpose(axes), jnp.float32)
+
+    groups = [
+        {name: find(name, expected) for name, expected in group.items()}
+        for group in split(module)[1:]
+    ]
+    unused = [name for name in state if name in left]
+    faults = [
+        *_listed("Missing in the file", missing),
+        *_listed("Unused in the file", unused),
+        *_listed("Of another shape", misshapen),
+    ]
+    if faults:
+        hint = ""
+        if "shortcut" in options(spec.name) and all("/projection/" in name for name in missing):
+            hint = ". Shortcuts without parameters are shortcut='pad'" if missing else ""
+        raise UsageError(f"these are not the arrays of {spec.name}. {'. '.join(faults)}{hint}")
+    return groups[0], groups[1]
