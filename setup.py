@@ -58,6 +58,7 @@ setuptools.setup(
         "tpu": ["jax[tpu]>=0.10"],
         "tfds": TFDS_PREPARE,
         "wandb": ["wandb>=0.18"],
+        "bench": ["torch>=2.6", "torchvision>=0.21"],
         "test": TEST,
     },
     entry_points={"console_scripts": ["distill-jax=distill_jax.cli:main"]},

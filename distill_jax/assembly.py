@@ -160,6 +160,7 @@ def prepare(config: ConfigDict) -> Parts:
                 paired.adapters,
                 paired.memory,
                 recipes[0].optimizer,
+                seed=config.seed,
                 averaged=config.training.ema_decay > 0,
             )
         ),
@@ -256,7 +257,6 @@ def _recipes(
         hard = config.method.hard_weight if stage.hard else 0.0
         recipes.append(
             Recipe(
-                seed=config.seed,
                 spec=spec,
                 graphdef=graphdef,
                 augment=data.Augment(**config.data.augment),

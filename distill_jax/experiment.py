@@ -59,7 +59,7 @@ def _with_answers(
     teacher, first = recipe.teachers, position // size
     if isinstance(teacher.scheme, teachers.Finite):
         for step_of, batch in enumerate(feed.at(position), start=first):
-            draws = teachers.host_draws(recipe.seed, step_of, size, recipe.augment)
+            draws = teachers.host_draws(parts.config.seed, step_of, size, recipe.augment)
             yield {**batch, **teacher.gather(batch["id"], draws)}
     for step_of in itertools.count(first):
         (ids,), (key,), answers = teacher.rows(step_of, 1)

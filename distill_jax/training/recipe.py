@@ -18,7 +18,6 @@ class Recipe:
     """What a compiled step is made from; one for each stage of a method.
 
     Attributes:
-      seed: of the views, the dropout and the draws of the method.
       spec: the student's.
       graphdef: the student's static structure.
       augment: how a view is drawn.
@@ -43,7 +42,6 @@ class Recipe:
       log_every: the sums of the metrics start anew after this many steps.
     """
 
-    seed: int
     spec: Spec
     graphdef: Any
     augment: augment.Augment

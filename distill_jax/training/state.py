@@ -20,6 +20,7 @@ class TrainState:
 
     Attributes:
       step: number of steps done, int32.
+      seed: of the run, int32. Here and not in the program: runs of other seeds share one program.
       params: the student's parameters.
       stats: the student's batch statistics.
       adapters: trainable arrays of the method, beside the student.
@@ -31,6 +32,7 @@ class TrainState:
     """
 
     step: jax.Array
+    seed: jax.Array
     params: Flat
     stats: Flat
     adapters: Flat
@@ -60,6 +62,7 @@ def initial(
     memory: Flat,
     optimizer: optax.GradientTransformation,
     *,
+    seed: int,
     averaged: bool,
 ) -> TrainState:
     """The state before the first step.
@@ -70,11 +73,13 @@ def initial(
       adapters: the method's initial arrays that are trained.
       memory: its initial arrays that are not.
       optimizer: gives its state.
+      seed: of the run.
       averaged: whether a moving average is kept; it starts as a copy of the student.
     """
     copy = {"params": params, "stats": stats} if averaged else {}
     return TrainState(
         step=jnp.int32(0),
+        seed=jnp.int32(seed),
         params=params,
         stats=stats,
         adapters=adapters,

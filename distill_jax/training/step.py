@@ -35,9 +35,11 @@ def examples_of(batch: Batch, store: Batch) -> tuple[jax.Array, jax.Array]:
     return store["image"][batch["id"]], store["label"][batch["id"]]
 
 
-def view_of(recipe: Recipe, step: jax.Array, batch: Batch, store: Batch) -> dict[str, Any]:
+def view_of(
+    recipe: Recipe, seed: jax.Array, step: jax.Array, batch: Batch, store: Batch
+) -> dict[str, Any]:
     """What a step shows: "images", "targets", "labels", "ids", "draws", and "strong" if asked."""
-    view_key = teachers.view_key(recipe.seed, step)
+    view_key = teachers.view_key(seed, step)
     if "view_key" in batch:  # the view of a stored answer, not of this run's own seed
         view_key = jax.random.wrap_key_data(batch["view_key"])
     raw, labels = examples_of(batch, store)
@@ -73,7 +75,7 @@ def train_step(
     Returns:
       The state after it.
     """
-    shown = view_of(recipe, state.step, batch, store)
+    shown = view_of(recipe, state.seed, state.step, batch, store)
     draws = shown.pop("draws")
     now = moment(recipe, state.step)
     if recipe.teachers is not None and recipe.teachers.own:
@@ -108,7 +110,7 @@ def train_step(
         "metrics": dict.fromkeys(("loss", "hard_loss", "soft_loss", "accuracy"), jnp.float32(0)),
     }
     # The first of the two is the view's; the second is for dropout and the method's draws.
-    own_key = jax.random.split(jax.random.fold_in(jax.random.key(recipe.seed), state.step))[1]
+    own_key = jax.random.split(jax.random.fold_in(jax.random.key(state.seed), state.step))[1]
     keys = jax.random.split(own_key, recipe.accumulate)
     kept, totals = _fold(mesh, accumulate, ((state.stats, state.memory), nothing), (parts, keys))
     return _updated(recipe, state, trainable, kept, totals["gradient"], totals["metrics"])
@@ -148,6 +150,7 @@ def _updated(recipe, state, trainable, kept, gradient, metrics) -> TrainState:
     bad = ~(jnp.isfinite(metrics["loss"]) & jnp.isfinite(norm)) & (state.bad_step < 0)
     return TrainState(
         step=state.step + 1,
+        seed=state.seed,
         params=params,
         stats=stats,
         adapters=trainable["adapters"],
@@ -177,12 +180,14 @@ def _fold(mesh: Mesh, body: Callable[[Any, Any], Any], carry: Any, items: Any) -
     return carry
 
 
-def _ahead(recipe: Recipe, step, teacher_variables, store: Batch, batches: Batch) -> list[Outputs]:
+def _ahead(
+    recipe: Recipe, state: TrainState, teacher_variables: Any, store: Batch, batches: Batch
+) -> list[Outputs]:
     """The teachers' answers to the views of the next K steps, in one forward pass.
 
     Args:
       recipe: of the stage.
-      step: the first of the steps.
+      state: before the first of the steps.
       teacher_variables: arrays of the teachers.
       store: the resident set.
       batches: of the K steps, [K, B, ...].
@@ -191,8 +196,10 @@ def _ahead(recipe: Recipe, step, teacher_variables, store: Batch, batches: Batch
       One `Outputs` a teacher, [K, B, ...], with the taps that the stage reads.
     """
     count = jax.tree.leaves(batches)[0].shape[0]
-    steps = step + jnp.arange(count)
-    shown = jax.vmap(lambda step, batch: view_of(recipe, step, batch, store))(steps, batches)
+    steps = state.step + jnp.arange(count)
+    shown = jax.vmap(lambda step, batch: view_of(recipe, state.seed, step, batch, store))(
+        steps, batches
+    )
 
     # Examples first, steps second: each device keeps the examples that it has.
     def merged(a):
@@ -238,7 +245,7 @@ def compile_steps(recipe: Recipe, mesh: Mesh) -> Callable[..., TrainState]:
         def several(state, batches):
             answers = None
             if group > 1:
-                answers = _ahead(recipe, state.step, teacher_variables, store, batches)
+                answers = _ahead(recipe, state, teacher_variables, store, batches)
             return _fold(mesh, one, state, (batches, answers))
 
         if group == count:

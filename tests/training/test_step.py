@@ -198,3 +198,16 @@ def test_the_first_bad_step_is_remembered(digits_teacher):
     assert 0 < int(now.bad_step) < 5
     _, good, _ = trained(changed(TEACHER, training__steps=6), 6)
     assert int(good.bad_step) == -1
+
+
+def test_runs_of_other_seeds_share_one_program(digits_teacher):
+    """So a table's seeds compile once, from the compilation cache, in one process or in many."""
+    config = changed(STUDENT, teacher__path=str(digits_teacher), training__steps=3)
+    texts = []
+    for seed in (0, 1):
+        parts = prepare(configs.resolve(changed(config, seed=seed)))
+        compiled = step.compile_steps(parts.recipe, parts.mesh)
+        now = placed_state(parts.initial, parallel.replicated(parts.mesh))
+        batch = step.put_batches([{"id": parts.train_ids[:64]}], parts.mesh)
+        texts.append(compiled.lower(now, parts.teacher_variables, parts.store, batch).as_text())
+    assert texts[0] == texts[1]

@@ -1,0 +1,1 @@
+"""Images a second of whole training steps: this library beside PyTorch, alternating in one run."""

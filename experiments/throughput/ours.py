@@ -1,0 +1,123 @@
+"""This library's contenders: the parts, the compiled steps and the loop of a real run.
+
+What `distill-jax train` does between two evaluations, no more and no less: batches of ids, the
+steps of a call, the line of the log every 50 steps. Writing the log, evaluating and saving are left
+out, as they are on the other side.
+"""
+
+import pathlib
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from distill_jax import config as configs
+from distill_jax import experiment, models, parallel, storing
+from distill_jax.assembly import prepare as parts_of
+from distill_jax.training import loop, state, step
+from experiments.throughput.contest import Turn
+
+NAMES = ("ours", "ours_ahead", "ours_stored")
+LOOK_AHEAD = {"ours": 1, "ours_ahead": 8, "ours_stored": 1}
+ENDLESS = 10**9  # steps: no turn comes to the end of the training
+
+
+class _Hooks:
+    """Keeps the state that a turn ends with."""
+
+    def __init__(self, now: state.TrainState):
+        self.now, self.at = now, 0
+
+    def log(self, at: int, sums: dict[str, float]) -> None:
+        pass
+
+    def evaluate(self, at: int, now: state.TrainState) -> bool:
+        return False
+
+    def save(self, at: int, now: state.TrainState) -> None:
+        self.now, self.at = now, at
+
+    def diverged(self, at: int) -> loop.Diverged:
+        return loop.Diverged(f"loss or gradient is not finite in step {at + 1}")
+
+
+def config_of(name: str, task: Mapping[str, Any], folder: pathlib.Path) -> dict[str, Any]:
+    """The config of a contender, to be resolved; see `prepare` for the arguments."""
+    stored = name == "ours_stored"
+    flat = task["config"] | {
+        "data.path": task["few_data" if stored else "data"],
+        "teacher.look_ahead": LOOK_AHEAD[name],
+        "teacher.path": (str(folder / "teacher"),),
+        "training.steps": ENDLESS,
+        "evaluation.every_epochs": 0.0,
+        "checkpoint.every_epochs": 0.0,
+        "mesh.data": 1,
+    }
+    return configs.unflatten(flat)
+
+
+def prepare(name: str, task: Mapping[str, Any], folder: pathlib.Path) -> tuple[Turn, dict]:
+    """The turn of a contender, and what is said of it.
+
+    Args:
+      name: one of NAMES.
+      task: what every contender gets: "config", flat; "teacher", the name of its network; "data"
+        and "few_data", npz files, the second with the images whose answers are stored.
+      folder: of its own, for its teacher and its store.
+    """
+    config = configs.resolve(config_of(name, task, folder))
+    if config.training.deterministic:
+        parallel.fix_gpu_order()  # as every run does, before the first computation
+    _save_teacher(task["teacher"], config, folder / "teacher")
+    about: dict[str, Any] = {}
+    if name == "ours_stored":
+        began = time.perf_counter()
+        made = storing.write(config, folder / "store", taps=())
+        about["store"] = {
+            **{key: made[key] for key in ("images", "views", "bytes")},
+            "seconds": round(time.perf_counter() - began, 1),
+        }
+        with config.unlocked():
+            config.teacher.path, config.teacher.store = (), str(folder / "store")
+    parts = parts_of(config)
+    timetable, batches = experiment._timetable(parts), experiment._batches(parts, 0)
+    compiled = step.compile_steps(parts.recipe, parts.mesh)
+    hooks = _Hooks(state.placed(parts.initial, parallel.replicated(parts.mesh)))
+
+    def advance(now: state.TrainState, at: int, group: list[Any]) -> state.TrainState:
+        placed = step.put_batches(group, parts.mesh)
+        return compiled(now, parts.teacher_variables, parts.store, placed)
+
+    def turn(seconds: float) -> int:
+        begun, deadline = hooks.at, time.perf_counter() + seconds
+        try:
+            loop.fit(
+                hooks.now,
+                hooks.at,
+                advance=advance,
+                batches=batches,
+                timetable=timetable,
+                hooks=hooks,
+                stop_asked=lambda: time.perf_counter() >= deadline,
+            )
+        except loop.Preempted:  # how a run is stopped, with all its steps computed
+            pass
+        return (hooks.at - begun) * config.training.batch_size
+
+    _, warning = parallel.describe_devices(parts.mesh)
+    about |= {
+        "platform": parts.mesh.devices.flat[0].platform,
+        "device": parts.mesh.devices.flat[0].device_kind,
+        "steps_per_call": timetable.steps_per_call,
+        "look_ahead": parts.recipe.look_ahead,
+        **({"warning": warning} if warning else {}),
+    }
+    return turn, about
+
+
+def _save_teacher(name: str, config, folder: pathlib.Path) -> None:
+    """A teacher that was never trained: its answers cost what a trained one's do."""
+    shape, classes = (32, 32, 3), 100
+    module = models.create(name, input_shape=shape, num_classes=classes, seed=1)
+    _, params, stats = models.split(module)
+    spec = models.Spec(name, {}, shape, classes, config.data.mean, config.data.std)
+    models.save(folder, spec, params, stats)

@@ -1,0 +1,118 @@
+"""What one run of the study leaves: every round of every contender, and all that it rests on."""
+
+import argparse
+import datetime
+import importlib.metadata
+import os
+import platform
+import re
+import statistics
+import subprocess
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from distill_jax import __version__
+from experiments.throughput.plan import BASE, NEEDS, ROOT
+
+LIBRARIES = ("jax", "jaxlib", "flax", "optax", "numpy", "torch", "torchvision", "torchdistill")
+
+
+def record(
+    arguments: argparse.Namespace, found: Mapping[str, Any], *, command: str
+) -> dict[str, Any]:
+    """The record of a run.
+
+    Args:
+      arguments: of the command line, checked.
+      found: from `run.measure`.
+      command: as a reader shall see it.
+    """
+    about = found["about"]
+    return {
+        "study": "throughput",
+        "teacher": arguments.pair[0],
+        "student": arguments.pair[1],
+        "batch_size": arguments.batch_size,
+        "seconds": arguments.seconds,
+        "rounds": arguments.rounds,
+        "data": "random" if arguments.data == "random" else "cifar100",
+        "workers": arguments.workers,
+        "contenders": {
+            name: {"left_out": found["left_out"][name]}
+            if name in found["left_out"]
+            else {
+                **summary(found["speeds"][name], found["speeds"].get(BASE)),
+                **{key: value for key, value in about[name].items() if key != "ready"},
+            }
+            for name in NEEDS
+            if name in arguments.contenders
+        },
+        "device": _device(about),
+        "cores": len(os.sched_getaffinity(0)),
+        "versions": _versions(),
+        "date": datetime.date.today().isoformat(),
+        "command": command,
+        "git_revision": _git_revision(),
+    }
+
+
+def summary(speeds: Sequence[float], base: Sequence[float] | None) -> dict[str, Any]:
+    """The rounds of a contender and what they come to.
+
+    Args:
+      speeds: images a second, one a round.
+      base: those of the contender that the others are compared with, in the same rounds.
+
+    Returns:
+      {"rounds", "median", "min", "max", "ratio"}; the ratio is the median of the rounds' own, None
+      without a base.
+    """
+    ratio = None
+    if base is not None:
+        pairs = zip(speeds, base, strict=True)
+        ratio = round(statistics.median(mine / theirs for mine, theirs in pairs), 3)
+    return {
+        "rounds": [round(value, 1) for value in speeds],
+        "median": round(statistics.median(speeds), 1),
+        "min": round(min(speeds), 1),
+        "max": round(max(speeds), 1),
+        "ratio": ratio,
+    }
+
+
+def name_of(found: Mapping[str, Any]) -> str:
+    """The name of the record's file: what distinguishes one run of the study from another."""
+    parts = [found["teacher"], found["student"], f"batch{found['batch_size']}", found["data"]]
+    if found["workers"] != 2:
+        parts.append(f"workers{found['workers']}")
+    return "-".join([*parts, re.sub(r"[^a-z0-9]+", "-", found["device"].lower())])
+
+
+def _device(about: Mapping[str, Mapping[str, Any]]) -> str:
+    devices = {one["device"] for one in about.values() if one["platform"] != "cpu"}
+    if devices:
+        return ", ".join(sorted(devices))
+    return f"{len(os.sched_getaffinity(0))} {platform.machine().replace('_', '-')} cores"
+
+
+def _versions() -> dict[str, str]:
+    versions = {"distill_jax": __version__, "python": platform.python_version()}
+    for name in LIBRARIES:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+def _git_revision() -> str | None:
+    """The commit of the source tree, with a note where it has changes; None without one."""
+    if not (ROOT / ".git").exists():
+        return None
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(ROOT), *arguments]
+        return subprocess.run(command, capture_output=True, text=True).stdout.strip()
+
+    changed = git("status", "--porcelain", "--untracked-files=no", "--", "distill_jax", "configs")
+    return f"{git('rev-parse', 'HEAD')}{' with changes' if changed else ''}" or None

@@ -1,0 +1,92 @@
+"""From the records of runs to the README's tables."""
+
+import json
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+from distill_jax.errors import UsageError
+from distill_jax.files import write_atomically
+from distill_jax.reports import tables
+from distill_jax.reports.tables import Column
+from experiments.throughput.plan import BASE
+
+BEGIN, END = "<!-- results: begin -->", "<!-- results: end -->"
+NOTHING = "No run is on record yet.\n"
+TITLES = {
+    "ours": "ours, teacher online, a forward pass a step",
+    "ours_ahead": "ours, teacher online, 8 steps ahead",
+    "ours_stored": "ours, teacher's answers stored",
+    "torch_eager": "PyTorch, eager",
+    "torch_compile": "PyTorch, compiled",
+    "torch_bf16": "PyTorch, compiled, bfloat16, channels last",
+    "torchdistill": "torchdistill's loss and hooks, eager",
+}
+
+
+def table(record: Mapping[str, Any]) -> tables.Table:
+    """One line a contender: images/s over the rounds, and times PyTorch's eager loop."""
+    rows = []
+    for name, values in record["contenders"].items():
+        title = TITLES[name]
+        if "left_out" in values:
+            title = f"{title}: {values['left_out']}"
+        rows.append({**values, "title": title})
+    return tables.listing(
+        rows,
+        (
+            Column("title", "Contender"),
+            Column("median", "Images/s, median", "integer"),
+            Column("min", "Least", "integer"),
+            Column("max", "Most", "integer"),
+            Column("ratio", f"Times {TITLES[BASE]}", "decimal", 2),
+            Column("warm_up_s", "Warm-up, s", "integer"),
+        ),
+    )
+
+
+def _section(record: Mapping[str, Any]) -> str:
+    """The table of a run and what it rests on."""
+    pixels = {"random": "random pixels", "cifar100": "CIFAR-100"}[record["data"]]
+    versions = ", ".join(f"{name} {version}" for name, version in record["versions"].items())
+    stored = record["contenders"].get("ours_stored", {}).get("store")
+    store = ""
+    if stored:
+        store = (
+            f" Storing {stored['views']} views of {stored['images']} images took "
+            f"{stored['seconds']:.0f} s, outside of the figures."
+        )
+    return (
+        f"### {record['teacher']} → {record['student']}, batch {record['batch_size']}, "
+        f"{record['device']}\n\n"
+        f"{record['rounds']} rounds of {record['seconds']:g} s each, {pixels}, {record['cores']} "
+        f"cores, {record['workers']} loader processes for PyTorch; {record['date']}, by\n\n"
+        f"    {record['command']}\n\n"
+        f"{versions}; revision {record['git_revision'] or 'not recorded'}.\n\n"
+        f"{tables.markdown(table(record))}\n"
+        f"Times PyTorch's eager loop: the median of the rounds' own ratios.{store}\n"
+    )
+
+
+def write_readme(target: pathlib.Path) -> pathlib.Path:
+    """Writes README.md of a folder anew from the records in its results/.
+
+    Args:
+      target: the study's folder, whose README has the two markers, or another one.
+
+    Returns:
+      The README.
+
+    Raises:
+      UsageError: the README has no markers.
+    """
+    found = [json.loads(path.read_text()) for path in sorted((target / "results").glob("*.json"))]
+    readme = target / "README.md"
+    text = readme.read_text() if readme.exists() else f"# Throughput\n\n{BEGIN}\n{END}\n"
+    before, begin, rest = text.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise UsageError(f"{readme}: expected the two markers {BEGIN} and {END}")
+    body = "\n".join(map(_section, found)) or NOTHING
+    write_atomically(readme, f"{before}{BEGIN}\n{body}{END}{after}")
+    return readme

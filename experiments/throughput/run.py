@@ -1,0 +1,178 @@
+"""Images a second of whole training steps, ours beside PyTorch's, alternating in one run.
+
+    python -m experiments.throughput.run --pair=resnet56,resnet20 --seconds=20 --rounds=3
+    python -m experiments.throughput.run --pair=resnet32x4,resnet8x4 --data=DIR --workers=8 \\
+        --contenders=ours,torch_eager,torch_compile --out=runs/throughput
+    python -m experiments.throughput.run --report-only
+
+Loading, augmentation, teacher, student, optimizer and metrics are in a step, on both sides. Each
+contender is a process of its own that compiles once and then trains in turn with the others.
+PyTorch's need the extra "bench"; what is not installed is left out, and the results say so. They
+are printed and written into --out; with --publish into results/ and README.md of this folder.
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import pathlib
+import re
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from distill_jax import workdir
+from distill_jax.errors import UsageError
+from distill_jax.reports import tables
+from experiments.throughput import contest, plan, records, report
+
+HERE = pathlib.Path(__file__).resolve().parent
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser whose errors are one line."""
+
+    def error(self, message: str):
+        raise UsageError(f"{message}; see --help")
+
+
+def _arguments(argv: Sequence[str]) -> argparse.Namespace:
+    parser = _Parser(
+        prog="python -m experiments.throughput.run",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--pair", default="resnet56,resnet20", metavar="TEACHER,STUDENT")
+    parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument("--seconds", type=float, default=20.0, help="of a turn")
+    parser.add_argument("--rounds", type=int, default=3, help="turns of each contender")
+    parser.add_argument("--contenders", default=",".join(plan.NEEDS), help="some of %(default)s")
+    parser.add_argument(
+        "--data", default="random", help="random, or a folder with TFDS's CIFAR-100"
+    )
+    parser.add_argument("--workers", type=int, default=2, help="of PyTorch's loader; 0: none")
+    parser.add_argument("--store-images", type=int, default=500, help="whose answers are stored")
+    parser.add_argument("--out", type=pathlib.Path, help="folder; runs/throughput by default")
+    parser.add_argument("--publish", action="store_true", help="results and README of this folder")
+    parser.add_argument("--report-only", action="store_true", help="README from results/ again")
+    arguments, rest = parser.parse_known_args(argv)
+    if rest:
+        raise UsageError(f"{rest[0]}: unknown argument; see --help")
+    lowest = {"batch_size": 1, "rounds": 1, "workers": 0, "store_images": plan.CLASSES}
+    for name, low in lowest.items():
+        value = getattr(arguments, name)
+        if value < low:
+            raise UsageError(f"--{name.replace('_', '-')}={value}: expected an integer >= {low}")
+    if not 0 < arguments.seconds < float("inf"):
+        raise UsageError(f"--seconds={arguments.seconds:g}: expected a number > 0")
+    if arguments.publish and arguments.out:
+        raise UsageError(f"--out={arguments.out}: expected either --out or --publish")
+    pair = tuple(arguments.pair.split(","))
+    if len(pair) != 2:
+        raise UsageError(f"--pair={arguments.pair}: expected TEACHER,STUDENT")
+    arguments.pair = pair
+    arguments.contenders = tuple(dict.fromkeys(arguments.contenders.split(",")))
+    plan.check_names(pair, arguments.contenders)
+    if arguments.data != "random" and not pathlib.Path(arguments.data).is_dir():
+        raise UsageError(f"--data={arguments.data}: no such folder; expected random or a folder")
+    return arguments
+
+
+def _check_one_device(about: Mapping[str, Mapping[str, Any]]) -> None:
+    """UsageError when some contenders compute on a GPU and others do not."""
+    where = {"cpu" if one["platform"] == "cpu" else "gpu": name for name, one in about.items()}
+    if len(where) > 1:
+        raise UsageError(
+            f"{where['cpu']} computes on the CPU, {where['gpu']} on a GPU; expected one device: "
+            "install the extra that serves it, such as pip install '.[cuda]', or choose "
+            "--contenders"
+        )
+
+
+def measure(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Starts the contenders one by one and gives them their turns.
+
+    Returns:
+      What records.record needs of it: "speeds", "about" and "left_out", each by contender.
+    """
+    about, left_out, ready = {}, {}, []
+    environment = os.environ | {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}  # they share the device
+    with tempfile.TemporaryDirectory() as temporary, contextlib.ExitStack() as stack:
+        folder = pathlib.Path(temporary)
+        task = folder / "task.json"
+        given = plan.task_of(
+            arguments.pair,
+            folder,
+            where=arguments.data,
+            batch_size=arguments.batch_size,
+            few=arguments.store_images,
+            workers=arguments.workers,
+        )
+        task.write_text(json.dumps(given))
+        for name in arguments.contenders:
+            if lacking := plan.missing(name):
+                left_out[name] = f"{lacking} is not installed"
+                print(f"{name}: {left_out[name]}", flush=True)
+                continue
+            own = folder / name
+            own.mkdir()
+            module = "experiments.throughput.contender"
+            command = [sys.executable, "-m", module, name, str(task), str(own)]
+            one = contest.Contender(
+                name, command, log=own / "log.txt", cwd=plan.ROOT, environment=environment
+            )
+            stack.callback(one.end)
+            try:
+                about[name] = one.warm_up()
+            except contest.Failed as error:
+                left_out[name] = str(error)
+                print(f"{name}: {error}", flush=True)
+                continue
+            ready.append(one)
+            print(f"{name}: warmed up in {about[name]['warm_up_s']:.0f} s", flush=True)
+        _check_one_device(about)
+        speeds, failed = contest.alternate(
+            ready,
+            rounds=arguments.rounds,
+            seconds=arguments.seconds,
+            note=lambda line: print(line, flush=True),
+        )
+    return {"speeds": speeds, "about": about, "left_out": left_out | failed}
+
+
+def study(arguments: argparse.Namespace, command: str, home: pathlib.Path) -> int:
+    """Measures, prints and writes; 1 where a contender that is installed has failed, else 0."""
+    found = measure(arguments)
+    if not found["speeds"]:
+        raise UsageError(f"--contenders={','.join(arguments.contenders)}: none of them ran")
+    record = records.record(arguments, found, command=command)
+    target = home if arguments.publish else (arguments.out or pathlib.Path("runs/throughput"))
+    (target / "results").mkdir(parents=True, exist_ok=True)
+    path = target / "results" / f"{records.name_of(record)}.json"
+    workdir.write_json(path, record)
+    print(tables.text(report.table(record)), end="")
+    print(path)
+    print(report.write_readme(target))
+    return int(any(not plan.missing(name) for name in found["left_out"]))
+
+
+def main(argv: Sequence[str] | None = None, home: pathlib.Path = HERE) -> int:
+    """Runs the study; returns the exit code: 0 done, 1 a contender failed, 2 a mistake of use."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    try:
+        arguments = _arguments(argv)
+        if arguments.report_only:
+            print(report.write_readme(home))
+            return 0
+        # A reader elsewhere has no use for where things lie on this machine.
+        shown = [re.sub(r"(^|=)/.*/", r"\1", argument) for argument in argv]
+        command = " ".join(["python -m experiments.throughput.run", *shown])
+        return study(arguments, command, home)
+    except UsageError as error:
+        print(f"throughput: error: {error}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())
