@@ -22,6 +22,7 @@ Turn = Callable[[float], int]  # seconds -> images that whole steps trained on i
 WARM_UP_SECONDS = 1.0
 LAST_SECONDS = 20.0  # to end when no turn will come
 LONGEST = 160  # of what is said about a failure
+QUIET = 0.05  # the part of the cores that other processes may use
 
 
 class Failed(Exception):
@@ -145,6 +146,34 @@ def alternate(
             speeds[one.name].append(done["images"] / done["seconds"])
             note(f"[{number}/{rounds}] {one.name}: {speeds[one.name][-1]:,.1f} images/s")
     return speeds, failed
+
+
+def busy(seconds: float = 1.0) -> float:
+    """The part of all cores that is in use now, when no contender computes: 0 to 1; 0 if unknown.
+
+    Threads that wait for each other, as PyTorch's do on a CPU, lose far more than that part.
+    """
+
+    def counted() -> tuple[int, int]:
+        line = pathlib.Path("/proc/stat").read_text().split("\n")[0]
+        times = [int(value) for value in line.split()[1:9]]
+        return sum(times), times[3] + times[4]
+
+    try:
+        total, idle = counted()
+        time.sleep(seconds)
+        total_after, idle_after = counted()
+    except OSError:
+        return 0.0
+    return round(1 - (idle_after - idle) / max(total_after - total, 1), 3)
+
+
+def not_quiet(part: float) -> str:
+    """What is said of figures that were taken beside other work."""
+    return (
+        f"other processes used {100 * part:.0f} % of the cores between the turns; expected a "
+        "machine that does nothing else"
+    )
 
 
 def serve(prepare: Callable[[], tuple[Turn, Mapping[str, Any]]]) -> None:

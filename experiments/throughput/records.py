@@ -14,6 +14,7 @@ from typing import Any
 from distill_jax import __version__
 from experiments.throughput.plan import BASE, NEEDS, ROOT
 
+MEASURED = ("distill_jax", "configs", "experiments/throughput/*.py")
 LIBRARIES = ("jax", "jaxlib", "flax", "optax", "numpy", "torch", "torchvision", "torchdistill")
 
 
@@ -48,7 +49,8 @@ def record(
             if name in arguments.contenders
         },
         "device": _device(about),
-        "cores": len(os.sched_getaffinity(0)),
+        "cores": os.cpu_count(),
+        "busy_with_others": max(found["busy"]),
         "versions": _versions(),
         "date": datetime.date.today().isoformat(),
         "command": command,
@@ -92,7 +94,7 @@ def _device(about: Mapping[str, Mapping[str, Any]]) -> str:
     devices = {one["device"] for one in about.values() if one["platform"] != "cpu"}
     if devices:
         return ", ".join(sorted(devices))
-    return f"{len(os.sched_getaffinity(0))} {platform.machine().replace('_', '-')} cores"
+    return f"{os.cpu_count()} {platform.machine().replace('_', '-')} cores"
 
 
 def _versions() -> dict[str, str]:
@@ -114,5 +116,5 @@ def _git_revision() -> str | None:
         command = ["git", "-C", str(ROOT), *arguments]
         return subprocess.run(command, capture_output=True, text=True).stdout.strip()
 
-    changed = git("status", "--porcelain", "--untracked-files=no", "--", "distill_jax", "configs")
-    return f"{git('rev-parse', 'HEAD')}{' with changes' if changed else ''}" or None
+    changed = git("status", "--porcelain", "--untracked-files=no", "--", *MEASURED)
+    return f"{git('rev-parse', 'HEAD')}{' with changes' if changed else ''}"

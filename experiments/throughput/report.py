@@ -9,6 +9,7 @@ from distill_jax.errors import UsageError
 from distill_jax.files import write_atomically
 from distill_jax.reports import tables
 from distill_jax.reports.tables import Column
+from experiments.throughput import contest
 from experiments.throughput.plan import BASE
 
 BEGIN, END = "<!-- results: begin -->", "<!-- results: end -->"
@@ -56,9 +57,13 @@ def _section(record: Mapping[str, Any]) -> str:
             f" Storing {stored['views']} views of {stored['images']} images took "
             f"{stored['seconds']:.0f} s, outside of the figures."
         )
+    warning = ""
+    if record["busy_with_others"] > contest.QUIET:
+        warning = f"**Not a result: {contest.not_quiet(record['busy_with_others'])}.**\n\n"
     return (
         f"### {record['teacher']} → {record['student']}, batch {record['batch_size']}, "
         f"{record['device']}\n\n"
+        f"{warning}"
         f"{record['rounds']} rounds of {record['seconds']:g} s each, {pixels}, {record['cores']} "
         f"cores, {record['workers']} loader processes for PyTorch; {record['date']}, by\n\n"
         f"    {record['command']}\n\n"

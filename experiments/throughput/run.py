@@ -90,11 +90,18 @@ def _check_one_device(about: Mapping[str, Mapping[str, Any]]) -> None:
         )
 
 
+def command_of(name: str, task: pathlib.Path, folder: pathlib.Path) -> list[str]:
+    """The command of a contender's process; see contender.py."""
+    module = "experiments.throughput.contender"
+    return [sys.executable, "-m", module, name, str(task), str(folder)]
+
+
 def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     """Starts the contenders one by one and gives them their turns.
 
     Returns:
-      What records.record needs of it: "speeds", "about" and "left_out", each by contender.
+      What records.record needs of it: "speeds", "about" and "left_out", each by contender, and
+      "busy", the part of the cores that other processes used before the turns and after.
     """
     about, left_out, ready = {}, {}, []
     environment = os.environ | {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}  # they share the device
@@ -117,10 +124,12 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
                 continue
             own = folder / name
             own.mkdir()
-            module = "experiments.throughput.contender"
-            command = [sys.executable, "-m", module, name, str(task), str(own)]
             one = contest.Contender(
-                name, command, log=own / "log.txt", cwd=plan.ROOT, environment=environment
+                name,
+                command_of(name, task, own),
+                log=own / "log.txt",
+                cwd=plan.ROOT,
+                environment=environment,
             )
             stack.callback(one.end)
             try:
@@ -132,13 +141,17 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
             ready.append(one)
             print(f"{name}: warmed up in {about[name]['warm_up_s']:.0f} s", flush=True)
         _check_one_device(about)
+        busy = [contest.busy()]
         speeds, failed = contest.alternate(
             ready,
             rounds=arguments.rounds,
             seconds=arguments.seconds,
             note=lambda line: print(line, flush=True),
         )
-    return {"speeds": speeds, "about": about, "left_out": left_out | failed}
+        busy.append(contest.busy())
+    if max(busy) > contest.QUIET:
+        print(f"WARNING: {contest.not_quiet(max(busy))}", flush=True)
+    return {"speeds": speeds, "about": about, "left_out": left_out | failed, "busy": busy}
 
 
 def study(arguments: argparse.Namespace, command: str, home: pathlib.Path) -> int:
