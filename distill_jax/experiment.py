@@ -37,7 +37,8 @@ class Result:
     workdir: pathlib.Path
 
 
-def _batches(parts: Parts, position: int) -> Iterator[dict[str, np.ndarray]]:
+def batches_of(parts: Parts, position: int) -> Iterator[dict[str, np.ndarray]]:
+    """The batches of a run, without end, from the given number of examples on."""
     config = parts.config
     feed = data.training(
         parts.train,
@@ -69,7 +70,8 @@ def _with_answers(
         yield batch
 
 
-def _timetable(parts: Parts) -> loop.Timetable:
+def timetable_of(parts: Parts) -> loop.Timetable:
+    """When a run logs, evaluates and saves, and how many steps it computes in one call."""
     config, total = parts.config, parts.total_steps
     save_at = loop.epoch_steps(config.checkpoint.every_epochs, parts.steps_per_epoch, total)
     if config.checkpoint.every_steps:
@@ -179,8 +181,8 @@ def _train(session: Session, stop_asked: Callable[[], bool]) -> dict[str, Any]:
         now,
         at,
         advance=advance,
-        batches=_batches(parts, position),
-        timetable=_timetable(parts),
+        batches=batches_of(parts, position),
+        timetable=timetable_of(parts),
         hooks=session,
         stop_asked=stop_asked,
     )

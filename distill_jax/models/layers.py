@@ -7,8 +7,9 @@ variance is the biased one; PyTorch's is larger by n / (n - 1). These three are 
 network with batch normalisation (`BATCH_NORM`).
 """
 
+import functools
 import math
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -101,6 +102,42 @@ def set_batch_norm(
             part.unbiased = bn_unbiased
 
 
+_PARTS = 4  # of a batch, whose kernel gradients a CPU takes at once
+
+
+def convolve(x: Array, kernel: Array, *args: Any, **options: Any) -> Array:
+    """`jax.lax.conv_general_dilated`, with a faster gradient for the kernel on a CPU.
+
+    There XLA takes that gradient on one core, whatever there are: a convolution whose window is the
+    whole map. Those of the quarters of a batch are independent, and run side by side. Every fourth
+    image makes a quarter, so that each device of a mesh keeps its own. Other platforms, other
+    dtypes, grouped and 1x1 convolutions get what JAX makes of it.
+
+    Args and result are those of `jax.lax.conv_general_dilated`, for x [B, H, W, C].
+    """
+    plain = functools.partial(jax.lax.conv_general_dilated, **options)
+    grouped = options.get("feature_group_count", 1) > 1
+    if grouped or kernel.shape[0] == 1 or x.shape[0] % _PARTS or x.dtype != jnp.float32:
+        return plain(x, kernel, *args)
+
+    def whole(x: Array, kernel: Array, g: Array) -> Array:
+        return jax.vjp(lambda kernel: plain(x, kernel, *args), kernel)[1](g)[0]
+
+    def by_parts(x: Array, kernel: Array, g: Array) -> Array:
+        x, g = (a.reshape(-1, _PARTS, *a.shape[1:]) for a in (x, g))
+        return sum(whole(x[:, i], kernel, g[:, i]) for i in range(_PARTS))
+
+    def backward(saved: tuple[Array, Array], g: Array) -> tuple[Array, Array]:
+        x, kernel = saved
+        to_x = jax.vjp(lambda x: plain(x, kernel, *args), x)[1](g)[0]
+        to_kernel = jax.lax.platform_dependent(x, kernel, g, cpu=by_parts, default=whole)
+        return to_x, to_kernel
+
+    convolved = jax.custom_vjp(lambda x, kernel: plain(x, kernel, *args))
+    convolved.defvjp(lambda x, kernel: (plain(x, kernel, *args), (x, kernel)), backward)
+    return convolved(x, kernel)
+
+
 def convolution(
     inputs: int,
     outputs: int,
@@ -142,6 +179,7 @@ def convolution(
         use_bias=bias,
         dtype=dtype,
         kernel_init=kernel_init,
+        conv_general_dilated=convolve,
         rngs=rngs,
     )
 

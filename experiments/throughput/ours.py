@@ -79,7 +79,7 @@ def prepare(name: str, task: Mapping[str, Any], folder: pathlib.Path) -> tuple[T
         with config.unlocked():
             config.teacher.path, config.teacher.store = (), str(folder / "store")
     parts = parts_of(config)
-    timetable, batches = experiment._timetable(parts), experiment._batches(parts, 0)
+    timetable, batches = experiment.timetable_of(parts), experiment.batches_of(parts, 0)
     compiled = step.compile_steps(parts.recipe, parts.mesh)
     hooks = _Hooks(state.placed(parts.initial, parallel.replicated(parts.mesh)))
 
