@@ -35,6 +35,34 @@ def test_convolutions_are_those_of_pytorch(inputs, outputs, size, stride, groups
     np.testing.assert_allclose(conv(x), expected, atol=1e-5)
 
 
+@pytest.mark.parametrize("batch", [4, 6, 8])
+@pytest.mark.parametrize("stride", [1, 2])
+def test_gradients_of_convolutions_are_those_of_the_formula(batch, stride):
+    # Those of 4 and 8 images are summed over quarters of the batch.
+    x, kernel = draw(batch, 7, 6, 2), draw(3, 3, 2, 3, seed=1)
+    weight = draw(*convolve(x, kernel, stride).shape, seed=2)
+
+    @jax.jit
+    def gradients(x, kernel):
+        def loss(x, kernel):
+            margins = ((1, 1), (1, 1))
+            axes = ("NHWC", "HWIO", "NHWC")
+            y = layers.convolve(x, kernel, (stride,) * 2, margins, dimension_numbers=axes)
+            return jnp.sum(y * weight)
+
+        return jax.grad(loss, (0, 1))(x, kernel)
+
+    def along(one, shape):  # A convolution is linear in each: its gradient, entry by entry.
+        units = np.eye(math.prod(shape)).reshape(-1, *shape)
+        return np.reshape([np.sum(one(unit) * np.float64(weight)) for unit in units], shape)
+
+    to_x, to_kernel = gradients(x, kernel)
+    expected = along(lambda unit: convolve(x, unit, stride), kernel.shape)
+    np.testing.assert_allclose(to_kernel, expected, atol=2e-5)
+    expected = along(lambda unit: convolve(unit, kernel, stride), x.shape)
+    np.testing.assert_allclose(to_x, expected, atol=2e-5)
+
+
 @pytest.mark.parametrize(("size", "stride", "margin"), [(2, 2, 0), (3, 2, 1), (3, 1, 1)])
 def test_max_pool_and_its_gradient_are_those_of_pytorch(size, stride, margin):
     # Small integers: many windows hold their largest value twice, and the first one counts.
