@@ -6,8 +6,6 @@ is used with nothing but what it was made for, and no byte of it unverified. Wri
 """
 
 import dataclasses
-import hashlib
-import json
 import os
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -18,115 +16,23 @@ import jax.numpy as jnp
 import numpy as np
 
 from distill_jax import data
-from distill_jax.errors import UsageError
 from distill_jax.models import Outputs, Spec
-from distill_jax.teachers.schemes import Finite, Seeded, key_implementation, view_options
+from distill_jax.teachers.manifest import (
+    Arrays,
+    augmentation,
+    damage,
+    file_name,
+    hash_of_ids,
+    names_of_parts,
+    read_manifest,
+    refusal,
+    refuse_other,
+)
+from distill_jax.teachers.schemes import Finite, Seeded, key_implementation
 from distill_jax.teachers.views import View
 
-FORMAT = 1
-MANIFEST = "manifest.json"
 GIVEN = "teacher/"  # before the names of answers that come with a batch
 VERIFY_BYTES = 8 * 2**30  # a larger store is verified part by part, when a part is first used
-
-Arrays = dict[str, np.ndarray]
-
-
-def refusal(path: str | os.PathLike, reason: str) -> UsageError:
-    """The error of a store that cannot be used."""
-    return UsageError(f"teacher.store={str(path)!r}: {reason}")
-
-
-def rendered(manifest: Mapping[str, Any]) -> bytes:
-    """The bytes of a manifest's file: the manifest and its own SHA-256."""
-    digest = hashlib.sha256(json.dumps(manifest).encode()).hexdigest()
-    return (json.dumps({**manifest, "sha256": digest}, indent=1) + "\n").encode()
-
-
-def read_manifest(path: str | os.PathLike) -> dict[str, Any]:
-    """The manifest of a store, finished or not.
-
-    Raises:
-      UsageError: there is none, or it is damaged or of another format.
-    """
-    try:
-        content = pathlib.Path(path, MANIFEST).read_bytes()
-    except OSError as error:
-        reason = f"{MANIFEST}: {error.strerror}; expected the folder of a store of answers"
-        raise refusal(path, reason) from None
-    try:
-        manifest = json.loads(content)
-        written = manifest["format"]
-        del manifest["sha256"]
-        # Byte for byte: so that also a change which means the same to a JSON parser is a change.
-        intact = rendered(manifest) == content
-    except (ValueError, KeyError, TypeError, RecursionError):
-        intact, written = False, FORMAT
-    if written != FORMAT:
-        raise refusal(path, f"it has format {written!r}; this version reads {FORMAT}")
-    if not intact:
-        raise refusal(path, f"{MANIFEST} is damaged; delete the folder and store the answers again")
-    return manifest
-
-
-def made_for(manifest: Mapping[str, Any]) -> dict[str, Any]:
-    """What the answers hold for, and for nothing else, by the name that a message gives it."""
-    sets = manifest["data"]
-    return {
-        "teacher": manifest["teacher"]["fingerprint"],
-        "training data": sets["train"]["fingerprint"],
-        "test data": sets["test"]["fingerprint"],
-        "classes": sets["classes"],
-        **_augmentation(manifest["augment"]),
-        **{name: value for name, value in manifest["scheme"].items() if name != "probe"},
-        **{name: manifest[name] for name in ("dtype", "compute_dtype", "taps")},
-    }
-
-
-def _augmentation(options: data.Augment | Mapping[str, Any]) -> dict[str, Any]:
-    return {f"data.augment.{name}": value for name, value in view_options(options).items()}
-
-
-def refuse_other(
-    path: str | os.PathLike, manifest: Mapping[str, Any], expected: Mapping[str, Any]
-) -> None:
-    """UsageError when a store was made for anything but what is expected; None expects nothing."""
-    stored = made_for(manifest)
-    for name, value in expected.items():
-        if value is not None and stored.get(name) != value:
-            was, now = (
-                v[:12] if isinstance(v, str) and len(v) == 64 else v
-                for v in (stored.get(name), value)
-            )
-            raise refusal(path, f"made for {name}={was!r}; this run has {now!r}")
-
-
-def names_of_parts(manifest: Mapping[str, Any]) -> list[str]:
-    """Every part that the finished store has, in the order of writing."""
-    held_out = ["held_out"] if manifest["data"].get("held_out") else []
-    count = -(-manifest["items"] // manifest["part_size"])
-    return ["test", *held_out, *(f"{number:05d}" for number in range(count))]
-
-
-def file_name(part: str, array: str) -> str:
-    """The file of one array of a part."""
-    return f"{array}-{part}.npy" if part.isdigit() else f"{part}-{array}.npy"
-
-
-def damage(folder: pathlib.Path, part: Mapping[str, Any], *, hashes: bool) -> str:
-    """The first fault of a part's files, in words, or ""; without `hashes` by their sizes alone."""
-    for name, entry in part["files"].items():
-        try:
-            if (folder / name).stat().st_size != entry["bytes"]:
-                return f"{name} is damaged: it has not the size that was written"
-            if hashes:
-                with open(folder / name, "rb") as file:
-                    if hashlib.file_digest(file, "sha256").hexdigest() != entry["sha256"]:
-                        return f"{name} is damaged: its SHA-256 is not the one in {MANIFEST}"
-        except FileNotFoundError:
-            return f"{name} is missing"
-        except OSError as error:
-            return f"{name} cannot be read: {error.strerror}"
-    return ""
 
 
 class Store:
@@ -374,7 +280,7 @@ def load(
         "training data": train_fingerprint,
         "test data": test_fingerprint,
         "classes": num_classes,
-        **_augmentation(augment),
+        **augmentation(augment),
         "dtype": dtype,
         "compute_dtype": compute_dtype,
     }
@@ -417,8 +323,3 @@ def load(
         scheme=scheme,
         store=Store(folder, manifest, verify),
     )
-
-
-def hash_of_ids(ids: np.ndarray) -> str:
-    """The SHA-256 of a list of examples, in its order."""
-    return hashlib.sha256(np.ascontiguousarray(ids, dtype="<i4")).hexdigest()

@@ -15,6 +15,7 @@ import pytest
 from distill_jax import data, files, models, parallel
 from distill_jax.data.sources import ArrayExamples
 from distill_jax.errors import UsageError
+from distill_jax.teachers import manifest as manifests
 from distill_jax.teachers import store, stored
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -183,11 +184,11 @@ def test_a_changed_byte_of_the_manifest_is_noticed(copy):
         flipped[position] ^= 1 << position % 8
         path.write_bytes(flipped)
         with pytest.raises(UsageError, match="manifest.json is damaged|it has format"):
-            stored.read_manifest(copy)
+            manifests.read_manifest(copy)
     for length in range(0, len(content), 97):
         path.write_bytes(content[:length])
         with pytest.raises(UsageError, match="manifest.json is damaged"):
-            stored.read_manifest(copy)
+            manifests.read_manifest(copy)
     path.write_bytes(content + b"\n")
     with pytest.raises(UsageError, match="manifest.json is damaged"):
         opened(copy)
@@ -197,8 +198,8 @@ def test_a_changed_byte_of_the_manifest_is_noticed(copy):
 
 
 def test_a_manifest_of_a_later_format_is_refused(copy):
-    manifest = stored.read_manifest(copy)
-    (copy / "manifest.json").write_bytes(stored.rendered({**manifest, "format": 2}))
+    manifest = manifests.read_manifest(copy)
+    (copy / "manifest.json").write_bytes(manifests.rendered({**manifest, "format": 2}))
     with pytest.raises(UsageError, match="it has format 2; this version reads 1"):
         opened(copy)
 
@@ -215,7 +216,7 @@ def test_a_changed_byte_of_a_file_is_noticed_and_repaired(copy, whole, tmp_path,
         flipped = bytearray(content)
         flipped[position] ^= 1 << position % 8
         path.write_bytes(flipped)
-        assert file in stored.damage(copy, entry, hashes=True)
+        assert file in manifests.damage(copy, entry, hashes=True)
     with pytest.raises(UsageError, match=rf"teacher.store=.*{file} is damaged: its SHA-256"):
         opened(copy)
     lines = []
@@ -225,7 +226,7 @@ def test_a_changed_byte_of_a_file_is_noticed_and_repaired(copy, whole, tmp_path,
 
 
 def _entry(folder: pathlib.Path, file: str) -> dict:
-    parts = stored.read_manifest(folder)["parts"].values()
+    parts = manifests.read_manifest(folder)["parts"].values()
     return next(part["files"][file] for part in parts if file in part["files"])
 
 
