@@ -59,6 +59,7 @@ from distill_jax.losses.relations import (
     relational_distance,
     similarity_preserving,
 )
+from distill_jax.losses.vocab import vocab_divergence
 
 __all__ = [
     "activation_boundary",
@@ -95,4 +96,5 @@ __all__ = [
     "standardise",
     "total_variation",
     "variational_information",
+    "vocab_divergence",
 ]

@@ -24,7 +24,7 @@ def _log_pair(
     )
 
 
-def _kl(log_a: jax.Array, log_b: jax.Array) -> jax.Array:
+def kl_of_logs(log_a: jax.Array, log_b: jax.Array) -> jax.Array:
     """KL(A || B) over the last axis.
 
     sum (b - a) is zero for distributions, but adding it term by term makes the summand second order
@@ -35,7 +35,7 @@ def _kl(log_a: jax.Array, log_b: jax.Array) -> jax.Array:
     return jnp.sum(a * (log_a - log_b) + (b - a), axis=-1)
 
 
-def _log_mixture(weight: float | jax.Array, log_a: jax.Array, log_b: jax.Array) -> jax.Array:
+def log_mixture(weight: float | jax.Array, log_a: jax.Array, log_b: jax.Array) -> jax.Array:
     """log(weight * a + (1 - weight) * b), without leaving log space."""
     weight = jnp.asarray(weight, jnp.float32)
     return jnp.logaddexp(jnp.log(weight) + log_a, jnp.log1p(-weight) + log_b)
@@ -74,7 +74,7 @@ def forward_kl(
       cross-entropy, which differs by the teacher's entropy, a constant).
     """
     log_q, log_p = _log_pair(student_logits, teacher_logits, temperature)
-    return _kl(log_p, log_q)
+    return kl_of_logs(log_p, log_q)
 
 
 def soft_target(
@@ -143,7 +143,7 @@ def reverse_kl(
       section 2.
     """
     log_q, log_p = _log_pair(student_logits, teacher_logits, temperature)
-    return _kl(log_q, log_p)
+    return kl_of_logs(log_q, log_p)
 
 
 def jensen_shannon(
@@ -190,9 +190,9 @@ def jensen_shannon(
     """
     check_fraction("beta", beta)
     log_q, log_p = _log_pair(student_logits, teacher_logits, temperature)
-    log_m = _log_mixture(beta, log_p, log_q)
+    log_m = log_mixture(beta, log_p, log_q)
     beta = jnp.asarray(beta, jnp.float32)
-    return beta * _kl(log_p, log_m) + (1.0 - beta) * _kl(log_q, log_m)
+    return beta * kl_of_logs(log_p, log_m) + (1.0 - beta) * kl_of_logs(log_q, log_m)
 
 
 def skew_kl(
@@ -231,7 +231,7 @@ def skew_kl(
     """
     check_fraction("alpha", alpha)
     log_q, log_p = _log_pair(student_logits, teacher_logits, temperature)
-    return _kl(log_p, _log_mixture(alpha, log_p, log_q))
+    return kl_of_logs(log_p, log_mixture(alpha, log_p, log_q))
 
 
 def total_variation(

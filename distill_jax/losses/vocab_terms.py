@@ -1,0 +1,83 @@
+"""Divergences of two distributions over a vocabulary: value and slope, from log Q and log P.
+
+What `vocab_divergence` computes on a chunk of tokens. The same quantities as in divergences.py,
+with the gradient written out, so that one pass over the chunk gives both and nothing is kept for a
+backward pass. With g = dD/dQ, the slope with respect to the student's tempered logits is
+Q (g - E_Q[g]).
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from distill_jax.losses.divergences import kl_of_logs, log_mixture
+
+
+class Terms(NamedTuple):
+    """A divergence [N], and its slope [N, V] with respect to the student's tempered logits."""
+
+    value: jax.Array
+    slope: jax.Array
+
+
+def _centred(q: jax.Array, g: jax.Array) -> jax.Array:
+    return q * (g - jnp.sum(q * g, axis=-1, keepdims=True))
+
+
+def forward_kl(log_q: jax.Array, log_p: jax.Array, skew: float) -> Terms:
+    """KL(P || Q)."""
+    del skew
+    return Terms(kl_of_logs(log_p, log_q), jnp.exp(log_q) - jnp.exp(log_p))
+
+
+def reverse_kl(log_q: jax.Array, log_p: jax.Array, skew: float) -> Terms:
+    """KL(Q || P)."""
+    del skew
+    return Terms(kl_of_logs(log_q, log_p), _centred(jnp.exp(log_q), log_q - log_p))
+
+
+def jensen_shannon(log_q: jax.Array, log_p: jax.Array, skew: float) -> Terms:
+    """beta KL(P || M) + (1 - beta) KL(Q || M), M = beta P + (1 - beta) Q, beta = skew.
+
+    The terms of g without a logarithm, 1 - beta P / M - (1 - beta) Q / M, cancel.
+    """
+    log_m = log_mixture(skew, log_p, log_q)
+    value = skew * kl_of_logs(log_p, log_m) + (1 - skew) * kl_of_logs(log_q, log_m)
+    return Terms(value, (1 - skew) * _centred(jnp.exp(log_q), log_q - log_m))
+
+
+def skew_kl(log_q: jax.Array, log_p: jax.Array, skew: float) -> Terms:
+    """KL(P || alpha P + (1 - alpha) Q), alpha = skew."""
+    log_m = log_mixture(skew, log_p, log_q)
+    slope = (skew - 1) * _centred(jnp.exp(log_q), jnp.exp(log_p - log_m))
+    return Terms(kl_of_logs(log_p, log_m), slope)
+
+
+def skew_reverse_kl(log_q: jax.Array, log_p: jax.Array, skew: float) -> Terms:
+    """KL(Q || (1 - alpha) P + alpha Q), alpha = skew."""
+    log_m = log_mixture(skew, log_q, log_p)
+    ratio = log_q - log_m
+    return Terms(kl_of_logs(log_q, log_m), _centred(jnp.exp(log_q), ratio - skew * jnp.exp(ratio)))
+
+
+def total_variation(log_q: jax.Array, log_p: jax.Array, skew: float) -> Terms:
+    """(1 / 2) sum |P - Q|."""
+    del skew
+    q = jnp.exp(log_q)
+    gap = q - jnp.exp(log_p)
+    return Terms(0.5 * jnp.sum(jnp.abs(gap), axis=-1), 0.5 * _centred(q, jnp.sign(gap)))
+
+
+Divergence = Callable[[jax.Array, jax.Array, float], Terms]
+
+#: By name: the function, and the default of its `skew`, None where it has none.
+DIVERGENCES: dict[str, tuple[Divergence, float | None]] = {
+    "forward_kl": (forward_kl, None),
+    "reverse_kl": (reverse_kl, None),
+    "jensen_shannon": (jensen_shannon, 0.5),
+    "skew_kl": (skew_kl, 0.1),
+    "skew_reverse_kl": (skew_reverse_kl, 0.1),
+    "total_variation": (total_variation, None),
+}

@@ -1,0 +1,289 @@
+"""The fused divergence over a vocabulary, against dense float64 with every entry written out."""
+
+import functools
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from loss_reference import generalised_jsd, kl, numeric_gradient
+from scipy.special import log_softmax, softmax
+
+from distill_jax import losses
+from distill_jax.errors import UsageError
+from distill_jax.losses.vocab import chunk_size
+
+# (name, skew, the divergence of probabilities p of the teacher and q of the student)
+REFERENCES = {
+    "forward_kl": (None, kl),
+    "reverse_kl": (None, lambda p, q: kl(q, p)),
+    "jensen_shannon": (0.3, lambda p, q: generalised_jsd(p, q, 0.3)),
+    "skew_kl": (0.1, lambda p, q: kl(p, 0.1 * p + 0.9 * q)),
+    "skew_reverse_kl": (0.2, lambda p, q: kl(q, 0.8 * p + 0.2 * q)),
+    "total_variation": (None, lambda p, q: np.abs(p - q).sum(-1) / 2),
+}
+every_divergence = pytest.mark.parametrize("name", REFERENCES)
+ARRAYS = ("student_hidden", "student_head", "teacher_hidden", "teacher_head")
+
+
+def draw(tokens=7, widths=(3, 4), vocab=(11, 11), scale=1.0, seed=0):
+    """The four arrays, exact in float32, and labels and weights, of which one is zero."""
+    generator = np.random.default_rng(seed)
+    shapes = [
+        (tokens, widths[0]),
+        (widths[0], vocab[0]),
+        (tokens, widths[1]),
+        (widths[1], vocab[1]),
+    ]
+    arrays = [np.float32(scale * generator.standard_normal(shape)) for shape in shapes]
+    labels = generator.integers(0, min(vocab), tokens).astype(np.int32)
+    weights = generator.uniform(0.1, 1, tokens).astype(np.float32)
+    weights[tokens // 2] = 0
+    return dict(zip(ARRAYS, arrays, strict=True)), labels, weights
+
+
+def reference(
+    arrays, labels, weights, *, divergence, temperature=1.0, vocab_size=None,
+    soft_weight=1.0, hard_weight=0.0, student_cap=None, teacher_cap=None,
+    student_scale=1.0, teacher_scale=1.0,
+):  # fmt: skip
+    """The loss and its measures in float64, from whole arrays of logits."""
+
+    def logits(side, cap, scale):
+        z = np.float64(arrays[f"{side}_hidden"]) @ np.float64(arrays[f"{side}_head"]) * scale
+        return (z if cap is None else cap * np.tanh(z / cap))[:, :vocab_size]
+
+    z_s = logits("student", student_cap, student_scale)
+    z_t = logits("teacher", teacher_cap, teacher_scale)
+    q, p = softmax(z_s / temperature, -1), softmax(z_t / temperature, -1)
+    soft = temperature**2 * REFERENCES[divergence][1](p, q)
+    rows = np.arange(len(labels))
+    known = np.maximum(labels, 0)
+    hard, teacher_hard = (
+        np.where(labels < 0, 0, -log_softmax(z, -1)[rows, known]) for z in (z_s, z_t)
+    )
+    q, p = softmax(z_s, -1), softmax(z_t, -1)
+    measures = {
+        "soft_loss": soft,
+        "hard_loss": hard,
+        "teacher_loss": teacher_hard,
+        "kl": kl(p, q),
+        "student_entropy": -(q * np.log(q)).sum(-1),
+        "teacher_entropy": -(p * np.log(p)).sum(-1),
+        "agreement": z_s.argmax(-1) == z_t.argmax(-1),
+    }
+    loss = soft_weight * soft + hard_weight * hard
+    total = {name: np.sum(weights * value) for name, value in measures.items()}
+    return np.sum(weights * loss), total
+
+
+def fused(arrays, labels, weights, *, chunk, divergence="forward_kl", **options):
+    """(loss, measures) and the gradients to the student's two arrays, jitted."""
+    options = {"skew": REFERENCES[divergence][0], **options}
+
+    @jax.jit
+    def both(student, teacher):
+        def loss(student):
+            return losses.vocab_divergence(
+                *student, *teacher, labels=labels, weights=weights, chunk=chunk,
+                divergence=divergence, **options,
+            )  # fmt: skip
+
+        return jax.value_and_grad(loss, has_aux=True)(student)
+
+    given = [jnp.asarray(arrays[name]) for name in ARRAYS]
+    return both(given[:2], given[2:])
+
+
+def check(arrays, labels, weights, *, chunk, **options):
+    expected, expected_measures = reference(arrays, labels, weights, **options)
+    (loss, measures), gradients = fused(arrays, labels, weights, chunk=chunk, **options)
+    np.testing.assert_allclose(loss, expected, rtol=2e-5, atol=2e-6)
+    assert set(measures) == set(expected_measures)
+    for name, value in expected_measures.items():
+        np.testing.assert_allclose(measures[name], value, rtol=2e-5, atol=2e-6, err_msg=name)
+    for name, gradient in zip(ARRAYS, gradients, strict=False):
+
+        def along(array, name=name):
+            return reference({**arrays, name: array}, labels, weights, **options)[0]
+
+        slope = numeric_gradient(along, arrays[name])
+        np.testing.assert_allclose(gradient, slope, rtol=2e-4, atol=5e-6, err_msg=name)
+
+
+@every_divergence
+@pytest.mark.parametrize("chunk", [1, 3, 7, 100])
+def test_value_measures_and_gradients(name, chunk):
+    arrays, labels, weights = draw()
+    check(arrays, labels, weights, divergence=name, chunk=chunk)
+
+
+@every_divergence
+@pytest.mark.parametrize("temperature", [0.5, 3.0])
+def test_temperature(name, temperature):
+    arrays, labels, weights = draw()
+    check(arrays, labels, weights, divergence=name, chunk=3, temperature=temperature)
+
+
+@every_divergence
+def test_both_losses_caps_scales_and_padded_vocabularies(name):
+    arrays, labels, weights = draw(vocab=(13, 12))
+    labels[1] = -100
+    check(
+        arrays, labels, weights, divergence=name, chunk=3, temperature=2.0, vocab_size=11,
+        soft_weight=0.7, hard_weight=0.4, student_cap=2.0, teacher_cap=1.5, student_scale=0.5,
+        teacher_scale=1.3,
+    )  # fmt: skip
+
+
+def test_vocabularies_that_are_padded_apart_are_read_up_to_the_smaller():
+    arrays, labels, weights = draw(vocab=(11, 14))
+    cut = {**arrays, "teacher_head": arrays["teacher_head"][:, :11]}
+    assert fused(arrays, labels, weights, chunk=3) != fused(cut, labels, weights, chunk=2)
+    (loss, _), _ = fused(arrays, labels, weights, chunk=3)
+    np.testing.assert_allclose(loss, reference(cut, labels, weights, divergence="forward_kl")[0])
+
+
+def test_the_temperature_may_be_traced():
+    arrays, labels, weights = draw()
+    given = [jnp.asarray(arrays[name]) for name in ARRAYS]
+
+    @jax.jit
+    def loss(temperature):
+        return losses.vocab_divergence(
+            *given, weights=weights, labels=labels, temperature=temperature
+        )[0]
+
+    for temperature in (1.0, 4.0):
+        expected, _ = reference(
+            arrays, labels, weights, divergence="forward_kl", temperature=temperature
+        )
+        np.testing.assert_allclose(loss(temperature), expected, rtol=1e-5)
+
+
+@every_divergence
+def test_saturated_logits_have_finite_values_and_gradients(name):
+    arrays, labels, weights = draw(scale=60.0)
+    (loss, measures), gradients = fused(
+        arrays, labels, weights, chunk=3, divergence=name, hard_weight=1.0
+    )
+    assert np.isfinite(loss) and all(np.all(np.isfinite(g)) for g in gradients)
+    assert all(np.isfinite(value) for value in measures.values())
+    assert np.any(gradients[0])
+
+
+@every_divergence
+def test_a_copy_of_the_teacher_has_no_loss_and_no_gradient(name):
+    arrays, labels, weights = draw(widths=(4, 4))
+    arrays |= {"student_hidden": arrays["teacher_hidden"], "student_head": arrays["teacher_head"]}
+    (loss, measures), gradients = fused(arrays, labels, weights, chunk=3, divergence=name)
+    assert abs(loss) < 1e-6 and abs(measures["kl"]) < 1e-6
+    assert all(np.abs(gradient).max() < 1e-6 for gradient in gradients)
+    np.testing.assert_allclose(measures["agreement"], weights.sum(), rtol=1e-6)
+
+
+def test_tokens_without_weight_change_nothing():
+    arrays, labels, weights = draw()
+    (loss, _), gradients = fused(arrays, labels, weights, chunk=3)
+    without = {name: a if "head" in name else a.copy() for name, a in arrays.items()}
+    for name in ("student_hidden", "teacher_hidden"):
+        without[name][weights == 0] = 1e4
+    (other, _), others = fused(without, labels, weights, chunk=3)
+    np.testing.assert_array_equal(loss, other)
+    np.testing.assert_array_equal(gradients[1], others[1])
+    assert not np.any(others[0][weights == 0])
+    (nothing, _), none = fused(arrays, labels, np.zeros_like(weights), chunk=3)
+    assert nothing == 0 and not any(np.any(gradient) for gradient in none)
+
+
+def test_a_small_divergence_of_bfloat16_operands_is_exact_and_never_negative():
+    # KL of about 1e-3, where log-softmax in bfloat16 is wrong by more than the value.
+    arrays, labels, _ = draw(tokens=64, widths=(32, 32), vocab=(4000, 4000), scale=0.5)
+    generator = np.random.default_rng(1)
+    noise = generator.standard_normal(arrays["teacher_hidden"].shape)
+    arrays["student_hidden"] = arrays["teacher_hidden"] + np.float32(0.016 * noise)
+    arrays["student_head"] = arrays["teacher_head"]
+    rounded = {name: jnp.asarray(a, jnp.bfloat16) for name, a in arrays.items()}
+    exact = {name: np.float64(a) for name, a in rounded.items()}
+    for token in range(0, 64, 16):
+        weights = np.float32(np.arange(64) == token)
+        (loss, _), _ = fused(rounded, labels, weights, chunk=16)
+        expected, _ = reference(exact, labels, weights, divergence="forward_kl")
+        assert 1e-4 < expected < 1e-2
+        np.testing.assert_allclose(loss, expected, rtol=1e-3)
+
+
+def test_the_cotangent_scales_the_gradients_and_nothing_reaches_the_teacher():
+    arrays, labels, weights = draw()
+
+    def loss(*given):
+        return 3 * losses.vocab_divergence(*given, weights=weights, labels=labels, chunk=3)[0]
+
+    given = [jnp.asarray(arrays[name]) for name in ARRAYS]
+    gradients = jax.grad(loss, argnums=(0, 1, 2, 3))(*given)
+    _, expected = fused(arrays, labels, weights, chunk=3)
+    for gradient, one in zip(gradients, expected, strict=False):
+        np.testing.assert_allclose(gradient, 3 * one, rtol=1e-6)
+    assert not np.any(gradients[2]) and not np.any(gradients[3])
+
+
+def compiled(tokens, width, vocab, chunk):
+    """The compiled gradient of the loss."""
+    shapes = [(tokens, width), (width, vocab), (tokens, width), (width, vocab), (tokens,)]
+    given = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
+
+    def loss(student, head, *rest):
+        *teacher, weights = rest
+        return losses.vocab_divergence(student, head, *teacher, weights=weights, chunk=chunk)[0]
+
+    return jax.jit(jax.grad(loss, argnums=(0, 1))).lower(*given).compile()
+
+
+def test_no_logits_of_all_tokens_are_ever_built():
+    tokens, vocab, chunk = 512, 5000, 64
+    built = re.findall(r"\[([\d,]+)\]", compiled(tokens, 16, vocab, chunk).as_text())
+    sizes = {tuple(int(n) for n in shape.split(",")) for shape in built}
+    assert (chunk, vocab) in sizes
+    assert not [shape for shape in sizes if vocab in shape and np.prod(shape) >= tokens * vocab]
+
+
+def test_memory_does_not_grow_with_the_vocabulary_for_a_budget_of_bytes():
+    # The hidden states are narrow, so that the head and its gradient are little beside the logits.
+    def temporary(vocab):
+        chunk = 2**22 // (12 * vocab)
+        return compiled(512, 2, vocab, chunk).memory_analysis().temp_size_in_bytes
+
+    small, large = temporary(4096), temporary(32768)
+    assert 2**20 < small and large < 1.3 * small, (small, large)
+
+
+@pytest.mark.parametrize("platform", ["cpu", "gpu", "tpu"])
+def test_chunks_follow_the_shapes(platform):
+    assert chunk_size(64, 512, platform) == 64
+    for count, vocab in ((8192, 128256), (16384, 151936), (1000, 256000)):
+        chunk = chunk_size(count, vocab, platform)
+        assert 1 <= chunk <= count
+        assert chunk < 4096
+    assert chunk_size(8192, 128256, "gpu") == 1024
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"divergence": "kl"}, "divergence='kl'"),
+        ({"skew": 0.5}, "skew=0.5: forward_kl has none"),
+        ({"divergence": "skew_kl", "skew": 2.0}, "skew=2.0"),
+        ({"temperature": 0.0}, "temperature=0.0"),
+        ({"hard_weight": 1.0, "labels": None}, "hard_weight=1.0: needs labels"),
+        ({"vocab_size": 12}, "vocab_size=12: expected a number from 1 to 11"),
+        ({"student_head": np.zeros((5, 11))}, "student_hidden (7, 3), student_head (5, 11)"),
+        ({"teacher_hidden": np.zeros((6, 4))}, "student_hidden has 7 tokens, teacher_hidden 6"),
+    ],
+)
+def test_what_does_not_fit_is_named(changes, words):
+    arrays, labels, weights = draw()
+    options = {**arrays, "labels": labels, **changes}
+    loss = functools.partial(losses.vocab_divergence, *(options.pop(name) for name in ARRAYS))
+    with pytest.raises(UsageError, match=re.escape(words)):
+        loss(weights=weights, **options)
