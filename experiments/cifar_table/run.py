@@ -86,6 +86,8 @@ def study(
     found = [
         plan.config_of(row, seed, root, arguments.epochs, overrides) for row, seed in runs
     ]  # all of them before the first is trained: a mistake costs no hours
+    if not jax.config.jax_compilation_cache_dir:  # the seeds of a row share their programs
+        jax.config.update("jax_compilation_cache_dir", str(root.absolute() / "compiled"))
     for index, ((row, seed), config) in enumerate(zip(runs, found, strict=True), start=1):
         print(f"[{index}/{len(runs)}] {row.name}, seed {seed}", flush=True)
         folder = root / plan.run_name(row, seed)
@@ -93,7 +95,7 @@ def study(
         record = records.record(row, seed, config, result, command=command, short=short)
         records.write(record, target / "results" / f"{folder.name}.json")
         print(f"    {records.line(record)}", flush=True)
-        jax.clear_caches()  # no two runs share a program
+        jax.clear_caches()  # what the next run shares lies on the disk
     return report.write(target)
 
 
