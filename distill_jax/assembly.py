@@ -5,7 +5,10 @@ data, the teacher or the devices is checked here, in one line each.
 """
 
 import dataclasses
+import itertools
 import math
+import os
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -19,60 +22,67 @@ from distill_jax import config as configs
 from distill_jax import data, methods, models, pairing, parallel, teachers
 from distill_jax.answering import open_teacher
 from distill_jax.errors import UsageError
+from distill_jax.parts import Parts
 from distill_jax.training import optimizers, schedules, state, step
 from distill_jax.training.evaluate import Evaluator
-from distill_jax.training.recipe import Recipe
+from distill_jax.training.images import ImageRecipe
 
 LOOK_AHEAD_EXAMPLES = 512  # in one forward pass of the teacher, where the config leaves it open
 RESIDENT_LIMIT = 4 * 2**30  # bytes of images that data.resident="auto" puts on the device
 
 
-@dataclasses.dataclass(frozen=True)
-class Parts:
-    """Everything that a run is made of, opened and checked.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ImageParts(Parts):
+    """The parts of a run on images.
 
     Attributes:
-      config: resolved.
-      mesh: the devices.
       train: examples of the training split (the validation examples among them).
       train_ids: ids that are trained on.
-      recipes: what is fixed about a step, one for each stage of the method, in their order.
-      initial: the state before the first step, on the host.
-      teacher_variables: arrays of the teachers, on the devices.
-      store: resident training set on the devices, or {}.
-      evaluators: "validation" (where held out) and "test".
-      steps_per_epoch: examples over batch size.
-      description: {"teachers": ..., "data": ...} for the manifest.
     """
 
-    config: ConfigDict
-    mesh: Mesh
     train: data.Examples
     train_ids: np.ndarray
-    recipes: tuple[Recipe, ...]
-    initial: state.TrainState
-    teacher_variables: Any
-    store: dict[str, jax.Array]
-    evaluators: dict[str, Evaluator]
-    steps_per_epoch: float
-    description: dict[str, Any]
 
     @property
-    def recipe(self) -> Recipe:
-        """The recipe of the last stage, the training itself."""
-        return self.recipes[-1]
+    def _order(self) -> data.Order:
+        return data.Order(self.train_ids, self.config.seed)
 
-    @property
-    def total_steps(self) -> int:
-        """Of all stages."""
-        return self.recipe.begin + self.recipe.steps
+    def ids(self, step: int) -> np.ndarray:
+        size = self.config.training.batch_size
+        return self._order.ids(step * size, size)
 
-    def recipe_at(self, step: int) -> Recipe:
-        """The recipe of the step numbered `step` from 0."""
-        return next(recipe for recipe in reversed(self.recipes) if recipe.begin <= step)
+    def save(self, folder: str | os.PathLike, params: Any, stats: Any) -> str:
+        return models.save(folder, self.recipe.spec, params, stats)
+
+    def batches(self, position: int) -> Iterator[dict[str, np.ndarray]]:
+        feed = data.training(
+            self.train,
+            self._order,
+            self.config.training.batch_size,
+            resident=bool(self.store),
+            workers=self.config.data.workers,
+        )
+        if isinstance(self.recipe.teachers, teachers.Stored) and not self.teacher_variables:
+            return self._with_answers(feed, position)
+        return feed.at(position)
+
+    def _with_answers(self, feed: data.Training, position: int) -> Iterator[dict[str, np.ndarray]]:
+        """Batches with the stored answers to their views; of a store of steps, its own batches."""
+        recipe, size = self.recipe, self.config.training.batch_size
+        teacher, first = recipe.teachers, position // size
+        if isinstance(teacher.scheme, teachers.Finite):
+            for step_of, batch in enumerate(feed.at(position), start=first):
+                draws = teachers.host_draws(self.config.seed, step_of, size, recipe.augment)
+                yield {**batch, **teacher.gather(batch["id"], draws)}
+        for step_of in itertools.count(first):
+            (ids,), (key,), answers = teacher.rows(step_of, 1)
+            batch = {"id": ids, "view_key": key, **{name: a[0] for name, a in answers.items()}}
+            if not self.store:
+                batch["image"], batch["label"] = self.train.batch(ids)
+            yield batch
 
 
-def prepare(config: ConfigDict) -> Parts:
+def prepare(config: ConfigDict) -> ImageParts:
     """Opens and checks all that a resolved config names; writes nothing.
 
     Raises:
@@ -147,7 +157,7 @@ def prepare(config: ConfigDict) -> Parts:
                 store if examples is train else None,
                 opened.answer and opened.answer(name),
             )  # fmt: skip
-    return Parts(
+    return ImageParts(
         config=config,
         mesh=mesh,
         train=train,
@@ -162,6 +172,7 @@ def prepare(config: ConfigDict) -> Parts:
                 recipes[0].optimizer,
                 seed=config.seed,
                 averaged=config.training.ema_decay > 0,
+                metrics=recipes[0].metrics,
             )
         ),
         teacher_variables=opened.variables,
@@ -237,7 +248,7 @@ def _normalisation(config: ConfigDict, train: data.Examples, ids: np.ndarray) ->
 
 def _recipes(
     config, method, spec, graphdef, teacher, paired, steps_per_epoch, mesh
-) -> tuple[Recipe, ...]:
+) -> tuple[ImageRecipe, ...]:
     """One recipe a stage of the method."""
     recipes, begin = [], 0
     one = schedules.parse(1.0)
@@ -256,7 +267,7 @@ def _recipes(
             rate = optax.constant_schedule(stage.learning_rate or config.optimizer.learning_rate)
         hard = config.method.hard_weight if stage.hard else 0.0
         recipes.append(
-            Recipe(
+            ImageRecipe(
                 spec=spec,
                 graphdef=graphdef,
                 augment=data.Augment(**config.data.augment),

@@ -1,21 +1,20 @@
 """A run from its config to its result: claim the workdir, begin or resume, train, save."""
 
 import dataclasses
-import itertools
 import os
 import pathlib
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
-import numpy as np
 from ml_collections import ConfigDict
 
 from distill_jax import config as configs
-from distill_jax import data, models, parallel, reports, teachers, workdir
-from distill_jax.assembly import Parts, prepare
+from distill_jax import models, parallel, reports, workdir
+from distill_jax.assembly import prepare
 from distill_jax.errors import UsageError
+from distill_jax.parts import Parts
 from distill_jax.session import Session
 from distill_jax.training import checkpoints, loop, state, step
 from distill_jax.training.progress import Progress
@@ -37,39 +36,6 @@ class Result:
     workdir: pathlib.Path
 
 
-def batches_of(parts: Parts, position: int) -> Iterator[dict[str, np.ndarray]]:
-    """The batches of a run, without end, from the given number of examples on."""
-    config = parts.config
-    feed = data.training(
-        parts.train,
-        data.Order(parts.train_ids, config.seed),
-        config.training.batch_size,
-        resident=bool(parts.store),
-        workers=config.data.workers,
-    )
-    if isinstance(parts.recipe.teachers, teachers.Stored) and not parts.teacher_variables:
-        return _with_answers(parts, feed, position)
-    return feed.at(position)
-
-
-def _with_answers(
-    parts: Parts, feed: data.Training, position: int
-) -> Iterator[dict[str, np.ndarray]]:
-    """Batches with the stored answers to their views; of a store of steps, that store's batches."""
-    recipe, size = parts.recipe, parts.config.training.batch_size
-    teacher, first = recipe.teachers, position // size
-    if isinstance(teacher.scheme, teachers.Finite):
-        for step_of, batch in enumerate(feed.at(position), start=first):
-            draws = teachers.host_draws(parts.config.seed, step_of, size, recipe.augment)
-            yield {**batch, **teacher.gather(batch["id"], draws)}
-    for step_of in itertools.count(first):
-        (ids,), (key,), answers = teacher.rows(step_of, 1)
-        batch = {"id": ids, "view_key": key, **{name: a[0] for name, a in answers.items()}}
-        if not parts.store:
-            batch["image"], batch["label"] = parts.train.batch(ids)
-        yield batch
-
-
 def timetable_of(parts: Parts) -> loop.Timetable:
     """When a run logs, evaluates and saves, and how many steps it computes in one call."""
     config, total = parts.config, parts.total_steps
@@ -81,7 +47,7 @@ def timetable_of(parts: Parts) -> loop.Timetable:
     log_every = config.logging.every_steps
     # A divisor of log_every, so that no single steps are left over before a line of the log.
     divisors = [n for n in range(1, MOST_STEPS_A_CALL + 1) if log_every % n == 0]
-    default_call = parts.recipe.look_ahead if step.on_cpu(parts.mesh) else divisors[-1]
+    default_call = parts.recipe.ahead if step.on_cpu(parts.mesh) else divisors[-1]
     return loop.Timetable(
         total_steps=total,
         log_every=log_every,
@@ -181,24 +147,24 @@ def _train(session: Session, stop_asked: Callable[[], bool]) -> dict[str, Any]:
         now,
         at,
         advance=advance,
-        batches=batches_of(parts, position),
+        batches=parts.batches(position),
         timetable=timetable_of(parts),
         hooks=session,
         stop_asked=stop_asked,
     )
     session.checkpoints.wait()
-    spec, total = parts.recipe.spec, parts.total_steps
+    total = parts.total_steps
 
     def figures(now: state.TrainState, step_of: int, folder: pathlib.Path) -> dict[str, Any]:
         evaluated = jax.device_get(now.evaluated)
-        fingerprint = models.save(folder, spec, *evaluated)
+        fingerprint = parts.save(folder, *evaluated)
         found = {name: evaluator(*now.evaluated) for name, evaluator in parts.evaluators.items()}
         return {"step": step_of, "parameters_sha256": fingerprint, "validation": None, **found}
 
     final = figures(now, total, paths.model)
     selected = None
     if session.checkpoints.best_step() == total:  # often, and evaluating is not free
-        models.save(paths.selected, spec, *jax.device_get(now.evaluated))
+        parts.save(paths.selected, *jax.device_get(now.evaluated))
         selected = final
     elif "validation" in parts.evaluators:
         best = session.checkpoints.restore_best(session.abstract())

@@ -7,8 +7,8 @@ from typing import Any
 
 import jax
 
-from distill_jax import data, parallel
-from distill_jax.assembly import Parts
+from distill_jax import parallel
+from distill_jax.parts import Parts
 from distill_jax.training import checkpoints, loop, state, writers
 from distill_jax.training.progress import Progress
 from distill_jax.workdir import Workdir
@@ -157,8 +157,7 @@ class Session:
         self.clock = time.perf_counter()
 
     def diverged(self, at: int) -> loop.Diverged:
-        size = self.config.training.batch_size
-        ids = data.Order(self.parts.train_ids, self.config.seed).ids(at * size, size)
+        ids = self.parts.ids(at)
         sealed = self.checkpoints.steps()
         good = f"the checkpoint of step {sealed[-1]}" if sealed else "none"
         listed = " ".join(map(str, ids[:64])) + (" ..." if len(ids) > 64 else "")

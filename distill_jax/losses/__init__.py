@@ -59,7 +59,7 @@ from distill_jax.losses.relations import (
     relational_distance,
     similarity_preserving,
 )
-from distill_jax.losses.vocab import vocab_divergence
+from distill_jax.losses.vocab import vocab_cross_entropy, vocab_divergence
 
 __all__ = [
     "activation_boundary",
@@ -96,5 +96,6 @@ __all__ = [
     "standardise",
     "total_variation",
     "variational_information",
+    "vocab_cross_entropy",
     "vocab_divergence",
 ]

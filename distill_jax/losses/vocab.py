@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from distill_jax.errors import UsageError, unknown
+from distill_jax.losses.divergences import kl_of_logs
 from distill_jax.losses.logits import check_fraction
 from distill_jax.losses.vocab_terms import DIVERGENCES
 
@@ -35,8 +36,6 @@ class _Settings:
 
     divergence: str
     skew: float
-    soft_weight: float
-    hard_weight: float
     student_cap: float | None
     teacher_cap: float | None
     student_scale: float
@@ -58,8 +57,8 @@ def vocab_divergence(
     skew: float | None = None,
     temperature: float | jax.Array = 1.0,
     labels: jax.Array | None = None,
-    soft_weight: float = 1.0,
-    hard_weight: float = 0.0,
+    soft_weight: float | jax.Array = 1.0,
+    hard_weight: float | jax.Array = 0.0,
     student_cap: float | None = None,
     teacher_cap: float | None = None,
     student_scale: float = 1.0,
@@ -91,8 +90,8 @@ def vocab_divergence(
       skew: beta of "jensen_shannon" (1/2 by default), alpha of the skewed ones (0.1 by default).
       temperature: T, positive; a number or a scalar array.
       labels: int32 [N], the next tokens. A negative label has no cross-entropy.
-      soft_weight: of T^2 D.
-      hard_weight: of the cross-entropy at T = 1.
+      soft_weight: of T^2 D; a number or a scalar array.
+      hard_weight: of the cross-entropy at T = 1; a number or a scalar array.
       student_cap: soft cap of the student's logits.
       teacher_cap: of the teacher's.
       student_scale: factor of the student's logits, before the cap.
@@ -106,8 +105,9 @@ def vocab_divergence(
       (loss, measures): float32 scalars, all sums over tokens with `weights`. Of the measures,
       "soft_loss" is T^2 D and "hard_loss" the cross-entropy, unweighted; "kl" is KL(P || Q),
       "student_entropy", "teacher_entropy" and "agreement" (of the likeliest ids) are at T = 1, and
-      "teacher_loss" is the teacher's cross-entropy. Perplexities are exp of the two cross-entropies
-      where weights sum to 1. Without labels, both are 0.
+      "teacher_loss" is the teacher's cross-entropy, and "accuracy" says how often the likeliest id
+      is the label. Perplexities are exp of the two cross-entropies where weights sum to 1. Without
+      labels, these three are 0.
 
     Raises:
       UsageError: shapes do not fit, a name or number is not one of those above, or `hard_weight` is
@@ -132,35 +132,95 @@ def vocab_divergence(
     check_fraction("skew", skew)
     if isinstance(temperature, numbers.Real) and not temperature > 0:
         raise UsageError(f"temperature={temperature}: expected a positive number")
-    if hard_weight and labels is None:
+    if labels is None and not (isinstance(hard_weight, numbers.Real) and hard_weight == 0):
         raise UsageError(f"hard_weight={hard_weight}: needs labels; expected labels, or 0")
-    count = _check_shapes(student_hidden, student_head, teacher_hidden, teacher_head)
+    count = _check_shapes(
+        student=(student_hidden, student_head), teacher=(teacher_hidden, teacher_head)
+    )
     smaller = min(student_head.shape[1], teacher_head.shape[1])
-    vocab_size = smaller if vocab_size is None else vocab_size
-    if not 0 < vocab_size <= smaller:
-        raise UsageError(f"vocab_size={vocab_size}: expected a number from 1 to {smaller}")
-    if chunk is None:
-        chunk = chunk_size(count, max(student_head.shape[1], teacher_head.shape[1]))
+    larger = max(student_head.shape[1], teacher_head.shape[1])
     if labels is None:
         labels = jnp.full(count, -1, jnp.int32)
     settings = _Settings(
         divergence=divergence,
         skew=0.0 if skew is None else float(skew),
-        soft_weight=float(soft_weight),
-        hard_weight=float(hard_weight),
         student_cap=student_cap,
         teacher_cap=teacher_cap,
         student_scale=student_scale,
         teacher_scale=teacher_scale,
-        vocab_size=vocab_size,
-        chunk=min(chunk, count),
+        vocab_size=_vocab_size(vocab_size, smaller),
+        chunk=min(chunk or chunk_size(count, larger), count),
         at_one=isinstance(temperature, numbers.Real) and temperature == 1,
         accumulate_dtype=accumulate_dtype,
     )
-    given = (teacher_hidden, teacher_head, labels, weights, jnp.asarray(temperature, jnp.float32))
-    sums = _fused(settings, student_hidden, student_head, jax.lax.stop_gradient(given))
-    measures = jax.lax.stop_gradient({name: sums[name] for name in sums if name != "loss"})
-    return sums["loss"], measures
+    factors = [jnp.asarray(a, jnp.float32) for a in (temperature, soft_weight, hard_weight)]
+    teacher = (teacher_hidden, teacher_head)
+    return _summed(settings, student_hidden, student_head, teacher, labels, weights, factors)
+
+
+def vocab_cross_entropy(
+    hidden: jax.Array,
+    head: jax.Array,
+    *,
+    labels: jax.Array,
+    weights: jax.Array,
+    cap: float | None = None,
+    scale: float = 1.0,
+    vocab_size: int | None = None,
+    chunk: int | None = None,
+    accumulate_dtype: str = "float32",
+) -> tuple[jax.Array, Arrays]:
+    """The cross-entropy alone, summed over tokens with weights, as `vocab_divergence` computes it.
+
+    Args:
+      hidden: [N, D].
+      head: [D, V].
+      labels: int32 [N]; a negative label has no cross-entropy.
+      weights: [N].
+      cap: soft cap of the logits.
+      scale: their factor, before the cap.
+      vocab_size: how many ids are real; all by default.
+      chunk: tokens at a time, as in `vocab_divergence`.
+      accumulate_dtype: in which the head's gradient is summed over chunks.
+
+    Returns:
+      (loss, measures): the measures are "hard_loss", "student_entropy" and "accuracy".
+
+    Raises:
+      UsageError: shapes do not fit, or `vocab_size` is not a number of ids.
+
+    Example:
+      >>> hidden, head = jnp.array([[0.0, 2.0]]), jnp.eye(2)
+      >>> labels, weights = jnp.array([1]), jnp.ones(1)
+      >>> loss, _ = vocab_cross_entropy(hidden, head, labels=labels, weights=weights)
+      >>> f"{loss:.4f}"
+      '0.1269'
+
+    Reference:
+      Wijmans et al. 2025, "Cut your losses in large-vocabulary language models", section 3 (the
+      problem; their kernel keeps no logits at all).
+    """
+    count = _check_shapes(student=(hidden, head))
+    settings = _Settings(
+        divergence="",
+        skew=0.0,
+        student_cap=cap,
+        teacher_cap=None,
+        student_scale=scale,
+        teacher_scale=1.0,
+        vocab_size=_vocab_size(vocab_size, head.shape[1]),
+        chunk=min(chunk or chunk_size(count, head.shape[1]), count),
+        at_one=True,
+        accumulate_dtype=accumulate_dtype,
+    )
+    factors = [jnp.float32(1), jnp.float32(0), jnp.float32(1)]
+    return _summed(settings, hidden, head, None, labels, weights, factors)
+
+
+def _vocab_size(given: int | None, most: int) -> int:
+    if given is not None and not 0 < given <= most:
+        raise UsageError(f"vocab_size={given}: expected a number from 1 to {most}")
+    return most if given is None else given
 
 
 def chunk_size(count: int, vocab: int, platform: str | None = None) -> int:
@@ -175,20 +235,19 @@ def chunk_size(count: int, vocab: int, platform: str | None = None) -> int:
     return even if even <= _TILE or chunks == 1 else math.ceil(even / _TILE) * _TILE
 
 
-def _check_shapes(student_hidden, student_head, teacher_hidden, teacher_head) -> int:
-    shapes = {
-        "student": (jnp.shape(student_hidden), jnp.shape(student_head)),
-        "teacher": (jnp.shape(teacher_hidden), jnp.shape(teacher_head)),
-    }
-    for name, (hidden, head) in shapes.items():
+def _check_shapes(**pairs: tuple[jax.Array, jax.Array]) -> int:
+    counts = {}
+    for name, arrays in pairs.items():
+        hidden, head = map(jnp.shape, arrays)
         if len(hidden) != 2 or len(head) != 2 or hidden[1] != head[0]:
             raise UsageError(f"{name}_hidden {hidden}, {name}_head {head}: expected [N, D], [D, V]")
-    counts = [hidden[0] for hidden, _ in shapes.values()]
-    if counts[0] != counts[1]:
+        counts[name] = hidden[0]
+    if len(set(counts.values())) > 1:
         raise UsageError(
-            f"student_hidden has {counts[0]} tokens, teacher_hidden {counts[1]}: expected the same"
+            f"student_hidden has {counts['student']} tokens, teacher_hidden {counts['teacher']}: "
+            "expected the same"
         )
-    return counts[0]
+    return counts["student"]
 
 
 def _logits(hidden, head, cap, scale) -> tuple[jax.Array, jax.Array]:
@@ -200,44 +259,70 @@ def _logits(hidden, head, cap, scale) -> tuple[jax.Array, jax.Array]:
     return cap * squashed, scale * (1 - jnp.square(squashed))
 
 
-def _chunk(settings: _Settings, student, teacher, labels, weights, temperature):
+def _soft(settings: _Settings, z_s, z_t, log_q, log_p, temperature):
+    """T^2 D [C] and its slope [C, V] with respect to the student's logits."""
+    tempered = log_q, log_p
+    if not settings.at_one:
+        tempered = (jax.nn.log_softmax(z / temperature, axis=-1) for z in (z_s, z_t))
+    value, slope = DIVERGENCES[settings.divergence][0](*tempered, settings.skew)
+    return value * jnp.square(temperature), slope * temperature
+
+
+def _entropy(logs: jax.Array) -> jax.Array:
+    return -jnp.sum(jnp.exp(logs) * logs, axis=-1)
+
+
+def _chunk(settings: _Settings, student, teacher, labels, weights, factors):
     """The sums of one chunk, and the slope [C, Vs] of its loss with respect to hidden @ head."""
     real = settings.vocab_size
+    temperature, soft_weight, hard_weight = factors
     z_s, inner = _logits(*student, settings.student_cap, settings.student_scale)
-    z_t, _ = _logits(*teacher, settings.teacher_cap, settings.teacher_scale)
-    z_s, z_t = z_s[:, :real], z_t[:, :real]
-    log_q, log_p = (jax.nn.log_softmax(z, axis=-1) for z in (z_s, z_t))
-    if settings.at_one:
-        tempered = log_q, log_p
-    else:
-        tempered = [jax.nn.log_softmax(z / temperature, axis=-1) for z in (z_s, z_t)]
-    soft, slope = DIVERGENCES[settings.divergence][0](*tempered, settings.skew)
-    soft, slope = soft * jnp.square(temperature), slope * temperature
+    z_s = z_s[:, :real]
+    log_q = jax.nn.log_softmax(z_s, axis=-1)
     mark = jnp.arange(real) == labels[:, None]
     has_label = (labels >= 0).astype(jnp.float32)
-    hard, teacher_hard = (-jnp.sum(jnp.where(mark, logs, 0.0), axis=-1) for logs in (log_q, log_p))
-    slope *= settings.soft_weight
-    if settings.hard_weight:
-        slope += (settings.hard_weight * has_label)[:, None] * (jnp.exp(log_q) - mark)
-    slope *= weights[:, None]
+
+    def cross_entropy(logs):
+        return -jnp.sum(jnp.where(mark, logs, 0.0), axis=-1)
+
+    hard = cross_entropy(log_q)
+    best = jnp.argmax(z_s, axis=-1)
+    loss = hard_weight * hard
+    slope = (hard_weight * has_label)[:, None] * (jnp.exp(log_q) - mark)
     values = {
-        "loss": settings.soft_weight * soft + settings.hard_weight * hard,
-        "soft_loss": soft,
         "hard_loss": hard,
-        "teacher_loss": teacher_hard,
-        "kl": DIVERGENCES["forward_kl"][0](log_q, log_p, 0.0).value,
-        "student_entropy": -jnp.sum(jnp.exp(log_q) * log_q, axis=-1),
-        "teacher_entropy": -jnp.sum(jnp.exp(log_p) * log_p, axis=-1),
-        "agreement": (jnp.argmax(z_s, axis=-1) == jnp.argmax(z_t, axis=-1)).astype(jnp.float32),
+        "student_entropy": _entropy(log_q),
+        "accuracy": (best == labels).astype(jnp.float32),
     }
+    if teacher is not None:
+        z_t = _logits(*teacher, settings.teacher_cap, settings.teacher_scale)[0][:, :real]
+        log_p = jax.nn.log_softmax(z_t, axis=-1)
+        soft, soft_slope = _soft(settings, z_s, z_t, log_q, log_p, temperature)
+        loss += soft_weight * soft
+        slope += soft_weight * soft_slope
+        values |= {
+            "soft_loss": soft,
+            "teacher_loss": cross_entropy(log_p),
+            "kl": kl_of_logs(log_p, log_q),
+            "teacher_entropy": _entropy(log_p),
+            "agreement": (best == jnp.argmax(z_t, axis=-1)).astype(jnp.float32),
+        }
+    values["loss"] = loss
     sums = {name: jnp.sum(jnp.where(weights != 0, weights * v, 0.0)) for name, v in values.items()}
-    slope = jnp.pad(slope, ((0, 0), (0, student[1].shape[1] - real))) * inner
+    slope = jnp.pad(slope * weights[:, None], ((0, 0), (0, student[1].shape[1] - real))) * inner
     return sums, slope
+
+
+def _summed(settings: _Settings, hidden, head, teacher, labels, weights, factors):
+    """(loss, measures), differentiable with respect to `hidden` and `head`."""
+    given = jax.lax.stop_gradient((teacher, labels, weights.astype(jnp.float32), factors))
+    sums = dict(_fused(settings, hidden, head, given))
+    return sums.pop("loss"), jax.lax.stop_gradient(sums)
 
 
 def _over_chunks(settings: _Settings, hidden, head, given, *, gradient: bool):
     """The sums over all tokens, and, if asked for, the gradients of hidden states and head."""
-    teacher_hidden, teacher_head, labels, weights, temperature = given
+    teacher, labels, weights, factors = given
     count = hidden.shape[0]
     chunks = math.ceil(count / settings.chunk)
     missing = chunks * settings.chunk - count
@@ -249,8 +334,8 @@ def _over_chunks(settings: _Settings, hidden, head, given, *, gradient: bool):
 
     def body(to_head, chunk):
         x, teacher_x, label, weight = chunk
-        student, teacher = (x, head), (teacher_x, teacher_head)
-        sums, slope = _chunk(settings, student, teacher, label, weight, temperature)
+        answer = None if teacher is None else (teacher_x, teacher[1])
+        sums, slope = _chunk(settings, (x, head), answer, label, weight, factors)
         if not gradient:
             return to_head, (sums, None)
         slope = slope.astype(head.dtype)
@@ -259,7 +344,8 @@ def _over_chunks(settings: _Settings, hidden, head, given, *, gradient: bool):
         return to_head + more.astype(to_head.dtype), (sums, to_x)
 
     to_head = jnp.zeros(head.shape, settings.accumulate_dtype) if gradient else None
-    items = tuple(split(a) for a in (hidden, teacher_hidden, labels, weights.astype(jnp.float32)))
+    teacher_hidden = None if teacher is None else teacher[0]
+    items = jax.tree.map(split, (hidden, teacher_hidden, labels, weights))
     if chunks == 1:
         to_head, (sums, to_x) = body(to_head, jax.tree.map(lambda a: a[0], items))
     else:

@@ -10,7 +10,7 @@ optimizers and devices. A network knows its pixels and nothing of where they com
 """
 
 from distill_jax.models import vision as _vision  # noqa: F401  (registers the image classifiers)
-from distill_jax.models.functional import Flat, apply, count, split
+from distill_jax.models.functional import Flat, apply, count, merge, split
 from distill_jax.models.io import Saved, fingerprint, load, save
 from distill_jax.models.outputs import Outputs
 from distill_jax.models.pytorch import from_pytorch
@@ -31,6 +31,7 @@ __all__ = [
     "fingerprint",
     "from_pytorch",
     "load",
+    "merge",
     "names",
     "normalise",
     "options",

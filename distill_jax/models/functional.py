@@ -55,6 +55,11 @@ def split(module: nnx.Module) -> tuple[nnx.GraphDef, Flat, Flat]:
     return graphdef, _flat(params), _flat(stats)
 
 
+def merge(graphdef: nnx.GraphDef, arrays: Mapping[str, Array]) -> nnx.Module:
+    """The network of a definition and its arrays: the inverse of `split`."""
+    return nnx.merge(graphdef, _state(arrays))
+
+
 def apply(
     graphdef: nnx.GraphDef,
     params: Mapping[str, Array],
@@ -77,7 +82,7 @@ def apply(
     Returns:
       (outputs, new_stats). Without `train`, `new_stats` is what came in.
     """
-    module = nnx.merge(graphdef, _state({**params, **stats}))
+    module = merge(graphdef, {**params, **stats})
     outputs = module(images, train=train, key=key)
     return outputs, _flat(nnx.state(module, nnx.BatchStat)) if train else dict(stats)
 

@@ -16,7 +16,7 @@ from distill_jax.models import Spec
 from distill_jax.parallel import batch_sharding
 from distill_jax.teachers import Teachers, mean_probabilities
 from distill_jax.training import metrics
-from distill_jax.training.step import examples_of
+from distill_jax.training.images import examples_of
 
 Answer = Callable[[dict[str, jax.Array], dict[str, jax.Array]], jax.Array]
 

@@ -3,37 +3,46 @@
 import dataclasses
 from typing import Any
 
+import jax
 import optax
 
-from distill_jax.data import augment
-from distill_jax.methods import Method, Stage
-from distill_jax.models import Spec
-from distill_jax.teachers import Teacher
 from distill_jax.training.optimizers import LearningRate
 from distill_jax.training.schedules import Schedule
+from distill_jax.training.state import TrainState
+
+Flat = dict[str, jax.Array]
+Batch = dict[str, jax.Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class Moment:
+    """Where the training stands: what the schedules say.
+
+    Attributes:
+      progress: fraction of the stage that is done.
+      epoch: epochs of the stage that are done.
+      temperature: of the soft targets.
+    """
+
+    progress: jax.Array
+    epoch: jax.Array
+    temperature: jax.Array
 
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
     """What a compiled step is made from; one for each stage of a method.
 
+    What is shown in a step and what that costs is the matter of a kind of data: `images` has one
+    subclass, `text` the other.
+
     Attributes:
-      spec: the student's.
-      graphdef: the student's static structure.
-      augment: how a view is drawn.
-      method: the loss against the teacher.
-      stage: which stage of it.
       begin: the first step of the stage.
       steps: the number of its steps.
       steps_per_epoch: examples over batch size.
-      teachers: where the answers come from, or None.
-      teacher_taps: the teacher's taps that the stage reads.
-      sum_losses: with several teachers, a loss to each instead of one to their mean.
-      look_ahead: steps whose teacher answers are computed in one forward pass.
       hard_weight: weight of the cross-entropy with the labels.
       soft_weight: weight of the method's loss.
       temperature: of the soft targets.
-      label_smoothing: of the hard targets, in [0, 1).
       optimizer: applies to {"student": ..., "adapters": ...}.
       learning_rate: the rate in the optimizer, as a function of the step within the stage.
       max_norm: constraint on dense units' incoming weights; 0 for none.
@@ -42,22 +51,12 @@ class Recipe:
       log_every: the sums of the metrics start anew after this many steps.
     """
 
-    spec: Spec
-    graphdef: Any
-    augment: augment.Augment
-    method: Method
-    stage: Stage
     begin: int
     steps: int
     steps_per_epoch: float
-    teachers: Teacher | None
-    teacher_taps: frozenset[str]
-    sum_losses: bool
-    look_ahead: int
     hard_weight: Schedule
     soft_weight: Schedule
     temperature: Schedule
-    label_smoothing: float
     optimizer: optax.GradientTransformation
     learning_rate: LearningRate
     max_norm: float
@@ -65,6 +64,82 @@ class Recipe:
     accumulate: int
     log_every: int
 
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """Names of what `loss` measures, "loss" and "accuracy" among them."""
+        raise NotImplementedError
+
+    @property
+    def ahead(self) -> int:
+        """Steps whose teacher answers are computed in one forward pass; 1 for none ahead."""
+        return 1
+
     def trains(self, group: str, name: str) -> bool:
         """Whether the stage trains a parameter of "student" or "adapters"."""
-        return self.stage.trains(f"{group}/{name}")
+        del group, name
+        return True
+
+    def moment(self, step: jax.Array) -> Moment:
+        """Where the training stands at a step, counted from the start of the run."""
+        done = step - self.begin
+        progress = done / self.steps
+        return Moment(progress, done / self.steps_per_epoch, self.temperature.at(progress))
+
+    def answers_ahead(
+        self, state: TrainState, teacher_variables: Any, store: Batch, batches: Batch
+    ) -> Any:
+        """The teachers' answers to the next K steps; called where `ahead` is above 1.
+
+        Args:
+          state: before the first of the steps.
+          teacher_variables: arrays of the teachers.
+          store: the resident set.
+          batches: of the K steps, [K, B, ...].
+
+        Returns:
+          Arrays [K, B, ...] for `shown`.
+        """
+        raise NotImplementedError
+
+    def teacher_of(self, state: TrainState, teacher_variables: Any) -> Any:
+        """What the teacher's structure is applied to in a step."""
+        del state
+        return teacher_variables
+
+    def shown(
+        self, state: TrainState, teacher_variables: Any, store: Batch, batch: Batch, answers: Any
+    ) -> dict[str, Any]:
+        """What a step shows to `loss`: arrays of B examples, [B, ...].
+
+        Args:
+          state: before the step.
+          teacher_variables: arrays of the teachers.
+          store: the resident set, or {}.
+          batch: of the step.
+          answers: the teachers' on this step, where they are known already, else None.
+        """
+        raise NotImplementedError
+
+    def loss(
+        self,
+        now: Moment,
+        teacher_variables: Any,
+        trainable: dict[str, Flat],
+        kept: tuple[Flat, Flat],
+        part: dict[str, Any],
+        key: jax.Array,
+    ) -> tuple[jax.Array, tuple[tuple[Flat, Flat], dict[str, jax.Array]]]:
+        """The loss of a part of a batch.
+
+        Args:
+          now: where the training stands.
+          teacher_variables: what the teachers' structure is applied to.
+          trainable: {"student", "adapters"}.
+          kept: the student's batch statistics and the method's memory, before.
+          part: what `shown` gave, of some of the examples.
+          key: of the dropout and of the method's draws.
+
+        Returns:
+          (loss, ((statistics, memory), measures)), the measures by `metrics`.
+        """
+        raise NotImplementedError

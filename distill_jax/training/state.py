@@ -1,6 +1,7 @@
 """All that changes during training, as one pytree: what a checkpoint holds."""
 
 import dataclasses
+from collections.abc import Iterable
 from typing import Any
 
 import jax
@@ -9,8 +10,6 @@ import numpy as np
 import optax
 
 Flat = dict[str, jax.Array]
-
-METRICS = ("steps", "loss", "hard_loss", "soft_loss", "accuracy", "gradient_norm")
 
 
 @jax.tree_util.register_dataclass
@@ -64,6 +63,7 @@ def initial(
     *,
     seed: int,
     averaged: bool,
+    metrics: Iterable[str],
 ) -> TrainState:
     """The state before the first step.
 
@@ -75,6 +75,7 @@ def initial(
       optimizer: gives its state.
       seed: of the run.
       averaged: whether a moving average is kept; it starts as a copy of the student.
+      metrics: names of what a step measures.
     """
     copy = {"params": params, "stats": stats} if averaged else {}
     return TrainState(
@@ -86,6 +87,6 @@ def initial(
         memory=memory,
         optimizer=optimizer.init({"student": params, "adapters": adapters}),
         average=jax.tree.map(jnp.copy, copy),
-        sums={name: jnp.float32(0) for name in METRICS},
+        sums={name: jnp.float32(0) for name in ("steps", *metrics, "gradient_norm")},
         bad_step=jnp.int32(-1),
     )

@@ -15,41 +15,10 @@ import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from distill_jax import data, teachers
-from distill_jax.data import augment
-from distill_jax.models import Outputs
 from distill_jax.parallel import batch_sharding, replicated
-from distill_jax.teachers import View
 from distill_jax.training import optimizers
-from distill_jax.training.loss import loss_of, moment
-from distill_jax.training.recipe import Recipe
+from distill_jax.training.recipe import Batch, Recipe
 from distill_jax.training.state import TrainState
-
-Batch = dict[str, jax.Array]
-
-
-def examples_of(batch: Batch, store: Batch) -> tuple[jax.Array, jax.Array]:
-    """Raw images and labels of a batch: its own, or those of its ids in the resident set."""
-    if "image" in batch:
-        return batch["image"], batch["label"]
-    return store["image"][batch["id"]], store["label"][batch["id"]]
-
-
-def view_of(
-    recipe: Recipe, seed: jax.Array, step: jax.Array, batch: Batch, store: Batch
-) -> dict[str, Any]:
-    """What a step shows: "images", "targets", "labels", "ids", "draws", and "strong" if asked."""
-    view_key = teachers.view_key(seed, step)
-    if "view_key" in batch:  # the view of a stored answer, not of this run's own seed
-        view_key = jax.random.wrap_key_data(batch["view_key"])
-    raw, labels = examples_of(batch, store)
-    draws = augment.draw(view_key, labels.shape[0], recipe.augment)
-    images, targets = augment.view(raw, labels, recipe.spec.num_classes, draws, recipe.augment)
-    shown = {"images": images, "targets": targets, "labels": labels, "ids": batch["id"]}
-    if recipe.method.strong_view:
-        more = data.draw_strong(view_key, labels.shape[0], recipe.augment)
-        shown["strong"] = data.strong_view(raw, more, recipe.augment)
-    return {**shown, "draws": draws}
 
 
 def train_step(
@@ -59,7 +28,7 @@ def train_step(
     teacher_variables: Any,
     store: Batch,
     batch: Batch,
-    answers: list[Outputs] | None = None,
+    answers: Any = None,
 ) -> TrainState:
     """One step of training.
 
@@ -68,23 +37,16 @@ def train_step(
       mesh: the devices.
       state: before the step.
       teacher_variables: arrays of the teachers; [] for none.
-      store: the resident set {"image" uint8 [N, H, W, C], "label" int32 [N]}, or {}.
-      batch: {"id" int32 [B]}, with "image" and "label" where the set is streamed.
-      answers: the teachers' on this step's view, where they are known already.
+      store: the resident set, or {}.
+      batch: arrays [B, ...] of its examples.
+      answers: the teachers' on this step, where they are known already.
 
     Returns:
       The state after it.
     """
-    shown = view_of(recipe, state.seed, state.step, batch, store)
-    draws = shown.pop("draws")
-    now = moment(recipe, state.step)
-    if recipe.teachers is not None and recipe.teachers.own:
-        teacher_variables = state.average
-    if answers is None and recipe.teachers is not None and recipe.teachers.stored:
-        view = View(shown["images"], shown["ids"], draws, batch)
-        answers = recipe.teachers.answers(teacher_variables, view)
-    if answers is not None:
-        shown["answers"] = answers
+    now = recipe.moment(state.step)
+    teacher_variables = recipe.teacher_of(state, teacher_variables)
+    shown = recipe.shown(state, teacher_variables, store, batch, answers)
 
     # Every part takes every accumulate-th example, so that each device keeps a share of each part.
     parts = jax.tree.map(
@@ -99,7 +61,7 @@ def train_step(
         part, key = inputs
 
         def loss(trainable):
-            return loss_of(recipe, now, teacher_variables, trainable, kept, part, key)
+            return recipe.loss(now, teacher_variables, trainable, kept, part, key)
 
         (_, (kept, metrics)), gradient = jax.value_and_grad(loss, has_aux=True)(trainable)
         new = {"gradient": gradient, "metrics": metrics}
@@ -107,7 +69,7 @@ def train_step(
 
     nothing = {
         "gradient": jax.tree.map(jnp.zeros_like, trainable),
-        "metrics": dict.fromkeys(("loss", "hard_loss", "soft_loss", "accuracy"), jnp.float32(0)),
+        "metrics": dict.fromkeys(recipe.metrics, jnp.float32(0)),
     }
     # The first of the two is the view's; the second is for dropout and the method's draws.
     own_key = jax.random.split(jax.random.fold_in(jax.random.key(state.seed), state.step))[1]
@@ -180,63 +142,16 @@ def _fold(mesh: Mesh, body: Callable[[Any, Any], Any], carry: Any, items: Any) -
     return carry
 
 
-def _ahead(
-    recipe: Recipe, state: TrainState, teacher_variables: Any, store: Batch, batches: Batch
-) -> list[Outputs]:
-    """The teachers' answers to the views of the next K steps, in one forward pass.
-
-    Args:
-      recipe: of the stage.
-      state: before the first of the steps.
-      teacher_variables: arrays of the teachers.
-      store: the resident set.
-      batches: of the K steps, [K, B, ...].
-
-    Returns:
-      One `Outputs` a teacher, [K, B, ...], with the taps that the stage reads.
-    """
-    count = jax.tree.leaves(batches)[0].shape[0]
-    steps = state.step + jnp.arange(count)
-    shown = jax.vmap(lambda step, batch: view_of(recipe, state.seed, step, batch, store))(
-        steps, batches
-    )
-
-    # Examples first, steps second: each device keeps the examples that it has.
-    def merged(a):
-        a = jnp.moveaxis(a, 0, 1)
-        return a.reshape(-1, *a.shape[2:])
-
-    def apart(a):
-        return jnp.moveaxis(a.reshape(-1, count, *a.shape[1:]), 1, 0)
-
-    view = View(merged(shown["images"]), merged(shown["ids"]), {}, {})
-    answers = recipe.teachers.answers(teacher_variables, view)
-    kept = [
-        Outputs(a.logits, {name: a.taps[name] for name in a.taps if name in recipe.teacher_taps})
-        for a in answers
-    ]
-    return jax.tree.map(apart, kept)
-
-
 def compile_steps(recipe: Recipe, mesh: Mesh) -> Callable[..., TrainState]:
     """The jitted function of several steps: (state, teachers, store, batches [n, B, ...]) -> state.
 
-    The state is donated. One program is compiled for every n that it is called with. With
-    `recipe.look_ahead`, the teachers answer for that many steps at a time, or for the largest
-    number below it that divides n.
+    The state is donated. One program is compiled for every n that it is called with. The teachers
+    answer for `recipe.ahead` steps at a time, or for the largest number below it that divides n.
     """
-    source = recipe.teachers
-    online = (
-        source is not None
-        and not (source.own or source.stored)
-        and recipe.method.needs_teacher
-        and recipe.stage.values is not None
-    )
-    look_ahead = recipe.look_ahead if online else 1
 
     def steps(state, teacher_variables, store, batches):
         count = jax.tree.leaves(batches)[0].shape[0]
-        group = max(k for k in range(1, min(look_ahead, count) + 1) if count % k == 0)
+        group = max(k for k in range(1, min(recipe.ahead, count) + 1) if count % k == 0)
 
         def one(state, item):
             batch, answers = item
@@ -245,7 +160,7 @@ def compile_steps(recipe: Recipe, mesh: Mesh) -> Callable[..., TrainState]:
         def several(state, batches):
             answers = None
             if group > 1:
-                answers = _ahead(recipe, state, teacher_variables, store, batches)
+                answers = recipe.answers_ahead(state, teacher_variables, store, batches)
             return _fold(mesh, one, state, (batches, answers))
 
         if group == count:

@@ -79,7 +79,7 @@ def prepare(name: str, task: Mapping[str, Any], folder: pathlib.Path) -> tuple[T
         with config.unlocked():
             config.teacher.path, config.teacher.store = (), str(folder / "store")
     parts = parts_of(config)
-    timetable, batches = experiment.timetable_of(parts), experiment.batches_of(parts, 0)
+    timetable, batches = experiment.timetable_of(parts), parts.batches(0)
     compiled = step.compile_steps(parts.recipe, parts.mesh)
     hooks = _Hooks(state.placed(parts.initial, parallel.replicated(parts.mesh)))
 
@@ -108,7 +108,7 @@ def prepare(name: str, task: Mapping[str, Any], folder: pathlib.Path) -> tuple[T
         "platform": parts.mesh.devices.flat[0].platform,
         "device": parts.mesh.devices.flat[0].device_kind,
         "steps_per_call": timetable.steps_per_call,
-        "look_ahead": parts.recipe.look_ahead,
+        "look_ahead": parts.recipe.ahead,
         **({"warning": warning} if warning else {}),
     }
     return turn, about

@@ -72,6 +72,7 @@ def reference(
         "student_entropy": -(q * np.log(q)).sum(-1),
         "teacher_entropy": -(p * np.log(p)).sum(-1),
         "agreement": z_s.argmax(-1) == z_t.argmax(-1),
+        "accuracy": z_s.argmax(-1) == labels,
     }
     loss = soft_weight * soft + hard_weight * hard
     total = {name: np.sum(weights * value) for name, value in measures.items()}
@@ -145,21 +146,52 @@ def test_vocabularies_that_are_padded_apart_are_read_up_to_the_smaller():
     np.testing.assert_allclose(loss, reference(cut, labels, weights, divergence="forward_kl")[0])
 
 
-def test_the_temperature_may_be_traced():
+def test_temperature_and_weights_may_be_traced():
     arrays, labels, weights = draw()
     given = [jnp.asarray(arrays[name]) for name in ARRAYS]
 
     @jax.jit
-    def loss(temperature):
-        return losses.vocab_divergence(
-            *given, weights=weights, labels=labels, temperature=temperature
-        )[0]
+    def loss(options):
+        return losses.vocab_divergence(*given, weights=weights, labels=labels, **options)[0]
 
-    for temperature in (1.0, 4.0):
-        expected, _ = reference(
-            arrays, labels, weights, divergence="forward_kl", temperature=temperature
-        )
-        np.testing.assert_allclose(loss(temperature), expected, rtol=1e-5)
+    for temperature, hard_weight in ((1.0, 0.0), (4.0, 0.3)):
+        options = {"temperature": temperature, "hard_weight": hard_weight, "soft_weight": 0.7}
+        expected, _ = reference(arrays, labels, weights, divergence="forward_kl", **options)
+        np.testing.assert_allclose(loss(options), expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("chunk", [3, 7])
+def test_the_cross_entropy_alone(chunk):
+    arrays, labels, weights = draw(vocab=(13, 11))
+    labels[1] = -1
+    options = {"student_cap": 2.0, "student_scale": 0.5, "vocab_size": 11}
+
+    @jax.jit
+    def both(hidden, head):
+        def loss(hidden, head):
+            return losses.vocab_cross_entropy(
+                hidden, head, labels=labels, weights=weights, cap=2.0, scale=0.5, vocab_size=11,
+                chunk=chunk,
+            )  # fmt: skip
+
+        return jax.value_and_grad(loss, (0, 1), has_aux=True)(hidden, head)
+
+    (loss, measures), gradients = both(arrays["student_hidden"], arrays["student_head"])
+
+    def dense(**changes):
+        return reference(
+            {**arrays, **changes}, labels, weights, divergence="forward_kl", soft_weight=0.0,
+            hard_weight=1.0, **options,
+        )  # fmt: skip
+
+    expected, expected_measures = dense()
+    np.testing.assert_allclose(loss, expected, rtol=1e-5)
+    assert set(measures) == {"hard_loss", "student_entropy", "accuracy"}
+    for name, value in measures.items():
+        np.testing.assert_allclose(value, expected_measures[name], rtol=1e-5, err_msg=name)
+    for name, gradient in zip(ARRAYS, gradients, strict=False):
+        slope = numeric_gradient(lambda a, name=name: dense(**{name: a})[0], arrays[name])
+        np.testing.assert_allclose(gradient, slope, rtol=2e-4, atol=5e-6, err_msg=name)
 
 
 @every_divergence

@@ -11,7 +11,7 @@ from distill_jax import experiment, teachers
 from distill_jax.assembly import prepare
 from distill_jax.errors import UsageError
 from distill_jax.models import Outputs
-from distill_jax.training import loss
+from distill_jax.training.images import soft_values
 
 
 @pytest.mark.parametrize("temperature", [1.0, 5.0])
@@ -54,7 +54,7 @@ def values(two_teachers, combine: str, weights) -> tuple[np.ndarray, list[np.nda
     answers = parts.recipe.teachers(parts.teacher_variables, images)
     student = Outputs(logits=jnp.asarray(np.random.default_rng(0).normal(size=(9, 10))), taps={})
     now = context(temperature=jnp.float32(3))
-    got, _ = loss.soft_values(parts.recipe, student, answers, now)
+    got, _ = soft_values(parts.recipe, student, answers, now)
     rows = [np.asarray(a.logits, np.float64) for a in answers]
     return np.asarray(got), [np.asarray(student.logits, np.float64), *rows]
 
