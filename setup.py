@@ -43,6 +43,9 @@ setuptools.setup(
         "ml_collections>=1.1",
         "numpy>=2.0",
         "safetensors>=0.5",
+        "tokenizers>=0.22",  # tokenizer.json
+        "minijinja>=3.1",  # chat templates: nothing executed, and loops and products are limited
+        "pyarrow>=18",  # text in Parquet; tensorflow-datasets needs it too
         "tensorflow-datasets>=4.9.9",
         "array_record>=0.8",
         "grain>=0.2.14",
@@ -57,6 +60,7 @@ setuptools.setup(
         "cuda": ["jax[cuda13]>=0.10"],
         "tpu": ["jax[tpu]>=0.10"],
         "tfds": TFDS_PREPARE,
+        "sentencepiece": ["sentencepiece>=0.2"],
         "wandb": ["wandb>=0.18"],
         "bench": ["torch>=2.6", "torchvision>=0.21"],
         "test": TEST,

@@ -54,6 +54,10 @@ class ImageParts(Parts):
     def save(self, folder: str | os.PathLike, params: Any, stats: Any) -> str:
         return models.save(folder, self.recipe.spec, params, stats)
 
+    def load(self, folder: str | os.PathLike) -> tuple[models.Flat, models.Flat]:
+        saved = models.load(folder, key="--workdir")
+        return jax.device_put((saved.params, saved.stats), parallel.replicated(self.mesh))
+
     def batches(self, position: int) -> Iterator[dict[str, np.ndarray]]:
         feed = data.training(
             self.train,
@@ -82,11 +86,11 @@ class ImageParts(Parts):
             yield batch
 
 
-def prepare(config: ConfigDict) -> ImageParts:
-    """Opens and checks all that a resolved config names; writes nothing.
+def mesh_of(config: ConfigDict) -> Mesh:
+    """The devices of a run.
 
     Raises:
-      UsageError: when the data, the teacher, the mesh or the method do not fit.
+      UsageError: there are others, or a batch or a part of one does not divide by them.
     """
     mesh = parallel.make_mesh(**config.mesh)
     for key in ("training.batch_size", "evaluation.batch_size"):
@@ -97,6 +101,16 @@ def prepare(config: ConfigDict) -> ImageParts:
             f"training.accumulate={config.training.accumulate}: parts of {part} examples do "
             f"not divide by the {mesh.size} devices; expected a smaller number"
         )
+    return mesh
+
+
+def prepare(config: ConfigDict) -> ImageParts:
+    """Opens and checks all that a resolved config names; writes nothing.
+
+    Raises:
+      UsageError: when the data, the teacher, the mesh or the method do not fit.
+    """
+    mesh = mesh_of(config)
     splits = load_splits(config)
     train, info = splits["train"], splits["train"].info
     if splits["test"].info.image_shape != info.image_shape:
@@ -115,12 +129,12 @@ def prepare(config: ConfigDict) -> ImageParts:
         num_classes=info.num_classes,
         seed=config.seed,
         dtype=jnp.dtype(config.training.compute_dtype),
-        **_options(config.student),
+        **configs.student_options(config),
     )
     graphdef, params, stats = models.split(student)
     spec = models.Spec(
         name=config.student.name,
-        options=_options(config.student),
+        options=configs.student_options(config),
         input_shape=tuple(info.image_shape),
         num_classes=info.num_classes,
         mean=mean,
@@ -191,10 +205,6 @@ def prepare(config: ConfigDict) -> ImageParts:
             },
         },
     )
-
-
-def _options(section: ConfigDict) -> dict[str, Any]:
-    return {name: value for name, value in section.items() if name != "name"}
 
 
 def load_splits(config: ConfigDict) -> dict[str, data.Examples]:

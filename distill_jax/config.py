@@ -23,7 +23,12 @@ from ml_collections import ConfigDict
 
 from distill_jax import methods, models
 from distill_jax.errors import UsageError, unknown
-from distill_jax.schema import SCHEMA, SECTIONS
+from distill_jax.models.language.student import (
+    STUDENT_NAME,
+    STUDENT_OPTIONS,
+    check_student,
+)
+from distill_jax.schema import IMAGES_ALONE, SCHEMA, SECTIONS, TEXT, TEXT_ALONE
 from distill_jax.training import optimizers, schedules
 
 
@@ -76,9 +81,11 @@ def _options(given: Mapping[str, Any]) -> dict[str, Any]:
     """Options of the named student and method with their defaults: "student.widths" and so on."""
     student = given.get("student.name", SCHEMA["student.name"].default)
     method = given.get("method.name", SCHEMA["method.name"].default)
-    if student not in models.names():
-        raise unknown("student.name", student, models.names(), "model")
-    return {f"student.{name}": value for name, value in models.options(student).items()} | {
+    known = [*models.names(), STUDENT_NAME]
+    if student not in known:
+        raise unknown("student.name", student, known, "model")
+    own = STUDENT_OPTIONS if student == STUDENT_NAME else models.options(student)
+    return {f"student.{name}": value for name, value in own.items()} | {
         f"method.{name}": value for name, value in methods.options(method).items()
     }
 
@@ -102,8 +109,27 @@ def check(path: str, value: Any) -> Any:
         raise UsageError(f"{path}={value!r}: expected {expected}") from None
 
 
+def _kind_checks(flat: Mapping[str, Any]) -> None:
+    """Text is for decoders, images are for the rest, and each has keys of its own."""
+    on_text, decoder = flat["data.name"] == TEXT, flat["student.name"] == STUDENT_NAME
+    if on_text != decoder:
+        expected = STUDENT_NAME if on_text else "a model of images"
+        raise UsageError(
+            f"student.name={flat['student.name']!r}: data.name={flat['data.name']!r}; "
+            f"expected {expected}, or data.name={'another' if on_text else TEXT!r}"
+        )
+    for path, key in SCHEMA.items():
+        alone = path in TEXT_ALONE or path.startswith("data.augment.") or path in IMAGES_ALONE
+        if alone and (path in TEXT_ALONE) != on_text and flat[path] != key.default:
+            raise UsageError(
+                f"{path}={flat[path]!r}: has no meaning for data.name={flat['data.name']!r}; "
+                f"expected {key.default!r}"
+            )
+
+
 def _cross_checks(flat: Mapping[str, Any]) -> None:
     """What no single key can tell."""
+    _kind_checks(flat)
     if flat["optimizer.name"] not in optimizers.NAMES:
         raise unknown("optimizer.name", flat["optimizer.name"], optimizers.NAMES, "optimizer")
     method = methods.create(flat["method.name"])
@@ -187,7 +213,11 @@ def resolve(config: Mapping[str, Any] | ConfigDict) -> ConfigDict:
         {path.removeprefix(prefix): flat[path] for path in options if path.startswith(prefix)}
         for prefix in ("student.", "method.")
     )
-    for name, value in models.check_options(flat["student.name"], student).items():
+    if flat["student.name"] == STUDENT_NAME:
+        checked = check_student(student)
+    else:
+        checked = models.check_options(flat["student.name"], student)
+    for name, value in checked.items():
         flat[f"student.{name}"] = value
     for name, value in methods.check_options(flat["method.name"], method).items():
         flat[f"method.{name}"] = value
@@ -286,6 +316,11 @@ def method_options(config: ConfigDict) -> dict[str, Any]:
     """The options of the method alone; those of a sum have two names, "crd.weight"."""
     flat = flatten(config.method)
     return {name: flat[name] for name in methods.options(config.method.name)}
+
+
+def student_options(config: ConfigDict) -> dict[str, Any]:
+    """The options of the student."""
+    return {name: value for name, value in config.student.items() if name != "name"}
 
 
 def digest(config: ConfigDict) -> str:

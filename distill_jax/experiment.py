@@ -10,9 +10,8 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
+from distill_jax import assembly, models, parallel, reports, schema, text_assembly, workdir
 from distill_jax import config as configs
-from distill_jax import models, parallel, reports, workdir
-from distill_jax.assembly import prepare
 from distill_jax.errors import UsageError
 from distill_jax.parts import Parts
 from distill_jax.session import Session
@@ -34,6 +33,16 @@ class Result:
 
     values: dict[str, Any]
     workdir: pathlib.Path
+
+
+def prepare(config: ConfigDict) -> Parts:
+    """Opens and checks all that a resolved config names; writes nothing.
+
+    Raises:
+      UsageError: when the data, the teacher, the mesh or the method do not fit.
+    """
+    kind = text_assembly if config.data.name == schema.TEXT else assembly
+    return kind.prepare(config)
 
 
 def timetable_of(parts: Parts) -> loop.Timetable:
@@ -190,7 +199,8 @@ def _train(session: Session, stop_asked: Callable[[], bool]) -> dict[str, Any]:
 
 def headline(figures: Mapping[str, Any]) -> dict[str, Any]:
     """The figures of an evaluation that fit on one line."""
-    wanted = ("errors", "accuracy", "nll", "ece", "agreement", "teacher_accuracy")
+    wanted = ("errors", "accuracy", "nll", "perplexity", "ece", "kl", "agreement")
+    wanted += ("teacher_accuracy", "teacher_nll")
     return {name: figures[name] for name in wanted if name in figures}
 
 
@@ -222,6 +232,5 @@ def evaluate(
     workdir.check_same_inputs(workdir.read_json(paths.manifest), **parts.description)
     if split not in parts.evaluators:
         raise UsageError(f"--split={split}: the run held out no such split (data.validation=0)")
-    saved = models.load(paths.model if which == "final" else paths.selected, key="--workdir")
-    whole = parallel.replicated(parts.mesh)
-    return parts.evaluators[split](*jax.device_put((saved.params, saved.stats), whole))
+    saved = parts.load(paths.model if which == "final" else paths.selected)
+    return parts.evaluators[split](*saved)

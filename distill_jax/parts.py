@@ -69,3 +69,7 @@ class Parts(abc.ABC):
     @abc.abstractmethod
     def save(self, folder: str | os.PathLike, params: Any, stats: Any) -> str:
         """Writes a student of this run; returns its fingerprint."""
+
+    @abc.abstractmethod
+    def load(self, folder: str | os.PathLike) -> tuple[Any, Any]:
+        """Parameters and statistics of a student that `save` wrote, on the devices."""

@@ -11,6 +11,11 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from distill_jax import methods, models
+from distill_jax.data.text.packing import LONG
+from distill_jax.data.text.packing import STRATEGIES as PACKING
+from distill_jax.data.text.sources import DOCUMENTS, FIELDS
+from distill_jax.models.language.decoder import REMAT
+from distill_jax.models.language.student import STUDENT_NAME as DECODER
 from distill_jax.training import optimizers, schedules
 
 Check = Callable[[Any], Any]  # returns the value in its canonical form or raises ValueError
@@ -182,8 +187,10 @@ SCHEMA: dict[str, Key] = {
         "modules that register models, methods or data sets of your own",
     ),
     # data
-    "data.name": text("digits", "digits, idx, npz, folder, or any TFDS image-classification set"),
-    "data.path": text("", "folder or file of the idx, npz and folder sets", lasting=False),
+    "data.name": text(
+        "digits", "digits, idx, npz, folder, text, or any TFDS image-classification set"
+    ),
+    "data.path": text("", "folder or file of the idx, npz, folder and text sets", lasting=False),
     "data.tfds_dir": text("", "folder of prepared TFDS sets; empty: TFDS's own", lasting=False),
     "data.image_size": integer(0, "resize the shorter side to this and crop the centre; 0: as is"),
     "data.validation": Key(
@@ -233,8 +240,29 @@ SCHEMA: dict[str, Key] = {
         "side of the grey square in the strong view, a part of the image's; 0: none; mlkd alone",
         high=1.0,
     ),
+    # text
+    "data.tokenizer": text(
+        "", "folder or file of the tokenizer; empty: the teacher's, or the student's", lasting=False
+    ),
+    "data.length": integer(512, "tokens of a row, T; a batch is training.batch_size rows", low=2),
+    "data.packing": choice(
+        "whole", PACKING, "documents stay whole where they fit, or run on from row to row"
+    ),
+    "data.long": choice("split", LONG, "documents longer than a row go on in another, or are cut"),
+    "data.documents": choice(
+        "blank_line", DOCUMENTS, "what is a document in a .txt file: up to a blank line, ..."
+    ),
+    "data.fields": text(
+        "",
+        "where prompt and response stand in a record: " + ", ".join(FIELDS) + "; empty: as named",
+    ),
+    "data.test_path": text(
+        "", "file of the test documents; empty: as many as validation, held out", lasting=False
+    ),
     # models
-    "student.name": text("mlp", "the model that is trained: " + ", ".join(models.names())),
+    "student.name": text(
+        "mlp", f"what is trained: {DECODER} (of text), " + ", ".join(models.names())
+    ),
     "teacher.path": several(
         (), _path, "paths", "workdirs or model folders of the teachers; (): none", lasting=False
     ),
@@ -312,6 +340,9 @@ SCHEMA: dict[str, Key] = {
         high=1.0,
         open_high=True,
     ),
+    "training.remat": choice(
+        "none", REMAT, "what a decoder's layer computes again for its gradient", lasting=False
+    ),
     "training.compute_dtype": choice("float32", DTYPES, "dtype of the student's computation"),
     "training.steps_per_call": integer(
         0, "steps in one compiled call; 0: 1 on a CPU, up to 32 on others", lasting=False
@@ -352,6 +383,18 @@ SCHEMA: dict[str, Key] = {
         1, "devices that share a layer (1 so far)", low=1, high=1, lasting=False
     ),
 }
+
+TEXT = "text"  # of data.name: a run on text, with a decoder
+TEXT_ALONE = (
+    *("data." + name for name in ("tokenizer", "length", "packing", "long", "documents")),
+    *("data.fields", "data.test_path", "training.remat"),
+)
+IMAGES_ALONE = (
+    *("data." + name for name in ("tfds_dir", "image_size", "only_classes", "exclude_classes")),
+    *("data.mean", "data.std", "data.workers", "data.resident"),
+    *("teacher." + name for name in ("weights", "store", "own_average", "look_ahead", "resident")),
+    *("method.label_smoothing", "optimizer.max_norm", "teacher.combine"),
+)
 
 SECTIONS = tuple(dict.fromkeys(path.split(".")[0] for path in SCHEMA))
 

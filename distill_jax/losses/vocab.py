@@ -69,6 +69,9 @@ def vocab_divergence(
 ) -> tuple[jax.Array, Arrays]:
     """T^2 D(P, Q) and the cross-entropy of the same logits, summed over tokens with weights.
 
+    T^2 keeps the size of the gradient as T grows; for the total variation, which is linear in the
+    difference of the logits, it is T.
+
     Exact: every entry of the vocabulary counts, in float32, whatever the dtype of the operands. The
     result is differentiable, once, with respect to the student's hidden states and head; its
     gradients are computed with the value. The teacher, labels, weights and the temperature are
@@ -125,7 +128,7 @@ def vocab_divergence(
     """
     if divergence not in DIVERGENCES:
         raise unknown("divergence", divergence, DIVERGENCES, "divergence")
-    default = DIVERGENCES[divergence][1]
+    default = DIVERGENCES[divergence].skew
     if default is None and skew is not None:
         raise UsageError(f"skew={skew}: {divergence} has none; expected None")
     skew = default if skew is None else skew
@@ -260,12 +263,14 @@ def _logits(hidden, head, cap, scale) -> tuple[jax.Array, jax.Array]:
 
 
 def _soft(settings: _Settings, z_s, z_t, log_q, log_p, temperature):
-    """T^2 D [C] and its slope [C, V] with respect to the student's logits."""
+    """T^2 D [C], or T D, and its slope [C, V] with respect to the student's logits."""
     tempered = log_q, log_p
     if not settings.at_one:
         tempered = (jax.nn.log_softmax(z / temperature, axis=-1) for z in (z_s, z_t))
-    value, slope = DIVERGENCES[settings.divergence][0](*tempered, settings.skew)
-    return value * jnp.square(temperature), slope * temperature
+    divergence = DIVERGENCES[settings.divergence]
+    value, slope = divergence.terms(*tempered, settings.skew)
+    power = divergence.power
+    return value * temperature**power, slope * temperature ** (power - 1)
 
 
 def _entropy(logs: jax.Array) -> jax.Array:

@@ -70,14 +70,26 @@ def total_variation(log_q: jax.Array, log_p: jax.Array, skew: float) -> Terms:
     return Terms(0.5 * jnp.sum(jnp.abs(gap), axis=-1), 0.5 * _centred(q, jnp.sign(gap)))
 
 
-Divergence = Callable[[jax.Array, jax.Array, float], Terms]
+class Divergence(NamedTuple):
+    """A divergence that can be asked for.
 
-#: By name: the function, and the default of its `skew`, None where it has none.
-DIVERGENCES: dict[str, tuple[Divergence, float | None]] = {
-    "forward_kl": (forward_kl, None),
-    "reverse_kl": (reverse_kl, None),
-    "jensen_shannon": (jensen_shannon, 0.5),
-    "skew_kl": (skew_kl, 0.1),
-    "skew_reverse_kl": (skew_reverse_kl, 0.1),
-    "total_variation": (total_variation, None),
+    Attributes:
+      terms: (log Q [N, V], log P [N, V], skew) -> its value and slope.
+      skew: the default; None where it has none.
+      power: of the temperature that keeps the size of the gradient: 2 where it is quadratic in the
+        difference of the logits, 1 where it is linear.
+    """
+
+    terms: Callable[[jax.Array, jax.Array, float], Terms]
+    skew: float | None
+    power: int
+
+
+DIVERGENCES: dict[str, Divergence] = {
+    "forward_kl": Divergence(forward_kl, None, 2),
+    "reverse_kl": Divergence(reverse_kl, None, 2),
+    "jensen_shannon": Divergence(jensen_shannon, 0.5, 2),
+    "skew_kl": Divergence(skew_kl, 0.1, 2),
+    "skew_reverse_kl": Divergence(skew_reverse_kl, 0.1, 2),
+    "total_variation": Divergence(total_variation, None, 1),
 }

@@ -11,7 +11,7 @@ optimizers and devices. A network knows its pixels and nothing of where they com
 
 from distill_jax.models import vision as _vision  # noqa: F401  (registers the image classifiers)
 from distill_jax.models.functional import Flat, apply, count, merge, split
-from distill_jax.models.io import Saved, fingerprint, load, save
+from distill_jax.models.io import Saved, fingerprint, fingerprint_of, load, save
 from distill_jax.models.outputs import Outputs
 from distill_jax.models.pytorch import from_pytorch
 from distill_jax.models.registry import abstract, check_options, create, names, options, register
@@ -29,6 +29,7 @@ __all__ = [
     "count",
     "create",
     "fingerprint",
+    "fingerprint_of",
     "from_pytorch",
     "load",
     "merge",

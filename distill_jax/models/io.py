@@ -67,8 +67,13 @@ def _grouped(params: Mapping[str, Array], stats: Mapping[str, Array]) -> dict[st
 
 def fingerprint(spec: Spec, params: Mapping[str, Array], stats: Mapping[str, Array]) -> str:
     """Hex SHA-256 of the spec and of every array's name, dtype, shape and bytes, sorted by name."""
-    digest = hashlib.sha256(json.dumps(spec.to_json(), sort_keys=True).encode())
-    for name, value in _grouped(params, stats).items():
+    return fingerprint_of(spec.to_json(), _grouped(params, stats))
+
+
+def fingerprint_of(definition: Any, arrays: Mapping[str, Array]) -> str:
+    """Hex SHA-256 of a definition, as JSON, and of arrays on the host, sorted by name."""
+    digest = hashlib.sha256(json.dumps(definition, sort_keys=True).encode())
+    for name, value in arrays.items():
         digest.update(f"\n{name} {value.dtype.name} {list(value.shape)}\n".encode())
         digest.update(value.tobytes())
     return digest.hexdigest()

@@ -86,8 +86,8 @@ def _typed(option: str, value: object, default: object) -> Any:
     """`value` as the type of `default`, or a UsageError. A bool is no number, a list is a tuple."""
     kind = type(default)
     if kind is tuple:
-        item = type(default[0])
-        expected = f"a list of {item.__name__}, such as {default!r}"
+        item = type(default[0]) if default else int
+        expected = f"a list of {item.__name__}, such as {default or (0, 2)!r}"
         require(isinstance(value, list | tuple), option, value, expected)
         require(all(type(part) is item for part in value), option, value, expected)
         return tuple(value)
@@ -105,7 +105,13 @@ def check_options(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
       UsageError: an unknown name, or an option that is unknown or of another type.
     """
-    defaults = options(name)
+    return typed_options(name, options(name), given)
+
+
+def typed_options(
+    name: str, defaults: Mapping[str, Any], given: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The given options of `name`, each as the type of its default; errors as `check_options`."""
     for option in given:
         if option not in defaults:
             near = difflib.get_close_matches(option, defaults, n=1)

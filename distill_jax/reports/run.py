@@ -139,8 +139,7 @@ def _summary(result: dict[str, Any] | None, metrics: list[dict[str, Any]]) -> ht
         last = rows["Student, last step"]
         if last:
             rows["Teacher"] = tables.teacher_figures(last)
-            count = last["count"]
-            blocks.append(_evaluation(rows, f"{caption}, {count:,} examples."))
+            blocks.append(_evaluation(rows, f"{caption}, {tables.counted(last)}."))
     return "Result", blocks
 
 
@@ -150,6 +149,8 @@ def _facts(split: str, values: Mapping[str, Any]) -> list[tuple[str, str]]:
         (f"{split} accuracy", "accuracy", "{:.2%}"),
         (f"{split} errors", "errors", "{:,}"),
         ("NLL", "nll", "{:.4f}"),
+        ("Perplexity", "perplexity", "{:.4g}"),
+        ("KL to the teacher", "kl", "{:.4f}"),
         ("Calibration error", "ece", "{:.2%}"),
         ("Agreement with teacher", "agreement", "{:.2%}"),
     ]

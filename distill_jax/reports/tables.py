@@ -57,6 +57,7 @@ EVALUATION = (
     Column("top5", "Top-5 (%)", "percent"),
     Column("errors", "Errors", "integer"),
     Column("nll", "NLL", "decimal", 4),
+    Column("perplexity", "Perplexity", "decimal", 2),
     Column("ece", "ECE (%)", "percent"),
     Column("brier", "Brier", "decimal", 4),
     Column("agreement", "Agreement (%)", "percent"),
@@ -145,7 +146,12 @@ def figures_text(figures: Mapping[str, Any]) -> str:
     """
     networks = {"student": figures, "teacher": teacher_figures(figures)}
     lines = text(evaluation({name: values for name, values in networks.items() if values}))
-    return f"{lines}on {figures['count']:,} examples"
+    return f"{lines}on {counted(figures)}"
+
+
+def counted(figures: Mapping[str, Any]) -> str:
+    """How many examples, or tokens of text, an evaluation counted, in words."""
+    return f"{figures['count']:,} {figures.get('unit', 'examples')}"
 
 
 def mean_and_deviation(values: Sequence[float]) -> tuple[float, float | None]:

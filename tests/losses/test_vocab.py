@@ -57,7 +57,8 @@ def reference(
     z_s = logits("student", student_cap, student_scale)
     z_t = logits("teacher", teacher_cap, teacher_scale)
     q, p = softmax(z_s / temperature, -1), softmax(z_t / temperature, -1)
-    soft = temperature**2 * REFERENCES[divergence][1](p, q)
+    power = 1 if divergence == "total_variation" else 2
+    soft = temperature**power * REFERENCES[divergence][1](p, q)
     rows = np.arange(len(labels))
     known = np.maximum(labels, 0)
     hard, teacher_hard = (

@@ -1,0 +1,42 @@
+"""Text for language models: tokenizers, records from files, packed rows, batches.
+
+    tokenizer = text.load_tokenizer("models/Llama-3.2-1B")
+    documents = text.tokenize(text.read("corpus/*.jsonl"), tokenizer)
+    train, held_out = text.split(documents, validation=0.05, split_seed=0)
+    rows = text.pack(train, 2048)
+    batches = text.training(rows, Order(np.arange(len(rows)), seed), 32).at(position)
+
+Everything is host numpy. Conversations need `chat=text.chat_template(tokenizer)` in `tokenize`.
+"""
+
+from distill_jax.data.text.chat import Template
+from distill_jax.data.text.chat import template as chat_template
+from distill_jax.data.text.documents import Documents, split, tokenize
+from distill_jax.data.text.feed import Evaluation, Training, evaluation, training
+from distill_jax.data.text.packing import Batch, Rows, fingerprint, pack, summary
+from distill_jax.data.text.sources import FIELDS, Record, read
+from distill_jax.data.text.tokenizer import Tokenizer, same_vocabulary
+from distill_jax.data.text.tokenizer import load as load_tokenizer
+
+__all__ = [
+    "FIELDS",
+    "Batch",
+    "Documents",
+    "Evaluation",
+    "Record",
+    "Rows",
+    "Template",
+    "Tokenizer",
+    "Training",
+    "chat_template",
+    "evaluation",
+    "fingerprint",
+    "load_tokenizer",
+    "pack",
+    "read",
+    "same_vocabulary",
+    "split",
+    "summary",
+    "tokenize",
+    "training",
+]

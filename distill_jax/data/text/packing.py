@@ -1,0 +1,230 @@
+"""Rows of one length from documents of many: what a model reads, and which tokens it is to predict.
+
+A document of n tokens has n - 1 inputs, each with the token after it as its target, so that its
+last token is a target alone. Every pair of neighbours in a document stands in exactly one row, also
+where a document goes on in another row: a piece's last target is the first token of the next piece.
+Documents are told apart by their segment, and see nothing of each other.
+
+Rows are not stored but gathered when they are asked for, from the flat array of all tokens: two
+numbers a piece are all that packing adds in memory.
+"""
+
+import bisect
+import dataclasses
+import hashlib
+
+import numpy as np
+
+from distill_jax.data.text.documents import Documents
+from distill_jax.errors import UsageError, unknown
+
+STRATEGIES = ("whole", "concatenate")
+LONG = ("split", "cut")
+
+# What stands in tokens and targets where a row is padded. The mask keeps it out of every loss, the
+# segment out of every other token's sight.
+PADDING = 0
+
+Batch = dict[str, np.ndarray]
+
+_HASHED_ROWS = 1024
+
+
+@dataclasses.dataclass(frozen=True)
+class Rows:
+    """Packed rows; gathered by `batch`.
+
+    Attributes:
+      documents: what was packed.
+      length: T, the length of each row.
+      starts: int64 [P], where in documents.tokens each piece has its first input.
+      lengths: int64 [P], the inputs of each piece, at least 1.
+      offsets: int64 [R + 1], row r holds the pieces offsets[r] to offsets[r + 1] - 1, in order.
+    """
+
+    documents: Documents
+    length: int
+    starts: np.ndarray
+    lengths: np.ndarray
+    offsets: np.ndarray
+
+    def __len__(self) -> int:
+        """The number of rows."""
+        return len(self.offsets) - 1
+
+    def batch(self, ids: np.ndarray) -> Batch:
+        """The rows at int positions `ids`, of B numbers.
+
+        Returns:
+          All [B, T]: "tokens", int32, the inputs; "segments", int32, 1, 2, ... for the pieces of a
+          row and 0 for padding; "positions", int32, 0, 1, ... in each piece; "targets", int32, the
+          token that comes next in the document; "mask", bool, the positions that have a loss:
+          their target is a token to be learned.
+        """
+        ids = np.asarray(ids, np.int64)
+        first, counts = self.offsets[ids], self.offsets[ids + 1] - self.offsets[ids]
+        piece = _ranges(first, counts)
+        lengths = self.lengths[piece]
+        positions = _ranges(np.zeros_like(lengths), lengths)
+        source = np.repeat(self.starts[piece], lengths) + positions
+        filled = _before(lengths)[_before(counts)]
+        place = _ranges(np.arange(len(ids)) * self.length, np.diff(filled))
+        columns = {
+            "tokens": (self.documents.tokens[source], PADDING, np.int32),
+            "segments": (np.repeat(piece - np.repeat(first, counts) + 1, lengths), 0, np.int32),
+            "positions": (positions, 0, np.int32),
+            "targets": (self.documents.tokens[source + 1], PADDING, np.int32),
+            "mask": (self.documents.learned[source + 1], False, bool),
+        }
+        batch = {}
+        for name, (values, padding, dtype) in columns.items():
+            flat = np.full(len(ids) * self.length, padding, dtype)
+            flat[place] = values
+            batch[name] = flat.reshape(len(ids), self.length)
+        return batch
+
+
+def pack(
+    documents: Documents, length: int, *, strategy: str = "whole", long: str = "split"
+) -> Rows:
+    """Packs documents into rows. The same documents always give the same rows.
+
+    Args:
+      documents: the documents.
+      length: T, at least 1.
+      strategy: "whole": a document that fits in a row is not split; the longest first, each into
+        the fullest row that has room for it (best-fit decreasing). "concatenate": one document
+        after the other, split wherever a row ends; no padding but in the last row.
+      long: what becomes of a document of more than T inputs: "split", it goes on in another row, as
+        a piece that sees nothing of the one before; "cut", its first T inputs are kept.
+
+    Returns:
+      The rows. A document of fewer than two tokens has nothing to learn and is in no row.
+
+    Raises:
+      UsageError: an unknown choice, a length below 1, or documents with nothing to learn.
+    """
+    if strategy not in STRATEGIES:
+        raise unknown("data.packing", strategy, STRATEGIES)
+    if long not in LONG:
+        raise unknown("data.long", long, LONG)
+    if type(length) is not int or length < 1:
+        raise UsageError(f"data.length={length!r}: expected the tokens of a row, at least 1")
+    counts = np.diff(documents.offsets) - 1
+    starts = documents.offsets[:-1][counts > 0]
+    counts = counts[counts > 0]
+    if long == "cut":
+        counts = np.minimum(counts, length)
+    if strategy == "concatenate":
+        starts, lengths, row = _concatenated(starts, counts, length)
+    else:
+        starts, lengths, row = _whole(starts, counts, length)
+    rows = Rows(documents, length, starts, lengths, _before(np.bincount(row)))
+    if not summary(rows)["learned_tokens"]:
+        raise UsageError(
+            f"data.path: {len(documents)} documents hold nothing to learn in rows of {length}"
+            " tokens; expected texts of two tokens or more, or responses that are not cut off"
+        )
+    return rows
+
+
+def summary(rows: Rows) -> dict[str, int | float]:
+    """What became of the documents.
+
+    Returns:
+      rows; documents; short_documents, which have fewer than two tokens and are in no row;
+      split_documents, which stand in more than one piece; cut_tokens, targets that long="cut" left
+      out; input_tokens, which are not padding; learned_tokens, which have a loss; fill,
+      input_tokens over all places.
+    """
+    documents = rows.documents
+    counts = np.maximum(np.diff(documents.offsets) - 1, 0)
+    owner = np.searchsorted(documents.offsets, rows.starts, side="right") - 1
+    learned = _before(documents.learned)
+    ends = rows.starts + 1 + rows.lengths
+    inputs = int(rows.lengths.sum())
+    return {
+        "rows": len(rows),
+        "documents": len(documents),
+        "short_documents": int(np.sum(counts == 0)),
+        "split_documents": int(np.sum(np.bincount(owner, minlength=1) > 1)),
+        "cut_tokens": int(counts.sum()) - inputs,
+        "input_tokens": inputs,
+        "learned_tokens": int(np.sum(learned[ends] - learned[rows.starts + 1])),
+        "fill": inputs / max(len(rows) * rows.length, 1),
+    }
+
+
+def fingerprint(rows: Rows) -> str:
+    """A SHA-256, in hex, of every row's tokens, segments, targets and mask, in order.
+
+    A stored answer of a teacher is used with no other rows.
+    """
+    digest = hashlib.sha256(f"rows {len(rows)} of {rows.length}".encode())
+    for start in range(0, len(rows), _HASHED_ROWS):
+        batch = rows.batch(np.arange(start, min(start + _HASHED_ROWS, len(rows))))
+        for name in ("tokens", "segments", "targets"):
+            digest.update(batch[name].astype("<i4", copy=False))
+        digest.update(batch["mask"])
+    return digest.hexdigest()
+
+
+def _before(values: np.ndarray) -> np.ndarray:
+    """int64 [n + 1]: the sum of the values before each, and of all."""
+    return np.concatenate([np.zeros(1, np.int64), np.cumsum(values, dtype=np.int64)])
+
+
+def _ranges(starts: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """start, start + 1, ..., start + count - 1 for each start and count, one after the other."""
+    total = _before(counts)
+    return np.arange(total[-1]) + np.repeat(starts - total[:-1], counts)
+
+
+def _concatenated(
+    starts: np.ndarray, counts: np.ndarray, length: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Pieces (start, length, row): a piece begins where a document does, and where a row does."""
+    begins = _before(counts)
+    bounds = np.union1d(begins, np.arange(0, begins[-1], length))
+    stream = bounds[:-1]
+    owner = np.searchsorted(begins, stream, side="right") - 1
+    return starts[owner] + stream - begins[owner], np.diff(bounds), stream // length
+
+
+def _whole(
+    starts: np.ndarray, counts: np.ndarray, length: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Pieces (start, length, row), sorted by row: full rows, and the rest by best fit."""
+    pieces = -(-counts // length)
+    number = _ranges(np.zeros_like(pieces), pieces)
+    starts = np.repeat(starts, pieces) + number * length
+    lengths = np.minimum(np.repeat(counts, pieces) - number * length, length)
+    longest_first = np.argsort(-lengths, kind="stable")
+    row = _best_fit(lengths[longest_first].tolist(), length)
+    by_row = np.argsort(row, kind="stable")
+    chosen = longest_first[by_row]
+    return starts[chosen], lengths[chosen], row[by_row]
+
+
+def _best_fit(lengths: list[int], capacity: int) -> np.ndarray:
+    """int64 [n]: for each length, in turn, the fullest row that has room, else a new row."""
+    rooms: list[int] = []  # the distinct rooms left, sorted
+    rows: dict[int, list[int]] = {}  # the rows that have each of them
+    count = 0
+    chosen = np.empty(len(lengths), np.int64)
+    for index, size in enumerate(lengths):
+        at = bisect.bisect_left(rooms, size)
+        if at < len(rooms):
+            room = rooms[at]
+            row = rows[room].pop()
+            if not rows[room]:
+                del rows[room], rooms[at]
+        else:
+            room, row, count = capacity, count, count + 1
+        chosen[index] = row
+        if left := room - size:
+            if left not in rows:
+                bisect.insort(rooms, left)
+                rows[left] = []
+            rows[left].append(row)
+    return chosen

@@ -1,0 +1,260 @@
+"""What a decoder is: its sizes, and the choices in which the families differ, as plain values.
+
+One `Decoder` computes all of them; there is no code for a family outside `families` and `names`,
+which translate to and from the files of transformers. Left out on purpose: dropout, mixtures of
+experts, and RoPE scalings other than "linear" and "llama3".
+"""
+
+import dataclasses
+import math
+from typing import Any
+
+from distill_jax.errors import UsageError
+
+#: The accepted values of the fields that are names.
+CHOICES = {
+    "activation": ("silu", "gelu_tanh", "gelu"),
+    "norm": ("rms", "layer"),
+    "norm_placement": ("pre", "post", "sandwich"),
+    "positions": ("rope", "learned"),
+    "qk_norm": ("none", "head", "all"),
+}
+_SIZES = ("vocab_size", "dim", "layers", "heads", "kv_heads", "head_dim", "mlp_dim")
+_POSITIVE = ("norm_eps", "rope_theta", "embedding_scale", "logit_scale")
+_OPTIONAL = ("rope_local_theta", "attention_scale", "attention_cap", "logit_cap")
+
+
+def _positive_int(value: object) -> bool:
+    return type(value) is int and value > 0
+
+
+def _positive(value: object) -> bool:
+    return type(value) in (int, float) and math.isfinite(value) and value > 0
+
+
+@dataclasses.dataclass(frozen=True)
+class RopeScaling:
+    """How the frequencies of rotary embeddings are stretched for longer contexts.
+
+    Attributes:
+      kind: "linear" divides all of them by `factor`; "llama3" divides those whose wavelength is
+        above original_max_positions / low_frequency_factor, leaves those below
+        original_max_positions / high_frequency_factor, and blends between.
+      factor: at least 1.
+      low_frequency_factor: of "llama3" alone, as the two below.
+      high_frequency_factor: above `low_frequency_factor`.
+      original_max_positions: the context length before the stretch, in tokens.
+    """
+
+    kind: str
+    factor: float
+    low_frequency_factor: float = 1.0
+    high_frequency_factor: float = 4.0
+    original_max_positions: int = 8192
+
+    def __post_init__(self) -> None:
+        def require(condition: bool, field: str, expected: str) -> None:
+            if not condition:
+                value = getattr(self, field)
+                raise UsageError(f"rope_scaling.{field}={value!r}: expected {expected}")
+
+        require(self.kind in ("linear", "llama3"), "kind", "'linear' or 'llama3'")
+        require(_positive(self.factor) and self.factor >= 1, "factor", "a number of at least 1")
+        low, high = self.low_frequency_factor, self.high_frequency_factor
+        require(_positive(low), "low_frequency_factor", "a positive number")
+        above = f"a number above low_frequency_factor={low!r}"
+        require(_positive(high) and high > low, "high_frequency_factor", above)
+        original = self.original_max_positions
+        require(_positive_int(original), "original_max_positions", "a positive int")
+        for field in ("factor", "low_frequency_factor", "high_frequency_factor"):
+            object.__setattr__(self, field, float(getattr(self, field)))
+
+
+@dataclasses.dataclass(frozen=True)
+class DecoderConfig:
+    """A causal language model of one block, repeated. The defaults are Llama's.
+
+    Attributes:
+      vocab_size: V.
+      dim: D, the width of the residual stream.
+      layers: L.
+      heads: of queries, a multiple of `kv_heads`.
+      kv_heads: of keys and values.
+      head_dim: of one head; even where positions are "rope".
+      mlp_dim: the inner width of the two- or three-matrix MLP.
+      activation: "silu", "gelu_tanh" (the tanh approximation) or "gelu" (exact).
+      gated: whether the MLP is down(activation(gate(x)) * up(x)), or down(activation(up(x))).
+      norm: "rms" (Zhang and Sennrich, 2019) or "layer" (Ba et al., 2016, with a bias).
+      norm_eps: added to the mean square or the variance.
+      norm_offset: whether a norm multiplies by 1 + its scale, which then starts at 0 (Gemma).
+      norm_placement: "pre" normalises what enters attention and MLP, "post" what leaves them
+        before it is added to the stream (OLMo 2), "sandwich" both (Gemma 2 and 3).
+      positions: "rope" rotates queries and keys (Su et al., 2021); "learned" adds to the embedding.
+      rope_theta: the base of the rotary wavelengths.
+      rope_scaling: see `RopeScaling`; None for none.
+      rope_local_theta: the base in layers with a window, which are then not scaled (Gemma 3); None
+        for the same as the others.
+      qkv_bias: whether queries, keys and values have a bias.
+      output_bias: whether the output of the attention has one.
+      mlp_bias: whether the matrices of the MLP have.
+      qk_norm: "head" normalises queries and keys within each head (Qwen3, Gemma 3), "all" over all
+        heads together (OLMo 2), before the rotation; "none" does not.
+      attention_scale: the factor of the attention logits; None for head_dim ** -0.5.
+      attention_cap: c of c * tanh(logits / c) in the attention (Gemma 2); None for no cap.
+      logit_cap: likewise of the model's logits.
+      window: how many tokens a layer with a window attends to, its own included; None for no
+        window anywhere.
+      sliding: which layers have the window, repeated along the depth: (True, False) is every other
+        layer, beginning with the first. Kept in its shortest form; (False,) without a window.
+      embedding_scale: the factor of the embeddings (Gemma: dim ** 0.5).
+      tied: whether the head is the transposed embedding.
+      logit_scale: the factor of the logits, before their cap.
+      max_positions: the longest context. A limit where positions are "learned"; else for the record
+        alone.
+      family: the `model_type` of transformers that the files of this model are written as.
+    """
+
+    vocab_size: int
+    dim: int
+    layers: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    mlp_dim: int
+    activation: str = "silu"
+    gated: bool = True
+    norm: str = "rms"
+    norm_eps: float = 1e-5
+    norm_offset: bool = False
+    norm_placement: str = "pre"
+    positions: str = "rope"
+    rope_theta: float = 10000.0
+    rope_scaling: RopeScaling | None = None
+    rope_local_theta: float | None = None
+    qkv_bias: bool = False
+    output_bias: bool = False
+    mlp_bias: bool = False
+    qk_norm: str = "none"
+    attention_scale: float | None = None
+    attention_cap: float | None = None
+    logit_cap: float | None = None
+    window: int | None = None
+    sliding: tuple[bool, ...] = (False,)
+    embedding_scale: float = 1.0
+    tied: bool = False
+    logit_scale: float = 1.0
+    max_positions: int = 2048
+    family: str = "llama"
+
+    def __post_init__(self) -> None:
+        for field in (*_SIZES, "max_positions"):
+            self._require(_positive_int(getattr(self, field)), field, "a positive int")
+        for field, known in CHOICES.items():
+            self._require(getattr(self, field) in known, field, " or ".join(map(repr, known)))
+        for field in _POSITIVE + _OPTIONAL:
+            value, optional = getattr(self, field), field in _OPTIONAL
+            expected = "a positive number or None" if optional else "a positive number"
+            self._require(_positive(value) or (optional and value is None), field, expected)
+            if value is not None:
+                # Transformers 5 refuses an int where it expects a float.
+                object.__setattr__(self, field, float(value))
+        for field in dataclasses.fields(self):
+            if field.type is bool:
+                value = getattr(self, field.name)
+                self._require(type(value) is bool, field.name, "True or False")
+        several = f"a divisor of heads={self.heads}"
+        self._require(self.heads % self.kv_heads == 0, "kv_heads", several)
+        even = self.positions != "rope" or self.head_dim % 2 == 0
+        self._require(even, "head_dim", "an even int, for rotary positions")
+        if self.rope_scaling is not None:
+            known = isinstance(self.rope_scaling, RopeScaling)
+            self._require(known, "rope_scaling", "a RopeScaling or None")
+        self._check_window()
+
+    def _require(self, condition: bool, field: str, expected: str) -> None:
+        if not condition:
+            raise UsageError(f"decoder.{field}={getattr(self, field)!r}: expected {expected}")
+
+    def _check_window(self) -> None:
+        window, sliding = self.window, self.sliding
+        self._require(
+            window is None or _positive_int(window), "window", "a positive int, in tokens, or None"
+        )
+        flags = isinstance(sliding, tuple) and sliding and all(type(s) is bool for s in sliding)
+        self._require(bool(flags), "sliding", "a tuple of bools, such as (True, False)")
+        self._require(
+            any(sliding) == (window is not None),
+            "sliding",
+            f"a layer with a window if and only if there is one, window={window!r}",
+        )
+        along = [sliding[i % len(sliding)] for i in range(self.layers)]
+        object.__setattr__(self, "sliding", tuple(along[: period(along)]))
+
+    @property
+    def scale(self) -> float:
+        """The factor of the attention logits."""
+        return self.head_dim**-0.5 if self.attention_scale is None else self.attention_scale
+
+    def kinds(self) -> tuple[bool, ...]:
+        """Whether each layer has the window."""
+        return tuple(self.sliding[i % len(self.sliding)] for i in range(self.layers))
+
+    def replace(self, **fields: Any) -> "DecoderConfig":
+        """A copy with other values.
+
+        Raises:
+          UsageError: a value is refused.
+        """
+        return dataclasses.replace(self, **fields)
+
+
+def period(kinds: list[bool] | tuple[bool, ...]) -> int:
+    """The smallest p with kinds[i] == kinds[i % p] for all i."""
+    return next(
+        p
+        for p in range(1, len(kinds) + 1)
+        if all(kind == kinds[i % p] for i, kind in enumerate(kinds))
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """Layers in a row that are scanned as one: a pattern of windows, repeated.
+
+    Attributes:
+      pattern: whether each layer of one repeat has the window.
+      repeats: how often the pattern comes.
+    """
+
+    pattern: tuple[bool, ...]
+    repeats: int
+
+    @property
+    def layers(self) -> int:
+        """How many layers that is."""
+        return len(self.pattern) * self.repeats
+
+
+def runs(config: DecoderConfig) -> tuple[Run, ...]:
+    """The layers as few runs of repeated patterns, in order.
+
+    Gemma 3's 26 layers (five with a window, one without) are 4 repeats of six, then 2 of one;
+    Qwen2's windows from layer 28 on make two runs.
+    """
+    found, rest = [], config.kinds()
+    while rest:
+        size = period(rest)
+        if 2 * size > len(rest) and size > 1:
+            # No pattern comes twice: take the layers that are like the first.
+            size = 1
+            same = next((i for i, kind in enumerate(rest) if kind != rest[0]), len(rest))
+            found.append(Run(rest[:1], same))
+        else:
+            found.append(Run(rest[:size], len(rest) // size))
+        rest = rest[found[-1].layers :]
+    return tuple(found)
+
+
+def places(config: DecoderConfig) -> tuple[tuple[int, int], ...]:
+    """Where the parameters of each layer are: (number of the run, number within it)."""
+    return tuple((i, j) for i, run in enumerate(runs(config)) for j in range(run.layers))

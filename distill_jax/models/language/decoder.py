@@ -1,0 +1,364 @@
+"""The decoder of all families: blocks in a scan, from tokens to hidden states.
+
+    model = create(config, seed=0)
+    decoded = model(tokens)                         # hidden [B, T, D]
+    logits = model.logits(decoded.hidden)           # float32 [B, T, V]: never in training
+
+The parameters of the layers are stacked, and a `lax.scan` runs over the repeats of the pattern of
+windows, so that compile time does not grow with depth and every window is known to the compiler.
+Left out on purpose: dropout, and logits in the forward pass (the losses take `hidden` and `head`).
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import Array
+from jax.typing import DTypeLike
+
+from distill_jax.errors import UsageError
+from distill_jax.models.functional import split
+from distill_jax.models.language.attention import (
+    Attention,
+    attend,
+    check_implementation,
+    visible,
+    write,
+)
+from distill_jax.models.language.cache import Cache
+from distill_jax.models.language.config import DecoderConfig, Run, places, runs
+from distill_jax.models.language.layers import INITIAL, MLP, Norm, frequencies, rotation
+
+_DOTS = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+#: What a layer keeps for its gradient: everything; its input alone, the rest computed again; or
+#: its input and the results of its matrix products with parameters.
+REMAT = ("none", "full", "dots")
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Decoded:
+    """What a decoder makes of tokens [B, T].
+
+    Attributes:
+      hidden: [B, T, D] after the last norm, in the compute dtype.
+      states: [L + 1, B, T, D], the residual stream: the embedding, then after each layer, before
+        the last norm. Under `jit` computed only where it is used.
+      cache: the cache after these tokens; None without one.
+    """
+
+    hidden: Array
+    states: Array
+    cache: Cache | None
+
+
+class Block(nnx.Module):
+    """Attention and MLP with their norms; its parameters are those of `count` layers."""
+
+    def __init__(
+        self, config: DecoderConfig, count: int, *, param_dtype: DTypeLike, rngs: nnx.Rngs
+    ):
+        lead = (count,)
+
+        def norm(placements: tuple[str, ...]) -> Norm | None:
+            if config.norm_placement not in placements:
+                return None
+            return Norm(config, config.dim, lead=lead, param_dtype=param_dtype)
+
+        self.attention_norm = norm(("pre", "sandwich"))
+        self.attention = Attention(config, lead=lead, param_dtype=param_dtype, rngs=rngs)
+        self.attention_post_norm = norm(("post", "sandwich"))
+        self.mlp_norm = norm(("pre", "sandwich"))
+        self.mlp = MLP(config, lead=lead, param_dtype=param_dtype, rngs=rngs)
+        self.mlp_post_norm = norm(("post", "sandwich"))
+
+    def start(self, x: Array, turns: tuple[Array, Array] | None) -> tuple[Array, Array, Array]:
+        """What the attention of x mixes: queries, keys and values."""
+        entering = x if self.attention_norm is None else self.attention_norm(x)
+        return self.attention.project(entering, turns)
+
+    def finish(self, x: Array, mixed: Array) -> Array:
+        """The stream after this layer, from the one before it and the mixed values."""
+        x = x + _optional(self.attention_post_norm, self.attention.merge(mixed))
+        entering = _optional(self.mlp_norm, x)
+        return x + _optional(self.mlp_post_norm, self.mlp(entering))
+
+
+def _optional(norm: Norm | None, x: Array) -> Array:
+    return x if norm is None else norm(x)
+
+
+def document_positions(segments: Array) -> Array:
+    """The place of every token within its document: int [B, T] -> int32 [B, T], from 0."""
+    index = jnp.arange(segments.shape[1], dtype=jnp.int32)
+    first = jnp.pad(segments[:, 1:] != segments[:, :-1], ((0, 0), (1, 0)), constant_values=True)
+    return index - jax.lax.cummax(jnp.where(first, index, 0), axis=1)
+
+
+class Decoder(nnx.Module):
+    """A causal language model; see `DecoderConfig` for what it computes.
+
+    Args:
+      config: what it is.
+      dtype: in which it computes; norms, softmax and rotations are float32 whatever it is.
+      param_dtype: of the parameters.
+      remat: "none", "full" or "dots"; see `REMAT`.
+      attention: "auto", "xla" or "cudnn"; see `attention.IMPLEMENTATIONS`.
+      rngs: of the initial values.
+    """
+
+    def __init__(
+        self,
+        config: DecoderConfig,
+        *,
+        dtype: DTypeLike = jnp.float32,
+        param_dtype: DTypeLike = jnp.float32,
+        remat: str = "none",
+        attention: str = "auto",
+        rngs: nnx.Rngs,
+    ):
+        if remat not in REMAT:
+            raise ValueError(f"remat={remat!r}: expected one of {', '.join(REMAT)}")
+        check_implementation(attention, dtype)
+
+        def table(*shape: int) -> nnx.Param:
+            return nnx.Param(INITIAL(rngs.params(), shape, param_dtype))
+
+        learned = config.positions == "learned"
+        self.config = config
+        self.dtype = jnp.dtype(dtype)
+        self.remat = remat
+        self.implementation = attention
+        self.embedding = table(config.vocab_size, config.dim)
+        self.position_embedding = table(config.max_positions, config.dim) if learned else None
+        self.runs = nnx.List(
+            Block(config, run.layers, param_dtype=param_dtype, rngs=rngs) for run in runs(config)
+        )
+        self.final_norm = Norm(config, config.dim, lead=(), param_dtype=param_dtype)
+        self.untied_head = None if config.tied else table(config.dim, config.vocab_size)
+
+    @property
+    def head(self) -> Array:
+        """[D, V], in the dtype of the parameters."""
+        return self.embedding[...].T if self.untied_head is None else self.untied_head[...]
+
+    def logits(self, hidden: Array) -> Array:
+        """Float32 [..., V] of hidden states [..., D], scaled and capped as the config says."""
+        head = self.head.astype(hidden.dtype)
+        logits = jnp.matmul(hidden, head, preferred_element_type=jnp.float32)
+        logits = logits * self.config.logit_scale
+        cap = self.config.logit_cap
+        return logits if cap is None else cap * jnp.tanh(logits / cap)
+
+    def __call__(
+        self,
+        tokens: Array,
+        *,
+        positions: Array | None = None,
+        segments: Array | None = None,
+        cache: Cache | None = None,
+    ) -> Decoded:
+        """Hidden states of tokens.
+
+        Args:
+          tokens: int32 [B, T], in [0, V); the states of others are NaN.
+          positions: int32 [B, T], places for the position embedding. By default they count from 0
+            in each document, or from the length of the cache.
+          segments: int32 [B, T]: a token attends only to tokens of its own segment. 0 is padding;
+            its states are of no use. With a cache, a row is tokens and then padding.
+          cache: of the tokens before these, with room for T more; each row goes on where it ended.
+
+        Raises:
+          ValueError: shapes that do not fit, or more tokens than the model has positions.
+        """
+        batch, length = tokens.shape
+        self._check(tokens, positions, segments, cache)
+        index = jnp.broadcast_to(jnp.arange(length, dtype=jnp.int32), (batch, length))
+        slots = None if cache is None else cache.lengths[:, None] + index
+        if positions is None and cache is None:
+            positions = index if segments is None else document_positions(segments)
+        elif positions is None:
+            positions = slots
+        x = self._embed(tokens, positions)
+        context = {
+            local: (self._turns(positions, local), self._mask(index, segments, cache, local))
+            for local in set(self.config.kinds())
+        }
+        states, keys, values = [x[None]], [], []
+        for i, run in enumerate(runs(self.config)):
+            cached = None if cache is None else (cache.keys[i], cache.values[i])
+            x, cached, after = self._scan(self.runs[i], run, x, context, cached, slots)
+            states.append(after)
+            if cached is not None:
+                keys.append(cached[0])
+                values.append(cached[1])
+        if cache is not None:
+            new = length if segments is None else jnp.sum(segments != 0, axis=1, dtype=jnp.int32)
+            cache = Cache(tuple(keys), tuple(values), cache.lengths + new)
+        return Decoded(self.final_norm(x), jnp.concatenate(states), cache)
+
+    def _check(self, tokens, positions, segments, cache) -> None:
+        for name, value in (("positions", positions), ("segments", segments)):
+            if value is not None and value.shape != tokens.shape:
+                raise ValueError(
+                    f"{name} {value.shape}: expected the shape of tokens {tokens.shape}"
+                )
+        batch, length = tokens.shape
+        limit = self.config.max_positions if self.config.positions == "learned" else length
+        if length > limit:
+            raise ValueError(f"{length} tokens: the model has max_positions={limit}")
+        if cache is not None and (cache.lengths.shape != (batch,) or length > cache.capacity):
+            raise ValueError(
+                f"tokens {tokens.shape}: the cache is for {cache.lengths.shape[0]} texts "
+                f"of at most {cache.capacity} tokens"
+            )
+
+    def _embed(self, tokens: Array, positions: Array) -> Array:
+        def rows(table: nnx.Param, index: Array) -> Array:
+            # A wrong index must not quietly take the nearest row.
+            return table[...].at[index].get(mode="fill", fill_value=jnp.nan).astype(self.dtype)
+
+        x = rows(self.embedding, tokens) * jnp.asarray(self.config.embedding_scale, self.dtype)
+        if self.position_embedding is not None:
+            x = x + rows(self.position_embedding, positions)
+        return x
+
+    def _turns(self, positions: Array, local: bool) -> tuple[Array, Array] | None:
+        config = self.config
+        if config.positions != "rope":
+            return None
+        theta, scaling = config.rope_theta, config.rope_scaling
+        if local and config.rope_local_theta is not None:
+            theta, scaling = config.rope_local_theta, None
+        return rotation(positions, frequencies(config.head_dim, theta, scaling))
+
+    def _mask(self, index, segments, cache: Cache | None, local: bool) -> Array | None:
+        """bool [B, T, S], or None where the attention needs no mask beside the window."""
+        window = self.config.window if local else None
+        if cache is not None:
+            # Padding comes after a row's tokens: no token sees it.
+            held = jnp.arange(cache.capacity, dtype=jnp.int32)
+            return visible(cache.lengths[:, None] + index, held[None], window)
+        if segments is None:
+            return None
+        return visible(index, index, window) & (segments[:, :, None] == segments[:, None, :])
+
+    def _scan(self, block: Block, run: Run, x, context, cached, slots):
+        """A run of layers: the stream and the cache after it, and the stream after each layer."""
+        graphdef, stacked = nnx.split(block)
+        size = len(run.pattern)
+        stacked = jax.tree.map(lambda a: a.reshape(run.repeats, size, *a.shape[1:]), stacked)
+
+        def layer(x, cached, number, state, local: bool):
+            turns, mask = context[local]
+            part = nnx.merge(graphdef, state)
+            query, key, value = part.start(x, turns)
+            if cached is not None:
+                pairs = zip(cached, (key, value), strict=True)
+                cached = tuple(write(held, number, new, slots) for held, new in pairs)
+                key, value = (held[number].astype(x.dtype) for held in cached)
+            mixed = attend(
+                query,
+                key,
+                value,
+                scale=self.config.scale,
+                cap=self.config.attention_cap,
+                window=self.config.window if local else None,
+                mask=mask,
+                implementation=self.implementation,
+            )
+            return part.finish(x, mixed), cached
+
+        if self.remat != "none":
+            # Within a loop the two passes are apart, and XLA cannot merge what is computed again.
+            layer = jax.checkpoint(
+                layer,
+                policy=_DOTS if self.remat == "dots" else None,
+                prevent_cse=run.repeats == 1,
+                static_argnums=(4,),
+            )
+
+        def repeat(carry, inputs):
+            x, cached = carry
+            number, state = inputs
+            after = []
+            for place, local in enumerate(run.pattern):
+                own = jax.tree.map(lambda a, place=place: a[place], state)
+                x, cached = layer(x, cached, number * size + place, own, local)
+                after.append(x)
+            return (x, cached), jnp.stack(after)
+
+        numbers = jnp.arange(run.repeats, dtype=jnp.int32)
+        (x, cached), after = jax.lax.scan(repeat, (x, cached), (numbers, stacked))
+        return x, cached, after.reshape(run.layers, *x.shape)
+
+
+def create(config: DecoderConfig, *, seed: int = 0, **options: Any) -> Decoder:
+    """A decoder with random parameters: weights N(0, 0.02^2), norms 1, biases 0 (as GPT-2).
+
+    Args:
+      config: what it is.
+      seed: of the parameters.
+      **options: dtype, param_dtype, remat and attention of `Decoder`.
+    """
+    return Decoder(
+        config, rngs=nnx.Rngs(params=jax.random.key(seed, impl="threefry2x32")), **options
+    )
+
+
+def abstract(config: DecoderConfig, **options: Any) -> Decoder:
+    """The same decoder with shapes in place of arrays: quick, and no memory."""
+    return nnx.eval_shape(lambda: create(config, **options))
+
+
+def assemble(config: DecoderConfig, params: Mapping[str, Array], **options: Any) -> Decoder:
+    """A decoder of given parameters.
+
+    Args:
+      config: what it is.
+      params: flat dictionary, as from `models.split`.
+      **options: dtype, remat and attention of `Decoder`.
+    """
+    graphdef, state = nnx.split(abstract(config, **options))
+    named = [(path, params["/".join(map(str, path))]) for path, _ in nnx.to_flat_state(state)]
+    return nnx.merge(graphdef, nnx.from_flat_state(named))
+
+
+def from_layers(
+    model: Decoder, layers: Sequence[int], *, key: str = "student.layers", **options: Any
+) -> Decoder:
+    """A smaller decoder from some layers of another, with its embedding, head and last norm.
+
+    Args:
+      model: the one to take from; it is not changed, and shares no array that training donates.
+      layers: their numbers from 0, in the order in which the new decoder has them.
+      key: what an error calls them.
+      **options: dtype, remat and attention of `Decoder`; by default the model's.
+
+    Raises:
+      UsageError: no layers, or a number that the model does not have.
+    """
+    config = model.config
+    chosen = list(layers)
+    if not chosen or not all(type(i) is int and 0 <= i < config.layers for i in chosen):
+        raise UsageError(
+            f"{key}={chosen!r}: expected numbers of layers, from 0 to {config.layers - 1}"
+        )
+    sliding = tuple(config.kinds()[i] for i in chosen)
+    window = config.window if any(sliding) else None
+    smaller = config.replace(layers=len(chosen), sliding=sliding, window=window)
+    _, params, _ = split(model)
+    taken = {name: jnp.copy(v) for name, v in params.items() if not name.startswith("runs/")}
+    # Every run has the parameters of one and the same block.
+    names = [name.removeprefix("runs/0/") for name in params if name.startswith("runs/0/")]
+    old, new = places(config), places(smaller)
+    for run in range(len(runs(smaller))):
+        sources = [old[chosen[i]] for i, (own, _) in enumerate(new) if own == run]
+        for name in names:
+            rows = [params[f"runs/{source}/{name}"][row] for source, row in sources]
+            taken[f"runs/{run}/{name}"] = jnp.stack(rows)
+    inherited = {"dtype": model.dtype, "remat": model.remat, "attention": model.implementation}
+    return assemble(smaller, taken, **inherited | options)

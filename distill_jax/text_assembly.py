@@ -1,0 +1,281 @@
+"""From a resolved config to the parts of a run on text: decoders, tokenizer, packed rows.
+
+Nothing is written here; what does not fit is said in one line each, as in `assembly`.
+"""
+
+import dataclasses
+import math
+import os
+import pathlib
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from distill_jax import config as configs
+from distill_jax import data, models, parallel
+from distill_jax.assembly import mesh_of
+from distill_jax.data import text
+from distill_jax.errors import UsageError
+from distill_jax.models import language
+from distill_jax.models.language.student import open_student
+from distill_jax.parts import Parts
+from distill_jax.training import optimizers, schedules, state
+from distill_jax.training.text import Comparison, Network, TextEvaluator, TextRecipe
+
+#: The divergence of a method, and its option that is the divergence's skew.
+METHODS = {
+    "supervised": ("", ""),
+    "soft_target": ("forward_kl", ""),
+    "reverse_kl": ("reverse_kl", ""),
+    "jensen_shannon": ("jensen_shannon", "beta"),
+    "skew_kl": ("skew_kl", "alpha"),
+    "total_variation": ("total_variation", ""),
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TextParts(Parts):
+    """The parts of a run on text.
+
+    Attributes:
+      rows: the packed training documents.
+    """
+
+    rows: text.Rows
+
+    @property
+    def _order(self) -> data.Order:
+        return data.Order(np.arange(len(self.rows), dtype=np.int32), self.config.seed)
+
+    def ids(self, step: int) -> np.ndarray:
+        size = self.config.training.batch_size
+        return self._order.ids(step * size, size)
+
+    def batches(self, position: int) -> Iterator[dict[str, np.ndarray]]:
+        feed = text.training(self.rows, self._order, self.config.training.batch_size)
+        return feed.at(position)
+
+    def save(self, folder: str | os.PathLike, params: Any, stats: Any) -> str:
+        del stats  # a decoder has none
+        config = self.recipe.comparison.student.config
+        language.save(folder, language.assemble(config, jax.tree.map(jnp.asarray, params)))
+        return _fingerprint(config, params)
+
+    def load(self, folder: str | os.PathLike) -> tuple[models.Flat, models.Flat]:
+        params = models.split(language.load(folder, key="--workdir"))[1]
+        return jax.device_put(params, parallel.replicated(self.mesh)), {}
+
+
+def prepare(config: ConfigDict) -> TextParts:
+    """Opens and checks all that a resolved config of text names; writes nothing.
+
+    Raises:
+      UsageError: when the text, the tokenizer, the teacher, the mesh or the method do not fit.
+    """
+    mesh = mesh_of(config)
+    whole = parallel.replicated(mesh)
+    divergence, skew = _divergence(config)
+    teacher = _teacher(config, mesh) if divergence else None
+    tokenizer, shared = _tokenizer(config)
+    student = open_student(
+        configs.student_options(config),
+        teacher,
+        tokenizer.vocab_size,
+        seed=config.seed,
+        dtype=jnp.dtype(config.training.compute_dtype),
+        remat=config.training.remat,
+    )
+    vocab_size = shared
+    for key, model in (("student", student), ("teacher", teacher)):
+        if model is not None and model.config.vocab_size < shared:
+            raise UsageError(
+                f"data.tokenizer={tokenizer.path!r}: has {shared} ids, the {key} "
+                f"{model.config.vocab_size}; expected the tokenizer that it was trained with"
+            )
+    graphdef, params, _ = models.split(student)
+    teacher_params, entries, other = {}, [], None
+    if teacher is not None:
+        other_graphdef, teacher_params, _ = models.split(teacher)
+        other = Network(teacher.config, other_graphdef)
+        entries = [
+            {
+                "path": str(config.teacher.path[0]),
+                "fingerprint": _fingerprint(teacher.config, teacher_params),
+                "parameters": models.count(teacher_params),
+            }
+        ]
+        teacher_params = jax.device_put(teacher_params, whole)
+    comparison = Comparison(Network(student.config, graphdef), other, divergence, skew, vocab_size)
+    splits = _splits(config, tokenizer)
+    summaries = {name: text.summary(packed) for name, packed in splits.items()}
+    rows = splits.pop("train")
+    steps_per_epoch = len(rows) / config.training.batch_size
+    recipe = _recipe(config, comparison, steps_per_epoch)
+
+    def evaluator(held_out: text.Rows) -> TextEvaluator:
+        feed = text.evaluation(held_out, config.evaluation.batch_size)
+        return TextEvaluator(comparison, teacher_params, mesh, lambda: feed)
+
+    return TextParts(
+        config=config,
+        mesh=mesh,
+        recipes=(recipe,),
+        initial=jax.device_get(
+            state.initial(
+                params,
+                {},
+                {},
+                {},
+                recipe.optimizer,
+                seed=config.seed,
+                averaged=config.training.ema_decay > 0,
+                metrics=recipe.metrics,
+            )
+        ),
+        teacher_variables=teacher_params,
+        store={},
+        evaluators={name: evaluator(held_out) for name, held_out in splits.items()},
+        steps_per_epoch=steps_per_epoch,
+        description={
+            "teachers": entries,
+            "data": {
+                "name": config.data.name,
+                "fingerprint": text.fingerprint(rows),
+                "tokenizer": {"path": tokenizer.path, "fingerprint": tokenizer.fingerprint},
+                **summaries,
+                "class_names": None,
+            },
+        },
+        rows=rows,
+    )
+
+
+def _divergence(config: ConfigDict) -> tuple[str, float | None]:
+    """The divergence of the method, "" for the text alone, and its skew."""
+    name = config.method.name
+    if name not in METHODS:
+        raise UsageError(
+            f"method.name={name!r}: not for text; expected one of {', '.join(METHODS)}"
+        )
+    options = configs.method_options(config)
+    if options.get("standardize"):
+        raise UsageError("method.standardize=True: not for text; expected False")
+    divergence, option = METHODS[name]
+    return divergence, float(options[option]) if option else None
+
+
+def _teacher(config: ConfigDict, mesh: Mesh) -> language.Decoder:
+    paths = config.teacher.path
+    if len(paths) != 1:
+        raise UsageError(f"teacher.path={paths}: expected one teacher of text")
+    dtype = jnp.dtype(config.teacher.compute_dtype)
+    return language.load(
+        folder_of(paths[0]),
+        key="teacher.path",
+        param_dtype=dtype,
+        dtype=dtype,
+        layout=lambda name, shape: parallel.replicated(mesh),
+    )
+
+
+def folder_of(path: str | os.PathLike) -> pathlib.Path:
+    """The checkpoint in a workdir of ours, or the folder itself."""
+    inner = pathlib.Path(path, "model")
+    return inner if (inner / "config.json").is_file() else pathlib.Path(path)
+
+
+def _tokenizer(config: ConfigDict) -> tuple[text.Tokenizer, int]:
+    """The tokenizer of the data, and how many ids teacher and student share."""
+    given = {"data.tokenizer": config.data.tokenizer, "student.path": config.student.path}
+    if config.teacher.path:
+        given["teacher.path"] = str(folder_of(config.teacher.path[0]))
+    found = {
+        key: text.load_tokenizer(path, key=key)
+        for key, path in given.items()
+        if path and (key == "data.tokenizer" or _has_tokenizer(path))
+    }
+    if not found:
+        raise UsageError(
+            "data.tokenizer='': neither teacher nor student comes with one; expected the folder or "
+            "file of the tokenizer"
+        )
+    key, chosen = next(iter(found.items()))
+    others = {name: other for name, other in found.items() if name != key}
+    shared = [
+        text.same_vocabulary(other, chosen, key=key if "path" in key else name)
+        for name, other in others.items()
+    ]
+    return chosen, min([chosen.vocab_size, *shared])
+
+
+def _has_tokenizer(folder: str) -> bool:
+    return any(
+        pathlib.Path(folder, name).is_file() for name in ("tokenizer.json", "tokenizer.model")
+    )
+
+
+def _splits(config: ConfigDict, tokenizer: text.Tokenizer) -> dict[str, text.Rows]:
+    """Packed rows of "train", "validation" (where held out) and "test"."""
+
+    def documents_of(path: str) -> text.Documents:
+        records = text.read(path, fields=config.data.fields, documents=config.data.documents)
+        chat = text.chat_template(tokenizer) if tokenizer.settings.get("chat_template") else None
+        return text.tokenize(records, tokenizer, chat=chat, eos=tokenizer.eos is not None)
+
+    if not config.data.path:
+        raise UsageError("data.path='': expected the file of the training documents")
+    chosen = {"validation": config.data.validation, "split_seed": config.data.split_seed}
+    train = documents_of(config.data.path)
+    if config.data.test_path:
+        test = documents_of(config.data.test_path)
+    else:
+        if not config.data.validation:
+            raise UsageError(
+                "data.test_path='': with data.validation=0 nothing is held out; expected a file of "
+                "test documents"
+            )
+        # Another seed than that of the validation documents, which are chosen from what is left.
+        train, test = text.split(
+            train, validation=config.data.validation, split_seed=config.data.split_seed + 1
+        )
+    train, validation = text.split(train, **chosen, fraction=config.data.fraction)
+    found = {"train": train, "validation": validation, "test": test}
+    return {
+        name: text.pack(
+            documents, config.data.length, strategy=config.data.packing, long=config.data.long
+        )
+        for name, documents in found.items()
+        if len(documents)
+    }
+
+
+def _recipe(config: ConfigDict, comparison: Comparison, steps_per_epoch: float) -> TextRecipe:
+    steps = config.training.steps or math.ceil(config.training.epochs * steps_per_epoch - 1e-9)
+    rate = optimizers.learning_rate(
+        config.schedule, config.optimizer.learning_rate, steps, steps_per_epoch
+    )
+    return TextRecipe(
+        begin=0,
+        steps=steps,
+        steps_per_epoch=steps_per_epoch,
+        hard_weight=schedules.parse(config.method.hard_weight),
+        soft_weight=schedules.parse(config.method.soft_weight),
+        temperature=schedules.parse(config.method.temperature),
+        optimizer=optimizers.make(config.optimizer, rate),
+        learning_rate=rate,
+        max_norm=0.0,
+        ema_decay=config.training.ema_decay,
+        accumulate=config.training.accumulate,
+        log_every=config.logging.every_steps,
+        comparison=comparison,
+    )
+
+
+def _fingerprint(config: language.DecoderConfig, params: models.Flat) -> str:
+    """SHA-256, in hex, of what a decoder computes and of all its parameters."""
+    return models.fingerprint_of(dataclasses.asdict(config), jax.device_get(params))

@@ -1,0 +1,236 @@
+"""Steps on text: what two decoders say of packed tokens, and what that costs.
+
+No logits of a whole batch are built: the losses take hidden states and heads (`losses.vocab`). All
+sums are over the tokens of the global batch that the mask leaves, so that accumulation and the
+number of devices change nothing.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from distill_jax import losses, models
+from distill_jax.models.language import DecoderConfig
+from distill_jax.parallel import batch_sharding
+from distill_jax.training.recipe import Batch, Flat, Moment, Recipe
+from distill_jax.training.state import TrainState
+
+
+@dataclasses.dataclass(frozen=True)
+class Network:
+    """A decoder without its parameters.
+
+    Attributes:
+      config: what it computes.
+      graphdef: its static structure.
+    """
+
+    config: DecoderConfig
+    graphdef: Any
+
+    def states(self, params: Flat, batch: Batch) -> tuple[jax.Array, jax.Array]:
+        """Hidden states [B * T, D] of a batch, and the head [D, V], in the compute dtype."""
+        decoder = models.merge(self.graphdef, params)
+        hidden = decoder(
+            batch["tokens"], positions=batch["positions"], segments=batch["segments"]
+        ).hidden
+        return hidden.reshape(-1, hidden.shape[-1]), decoder.head.astype(hidden.dtype)
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """What a student is compared with a teacher by.
+
+    Attributes:
+      student: the one that is trained.
+      teacher: the frozen one, or None for the text alone.
+      divergence: of `losses.vocab_divergence`.
+      skew: of the divergence; None for its default.
+      vocab_size: how many ids are real.
+    """
+
+    student: Network
+    teacher: Network | None
+    divergence: str
+    skew: float | None
+    vocab_size: int
+
+    @property
+    def measures(self) -> tuple[str, ...]:
+        """Names of what `summed` measures, beside the loss."""
+        own = ("hard_loss", "student_entropy", "accuracy")
+        if self.teacher is None:
+            return own
+        return (*own, "soft_loss", "teacher_loss", "kl", "teacher_entropy", "agreement")
+
+    def summed(
+        self,
+        params: Flat,
+        teacher_params: Flat,
+        batch: Batch,
+        weights: jax.Array,
+        *,
+        temperature: jax.Array | float = 1.0,
+        soft_weight: jax.Array | float = 1.0,
+        hard_weight: jax.Array | float = 1.0,
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """The loss and the measures of a batch, summed over its tokens with weights.
+
+        Args:
+          params: the student's.
+          teacher_params: the teacher's; {} without one.
+          batch: "tokens", "positions", "segments" and "targets", int32 [B, T].
+          weights: float32 [B, T].
+          temperature: of the divergence.
+          soft_weight: of the divergence.
+          hard_weight: of the cross-entropy with the targets.
+        """
+        own = self.student.config
+        hidden, head = self.student.states(params, batch)
+        shared = {
+            "labels": batch["targets"].reshape(-1),
+            "weights": weights.reshape(-1),
+            "vocab_size": self.vocab_size,
+        }
+        if self.teacher is None:
+            loss, measures = losses.vocab_cross_entropy(
+                hidden, head, cap=own.logit_cap, scale=own.logit_scale, **shared
+            )
+            return hard_weight * loss, measures
+        other = self.teacher.config
+        answer = jax.lax.stop_gradient(self.teacher.states(teacher_params, batch))
+        return losses.vocab_divergence(
+            hidden,
+            head,
+            *answer,
+            divergence=self.divergence,
+            skew=self.skew,
+            temperature=temperature,
+            soft_weight=soft_weight,
+            hard_weight=hard_weight,
+            student_cap=own.logit_cap,
+            teacher_cap=other.logit_cap,
+            student_scale=own.logit_scale,
+            teacher_scale=other.logit_scale,
+            **shared,
+        )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TextRecipe(Recipe):
+    """What a compiled step on text is made from.
+
+    Attributes:
+      comparison: the networks and the divergence.
+    """
+
+    comparison: Comparison
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        return ("loss", *self.comparison.measures)
+
+    def shown(
+        self, state: TrainState, teacher_variables: Any, store: Batch, batch: Batch, answers: Any
+    ) -> dict[str, Any]:
+        """The batch, and the weight of each token in the mean over the whole of it."""
+        del state, teacher_variables, store, answers
+        mask = batch["mask"].astype(jnp.float32)
+        # The step takes the mean over the parts of a batch, each of which sums its own tokens.
+        weights = mask * (self.accumulate / jnp.maximum(jnp.sum(mask), 1.0))
+        return {**{name: batch[name] for name in batch if name != "mask"}, "weights": weights}
+
+    def loss(
+        self,
+        now: Moment,
+        teacher_variables: Any,
+        trainable: dict[str, Flat],
+        kept: tuple[Flat, Flat],
+        part: dict[str, Any],
+        key: jax.Array,
+    ) -> tuple[jax.Array, tuple[tuple[Flat, Flat], dict[str, jax.Array]]]:
+        del key  # nothing here is random
+        loss, measures = self.comparison.summed(
+            trainable["student"],
+            teacher_variables,
+            part,
+            part["weights"],
+            temperature=now.temperature,
+            soft_weight=self.soft_weight.at(now.progress),
+            hard_weight=self.hard_weight.at(now.progress),
+        )
+        return loss, (kept, {"loss": loss, **measures})
+
+
+class TextEvaluator:
+    """Evaluates on one split of text, again and again during a run.
+
+    Args:
+      comparison: the networks.
+      teacher_params: the teacher's, on the devices; {} without one.
+      mesh: the devices.
+      batches: gives the split's host batches; rows that fill the last one up have no mask.
+    """
+
+    def __init__(
+        self,
+        comparison: Comparison,
+        teacher_params: Flat,
+        mesh: Mesh,
+        batches: Callable[[], Iterable[dict[str, np.ndarray]]],
+    ):
+        self._teacher_params = teacher_params
+        self._mesh = mesh
+        self._batches = batches
+
+        def sums(params, teacher_params, batch):
+            mask = batch["mask"].astype(jnp.float32)
+            _, measures = comparison.summed(params, teacher_params, batch, mask)
+            return {**measures, "tokens": jnp.sum(mask)}
+
+        self._sums = jax.jit(sums)
+
+    def __call__(self, params: Flat, stats: Flat) -> dict[str, Any]:
+        """Means over all tokens that the mask leaves, in nats a token, and the perplexities."""
+        del stats
+        totals: dict[str, float] = {}
+        for batch in self._batches():
+            placed = jax.device_put(batch, batch_sharding(self._mesh))
+            for name, value in jax.device_get(
+                self._sums(params, self._teacher_params, placed)
+            ).items():
+                totals[name] = totals.get(name, 0.0) + float(value)
+        return summarise(totals)
+
+
+def summarise(totals: dict[str, float]) -> dict[str, Any]:
+    """The figures of a split from its sums over tokens.
+
+    Returns:
+      "count" of tokens and "unit", "nll" and "perplexity", "accuracy", "entropy"; with a teacher
+      also "teacher_nll", "teacher_perplexity", "teacher_entropy", "kl" and "agreement".
+    """
+    count = max(totals["tokens"], 1.0)
+    mean = {name: value / count for name, value in totals.items() if name != "tokens"}
+    figures = {
+        "count": int(totals["tokens"]),
+        "unit": "tokens",
+        "nll": mean["hard_loss"],
+        "perplexity": float(np.exp(mean["hard_loss"])),
+        "accuracy": mean["accuracy"],
+        "entropy": mean["student_entropy"],
+    }
+    if "kl" in mean:
+        figures |= {
+            "teacher_nll": mean["teacher_loss"],
+            "teacher_perplexity": float(np.exp(mean["teacher_loss"])),
+            "teacher_entropy": mean["teacher_entropy"],
+            "kl": mean["kl"],
+            "agreement": mean["agreement"],
+        }
+    return figures

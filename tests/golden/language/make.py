@@ -1,0 +1,187 @@
+"""What transformers makes of small checkpoints: the files of this folder, and the live comparison.
+
+    python make.py golden             writes FAMILY.json beside this file
+    python make.py checkpoints DIR    writes DIR/FAMILY, as transformers saves it, with answer.npz
+    python make.py answers DIR        loads DIR/FAMILY, whoever wrote it, writes answer.npz there
+
+needs torch and transformers. FAMILY.json was written with torch 2.13.0 and transformers 5.24.0. It
+holds config.json, the names and shapes of the tensors, and the logits of `TOKENS` when the tensors
+are `fill(name, shape)`.
+"""
+
+import json
+import pathlib
+import sys
+import zlib
+
+import numpy as np
+
+HERE = pathlib.Path(__file__).parent
+TOKENS = (np.arange(22).reshape(2, 11) * 7 + np.arange(11) ** 2) % 40
+
+_SMALL = dict(
+    vocab_size=40,
+    hidden_size=16,
+    intermediate_size=24,
+    num_hidden_layers=3,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    max_position_embeddings=64,
+    pad_token_id=None,
+    bos_token_id=None,
+    eos_token_id=None,
+)
+_GEMMA = _SMALL | dict(head_dim=8, sliding_window=4, query_pre_attn_scalar=6, num_hidden_layers=4)
+_LLAMA3 = dict(
+    rope_type="llama3",
+    rope_theta=500.0,
+    factor=8.0,
+    low_freq_factor=1.0,
+    high_freq_factor=4.0,
+    original_max_position_embeddings=32,
+)
+#: File name: (class of the config, its values).
+FAMILIES = {
+    "llama": ("LlamaConfig", _SMALL | dict(attention_bias=True, mlp_bias=True, head_dim=6)),
+    "llama3": ("LlamaConfig", _SMALL | dict(rope=_LLAMA3, tie_word_embeddings=True)),
+    "mistral": ("MistralConfig", _SMALL | dict(sliding_window=4, head_dim=8)),
+    "qwen2": (
+        "Qwen2Config",
+        _SMALL
+        | dict(
+            use_sliding_window=True,
+            sliding_window=4,
+            max_window_layers=1,
+            rope=dict(rope_type="linear", factor=2.0, rope_theta=1e4),
+        ),
+    ),
+    "qwen3": ("Qwen3Config", _SMALL | dict(head_dim=6, attention_bias=True)),
+    "gemma2": (
+        "Gemma2Config",
+        _GEMMA | dict(attn_logit_softcapping=2.0, final_logit_softcapping=3.0),
+    ),
+    "gemma3": (
+        "Gemma3TextConfig",
+        _GEMMA
+        | dict(
+            num_hidden_layers=8,
+            num_key_value_heads=1,
+            layer_types=(["sliding_attention"] * 2 + ["full_attention"]) * 2
+            + ["sliding_attention"] * 2,
+            final_logit_softcapping=3.0,
+            gemma3_rope=dict(rope_type="linear", factor=8.0, rope_theta=2000.0),
+        ),
+    ),
+    "phi3": ("Phi3Config", _SMALL | dict(sliding_window=4)),
+    "olmo2": ("Olmo2Config", _SMALL),
+    "gpt2": (
+        "GPT2Config",
+        dict(
+            vocab_size=40,
+            n_embd=16,
+            n_layer=3,
+            n_head=4,
+            n_positions=32,
+            bos_token_id=None,
+            eos_token_id=None,
+        ),
+    ),
+}
+
+
+def fill(name: str, shape: tuple[int, ...]) -> np.ndarray:
+    """Pseudo-random float32 numbers, a function of name and shape alone.
+
+    Matrices are normal with deviation 0.3; vectors lie in 0.1 .. 0.9. Both are wide enough that
+    softmax and caps are far from linear.
+    """
+    generator = np.random.Generator(np.random.Philox(zlib.crc32(name.encode())))
+    if len(shape) == 1:
+        return (0.1 + 0.8 * generator.random(shape)).astype(np.float32)
+    return (0.3 * generator.standard_normal(shape)).astype(np.float32)
+
+
+def config_of(name: str):
+    """The config of transformers, whichever version is here."""
+    import transformers
+
+    kind, values = FAMILIES[name]
+    values = dict(values)
+    four = int(transformers.__version__.split(".")[0]) < 5
+    for option in ("rope", "gemma3_rope"):
+        rope = values.pop(option, None)
+        if rope is None:
+            continue
+        if four:
+            values["rope_theta"] = rope["rope_theta"]
+            values["rope_scaling"] = {k: v for k, v in rope.items() if k != "rope_theta"}
+        elif option == "rope":
+            values["rope_parameters"] = rope
+        else:
+            local = dict(rope_type="default", rope_theta=100.0)
+            values["rope_parameters"] = dict(full_attention=rope, sliding_attention=local)
+        if four and option == "gemma3_rope":
+            values["rope_local_base_freq"] = 100.0
+    return getattr(transformers, kind)(**values, attn_implementation="eager")
+
+
+def answer(model) -> np.ndarray:
+    """The logits of `TOKENS`, float32 [2, 11, 40]."""
+    import torch
+
+    with torch.no_grad():
+        return model.float().eval()(torch.tensor(TOKENS)).logits.numpy()
+
+
+def _filled(name: str):
+    import torch
+    import transformers
+
+    torch.manual_seed(0)
+    model = transformers.AutoModelForCausalLM.from_config(
+        config_of(name), attn_implementation="eager"
+    )
+    with torch.no_grad():
+        for own, parameter in model.named_parameters():
+            parameter.copy_(torch.tensor(fill(own, tuple(parameter.shape))))
+    return model
+
+
+def golden() -> None:
+    for name in FAMILIES:
+        model = _filled(name)
+        shapes = {own: list(p.shape) for own, p in model.named_parameters()}
+        content = {
+            "config": json.loads(model.config.to_json_string()),
+            "tensors": shapes,
+            "logits": np.round(answer(model).astype(float), 7).tolist(),
+        }
+        (HERE / f"{name}.json").write_text(json.dumps(content) + "\n")
+
+
+def checkpoints(folder: pathlib.Path) -> None:
+    for name in FAMILIES:
+        model = _filled(name)
+        # The last one is sharded, as large checkpoints are.
+        size = "4KB" if name == "gpt2" else "1GB"
+        model.save_pretrained(folder / name, max_shard_size=size)
+        np.savez(folder / name / "answer.npz", logits=answer(model))
+
+
+def answers(folder: pathlib.Path) -> None:
+    import transformers
+
+    for place in sorted(folder.iterdir()):
+        model, report = transformers.AutoModelForCausalLM.from_pretrained(
+            place, attn_implementation="eager", output_loading_info=True
+        )
+        if any(report[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys")):
+            raise ValueError(f"{place.name}: {report}")
+        np.savez(place / "answer.npz", logits=answer(model))
+
+
+if __name__ == "__main__":
+    command, *rest = sys.argv[1:]
+    {"golden": golden, "checkpoints": checkpoints, "answers": answers}[command](
+        *map(pathlib.Path, rest)
+    )

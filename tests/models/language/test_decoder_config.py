@@ -1,0 +1,261 @@
+"""What a decoder is, and what config.json of transformers says it is."""
+
+import math
+
+import language_reference as reference
+import pytest
+
+from distill_jax.errors import UsageError
+from distill_jax.models import language
+from distill_jax.models.language import DecoderConfig, RopeScaling
+from distill_jax.models.language.config import Run, runs
+
+SIZES = dict(vocab_size=31, dim=16, layers=5, heads=4, kv_heads=2, head_dim=4, mlp_dim=24)
+
+# As transformers 4 wrote them for published models, but for keys that change nothing.
+LLAMA_32_1B = dict(
+    architectures=["LlamaForCausalLM"],
+    model_type="llama",
+    vocab_size=128256,
+    hidden_size=2048,
+    intermediate_size=8192,
+    num_hidden_layers=16,
+    num_attention_heads=32,
+    num_key_value_heads=8,
+    head_dim=64,
+    rms_norm_eps=1e-5,
+    rope_theta=500000.0,
+    rope_scaling=dict(
+        factor=32.0,
+        high_freq_factor=4.0,
+        low_freq_factor=1.0,
+        original_max_position_embeddings=8192,
+        rope_type="llama3",
+    ),
+    max_position_embeddings=131072,
+    tie_word_embeddings=True,
+    pretraining_tp=1,
+    torch_dtype="bfloat16",
+)
+GPT2 = dict(
+    architectures=["GPT2LMHeadModel"],
+    model_type="gpt2",
+    vocab_size=50257,
+    n_embd=768,
+    n_layer=12,
+    n_head=12,
+    n_positions=1024,
+    n_ctx=1024,
+    attn_pdrop=0.1,
+    summary_use_proj=True,
+)
+QWEN25_05B = dict(
+    model_type="qwen2",
+    vocab_size=151936,
+    hidden_size=896,
+    intermediate_size=4864,
+    num_hidden_layers=24,
+    num_attention_heads=14,
+    num_key_value_heads=2,
+    max_window_layers=24,
+    sliding_window=32768,
+    use_sliding_window=False,
+    rope_theta=1000000.0,
+    tie_word_embeddings=True,
+)
+GEMMA2_2B = dict(
+    model_type="gemma2",
+    vocab_size=256000,
+    hidden_size=2304,
+    intermediate_size=9216,
+    num_hidden_layers=26,
+    num_attention_heads=8,
+    num_key_value_heads=4,
+    head_dim=256,
+    hidden_act="gelu_pytorch_tanh",
+    hidden_activation="gelu_pytorch_tanh",
+)
+
+
+@pytest.mark.parametrize(
+    "content, count",
+    [
+        (LLAMA_32_1B, 1_235_814_400),
+        (GPT2, 124_439_808),
+        (QWEN25_05B, 494_032_768),
+        (GEMMA2_2B, 2_614_341_888),
+    ],
+    ids=["llama-3.2-1b", "gpt2", "qwen2.5-0.5b", "gemma-2-2b"],
+)
+def test_published_models_have_their_published_number_of_parameters(content, count):
+    model = language.abstract(language.from_huggingface(content))
+    assert sum(math.prod(p.shape) for p in reference.parameters(model).values()) == count
+
+
+def test_what_transformers_writes_in_versions_4_and_5_is_the_same():
+    four = language.from_huggingface(LLAMA_32_1B)
+    scaling = LLAMA_32_1B["rope_scaling"]
+    five = {k: v for k, v in LLAMA_32_1B.items() if k not in ("rope_theta", "rope_scaling")}
+    five |= dict(dtype="bfloat16", rope_parameters=scaling | dict(rope_theta=500000.0))
+    assert language.from_huggingface(five) == four
+    assert four.rope_scaling == RopeScaling("llama3", 32.0, 1.0, 4.0, 8192)
+    gemma3 = reference.golden("gemma3")["config"]
+    older = {k: v for k, v in gemma3.items() if k not in ("rope_parameters", "layer_types")}
+    older |= dict(
+        rope_theta=2000.0,
+        rope_local_base_freq=100.0,
+        rope_scaling=dict(factor=8.0, rope_type="linear"),
+        sliding_window_pattern=3,
+    )
+    assert language.from_huggingface(older) == language.from_huggingface(gemma3)
+
+
+def test_layers_come_in_few_runs():
+    def of(layers, *sliding):
+        window = 4 if any(sliding) else None
+        sizes = SIZES | dict(layers=layers)
+        return runs(DecoderConfig(**sizes, window=window, sliding=sliding))
+
+    near, far = True, False
+    assert of(32, far) == (Run((far,), 32),)
+    assert of(26, near, far) == (Run((near, far), 13),)
+    assert of(26, *[near] * 5, far) == (Run((near,) * 5 + (far,), 4), Run((near,), 2))
+    assert of(32, *[far] * 28, *[near] * 4) == (Run((far,), 28), Run((near,), 4))
+    assert of(3, near, far, far) == (Run((near,), 1), Run((far,), 2))
+
+
+def test_patterns_of_windows_are_compared_by_what_they_say():
+    long = DecoderConfig(**SIZES, window=4, sliding=(True, False, True, False, True))
+    assert long == DecoderConfig(**SIZES, window=4, sliding=(True, False))
+    assert long.kinds() == (True, False, True, False, True)
+
+
+@pytest.mark.parametrize(
+    "fields, message",
+    [
+        (dict(dim=0), "decoder.dim=0: expected a positive int"),
+        (dict(layers=True), "decoder.layers=True: expected a positive int"),
+        (dict(kv_heads=3), "decoder.kv_heads=3: expected a divisor of heads=4"),
+        (dict(head_dim=5), "decoder.head_dim=5: expected an even int, for rotary positions"),
+        (dict(norm="batch"), "decoder.norm='batch': expected 'rms' or 'layer'"),
+        (dict(norm_eps=-1.0), "decoder.norm_eps=-1.0: expected a positive number"),
+        (dict(logit_cap=0.0), "decoder.logit_cap=0.0: expected a positive number or None"),
+        (dict(tied=1), "decoder.tied=1: expected True or False"),
+        (dict(window=4), "decoder.sliding=(False,): expected a layer with a window if and only"),
+        (dict(sliding=(True,)), "decoder.sliding=(True,): expected a layer with a window if and"),
+        (dict(window=0, sliding=(True,)), "decoder.window=0: expected a positive int, in tokens"),
+        (dict(sliding=[True]), "decoder.sliding=[True]: expected a tuple of bools"),
+        (dict(rope_scaling="linear"), "decoder.rope_scaling='linear': expected a RopeScaling"),
+    ],
+    ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
+)
+def test_values_that_make_no_decoder_are_refused(fields, message):
+    with pytest.raises(UsageError) as caught:
+        DecoderConfig(**SIZES | fields)
+    assert str(caught.value).startswith(message)
+
+
+@pytest.mark.parametrize(
+    "values, message",
+    [
+        (dict(kind="yarn", factor=2.0), "rope_scaling.kind='yarn': expected 'linear' or 'llama3'"),
+        (dict(kind="linear", factor=0.5), "rope_scaling.factor=0.5: expected a number of at least"),
+        (
+            dict(kind="llama3", factor=8.0, high_frequency_factor=1.0),
+            "rope_scaling.high_frequency_factor=1.0: expected a number above",
+        ),
+    ],
+    ids=["kind", "factor", "order"],
+)
+def test_values_that_make_no_scaling_are_refused(values, message):
+    with pytest.raises(UsageError) as caught:
+        RopeScaling(**values)
+    assert str(caught.value).startswith(message)
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        (dict(model_type="mixtral"), "config.json: model_type='mixtral': unknown architecture;"),
+        (dict(model_type="gemma3"), "config.json: model_type='gemma3': unknown architecture; did"),
+        (dict(model_type=None), "config.json: model_type=None: unknown architecture;"),
+        (
+            dict(architectures=["LlamaForSequenceClassification"]),
+            "config.json: architectures=['LlamaForSequenceClassification']: not implemented;",
+        ),
+        (dict(use_qk_norm=True), "config.json: use_qk_norm=True: not implemented for llama;"),
+        (
+            dict(quantization_config={"bits": 4}),
+            "config.json: quantization_config={'bits': 4}: not implemented for llama;",
+        ),
+        (dict(hidden_act="relu"), "config.json: hidden_act='relu': unknown activation;"),
+        (dict(hidden_size=None), "config.json: hidden_size is missing; expected it for llama"),
+        (dict(hidden_size="64"), "config.json: decoder.dim='64': expected a positive int"),
+        (dict(rms_norm_eps="x"), "config.json: decoder.norm_eps='x': expected a positive number"),
+        (
+            dict(rope_scaling={"type": "longrope", "factor": 2.0}),
+            "config.json: rope_scaling.rope_type='longrope': not implemented; expected one of",
+        ),
+        (
+            dict(rope_scaling={"type": "linear"}),
+            "config.json: rope_scaling.factor is missing; expected it for rope_type='linear'",
+        ),
+        (
+            dict(rope_scaling={"type": "linear", "factor": 2.0, "mscale": 1.0}),
+            "config.json: rope_scaling.mscale=1.0: not implemented for rope_type='linear';",
+        ),
+        (
+            dict(partial_rotary_factor=0.5),
+            "config.json: partial_rotary_factor=0.5: not implemented; expected 1.0",
+        ),
+    ],
+    ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
+)
+def test_what_is_not_implemented_is_refused_by_name(changes, message):
+    with pytest.raises(UsageError) as caught:
+        language.from_huggingface(LLAMA_32_1B | changes)
+    assert str(caught.value).startswith(message)
+
+
+@pytest.mark.parametrize(
+    "name, changes, message",
+    [
+        ("gemma2", dict(use_bidirectional_attention=True), "use_bidirectional_attention=True: not"),
+        (
+            "gemma2",
+            dict(layer_types=["full_attention"]),
+            "layer_types=['full_attention']: expected",
+        ),
+        ("gemma2", dict(hidden_act="gelu"), "hidden_act='gelu': not implemented for gemma2;"),
+        ("gemma2", dict(query_pre_attn_scalar=0), "a value has a wrong type: "),
+        ("gemma3", dict(attn_logit_softcapping=50.0), "attn_logit_softcapping=50.0: not"),
+        ("gpt2", dict(scale_attn_by_inverse_layer_idx=True), "scale_attn_by_inverse_layer_idx="),
+        ("qwen2", dict(use_sliding_window=False), "layer_types: expected full_attention alone"),
+        ("phi3", dict(rope_parameters={"rope_type": "longrope"}), "rope_parameters.rope_type="),
+    ],
+    ids=lambda value: "-".join(value) if isinstance(value, dict) else value[:12],
+)
+def test_what_a_family_does_not_have_is_refused(name, changes, message):
+    with pytest.raises(UsageError) as caught:
+        language.from_huggingface(reference.golden(name)["config"] | changes)
+    assert str(caught.value).startswith(f"config.json: {message}")
+
+
+@pytest.mark.parametrize(
+    "fields, message",
+    [
+        (dict(norm_placement="post"), "decoder.norm_placement='post': cannot be written as llama;"),
+        (dict(window=4, sliding=(True, False)), "decoder.window=4: cannot be written as llama;"),
+        (dict(logit_scale=0.5), "decoder.logit_scale=0.5: cannot be written as llama;"),
+        (dict(family="mixtral"), "decoder.family='mixtral': unknown architecture;"),
+        (
+            dict(family="mistral", window=4, sliding=(True, False)),
+            "decoder.sliding=(True, False): cannot be written as mistral; expected (True,)",
+        ),
+    ],
+    ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
+)
+def test_what_a_family_cannot_say_is_not_written(fields, message):
+    with pytest.raises(UsageError) as caught:
+        language.to_huggingface(DecoderConfig(**SIZES | fields))
+    assert str(caught.value).startswith(message)
