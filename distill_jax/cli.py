@@ -5,6 +5,8 @@
     distill-jax report --workdir=DIR
     distill-jax import FILE --model=NAME --classes=N --mean=R,G,B --std=R,G,B --workdir=DIR
     distill-jax store  --config=FILE[:arg] --workdir=DIR [--config.key=value ...]
+    distill-jax generate --config=FILE[:arg] --workdir=DIR [--config.key=value ...]
+    distill-jax export --workdir=DIR --out=DIR [--which=final|selected]
 
 Exit codes: 0 done, or stopped by SIGTERM with the state saved; 1 the run failed; 2 a mistake in the
 command, the config or a path, said in one line.
@@ -58,6 +60,14 @@ def _parser() -> argparse.ArgumentParser:
     store.add_argument("--workdir", type=pathlib.Path, required=True, help="folder of the store")
     store.add_argument("--dtype", default="float16", choices=("float16", "bfloat16", "float32"))
     store.add_argument("--taps", default="pooled", metavar="NAME,NAME", help="'' for none")
+    generate = verbs.add_parser("generate", help="let a teacher answer prompts; resumes")
+    generate.add_argument("--config", metavar="FILE[:ARG]", required=True)
+    generate.add_argument("--workdir", type=pathlib.Path, required=True)
+    export = verbs.add_parser("export", help="write a decoder for other libraries")
+    export.add_argument("--workdir", type=pathlib.Path, required=True)
+    export.add_argument("--format", choices=("huggingface",), default="huggingface")
+    export.add_argument("--out", type=pathlib.Path, required=True, help="new folder")
+    export.add_argument("--which", choices=("final", "selected"), default="final")
     return parser
 
 
@@ -101,6 +111,22 @@ def _store(arguments: argparse.Namespace, overrides: dict[str, str]) -> None:
     config = configs.load(arguments.config, overrides)
     taps = tuple(name for name in arguments.taps.split(",") if name)
     print(json.dumps(storing.write(config, arguments.workdir, dtype=arguments.dtype, taps=taps)))
+
+
+def _generate(arguments: argparse.Namespace, overrides: dict[str, str]) -> None:
+    from distill_jax import config as configs
+    from distill_jax import generating
+
+    teacher, settings = generating.settings_of(configs.read(arguments.config, overrides))
+    print(json.dumps(generating.write(settings, teacher, arguments.workdir)))
+
+
+def _export(arguments: argparse.Namespace, overrides: dict[str, str]) -> None:
+    from distill_jax import exporting
+
+    if overrides:
+        raise UsageError(f"--config.{next(iter(overrides))}: export takes no config keys")
+    print(json.dumps(exporting.write(arguments.workdir, arguments.out, arguments.which)))
 
 
 def _train(arguments: argparse.Namespace, overrides: dict[str, str]) -> None:
@@ -175,6 +201,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             "report": _report,
             "import": _import,
             "store": _store,
+            "generate": _generate,
+            "export": _export,
         }
         run[arguments.verb](arguments, overrides)
     except UsageError as error:

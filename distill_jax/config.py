@@ -246,14 +246,19 @@ def _forget_other_folders(folder: pathlib.Path) -> None:
 
 
 def load(source: str, overrides: Mapping[str, str] | None = None) -> ConfigDict:
-    """Reads a config file and applies the overrides of a command line; resolves the result.
+    """The resolved config of a run; arguments and errors are those of `read` and `resolve`."""
+    return resolve(read(source, overrides))
+
+
+def read(source: str, overrides: Mapping[str, str] | None = None) -> dict[str, Any]:
+    """Reads a config file and applies the overrides of a command line.
 
     Args:
       source: FILE or FILE:ARG; the file defines `get_config()` or `get_config(arg)`.
       overrides: {"method.temperature": "8"}: Python literals, `true`, `false`, or plain text.
 
     Raises:
-      UsageError: when the file cannot be read or run, or by `resolve`.
+      UsageError: when the file cannot be read or run.
     """
     path, _, argument = source.partition(":")
     file = pathlib.Path(path)
@@ -281,7 +286,7 @@ def load(source: str, overrides: Mapping[str, str] | None = None) -> ConfigDict:
         raise UsageError(f"--config={source}: {type(error).__name__}: {error}") from error
     finally:
         sys.path.pop(0)
-    return resolve(apply_overrides(config, overrides or {}))
+    return apply_overrides(config, overrides or {})
 
 
 def apply_overrides(config: Mapping[str, Any] | ConfigDict, overrides: Mapping[str, str]) -> dict:

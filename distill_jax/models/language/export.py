@@ -25,7 +25,19 @@ from distill_jax.models.language import files, names
 from distill_jax.models.language.decoder import Decoder
 from distill_jax.models.language.families import to_huggingface
 
-_OURS = re.compile(r"config\.json|model(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?")
+#: Files of a tokenizer, which may lie beside a checkpoint.
+TOKENIZER = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "generation_config.json",
+    "chat_template.jinja",
+)
+_OURS = re.compile(
+    r"config\.json|model(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?|"
+    + "|".join(map(re.escape, TOKENIZER))
+)
 
 
 def save(
@@ -35,6 +47,7 @@ def save(
     dtype: DTypeLike | None = None,
     shard_bytes: int = 5 * 10**9,
     extra: Mapping[str, Any] | None = None,
+    beside: Mapping[str, bytes] | None = None,
     key: str = "path",
 ) -> None:
     """Writes config.json and safetensors.
@@ -45,6 +58,7 @@ def save(
       dtype: of the file; by default that of the parameters.
       shard_bytes: above this much, several files and an index. The host holds one of them.
       extra: more keys for config.json, such as bos_token_id and eos_token_id.
+      beside: contents of more files, by names in TOKENIZER.
       key: what an error calls the path.
 
     Raises:
@@ -69,6 +83,8 @@ def save(
     _discard(previous)
     saving.mkdir()
     (saving / files.CONFIG).write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
+    for name, data in (beside or {}).items():
+        (saving / name).write_bytes(data)
     _write(saving, model, params, kind, shard_bytes)
     for file in saving.iterdir():
         flush(file)
