@@ -9,20 +9,11 @@ The paths are Hugging Face folders (config.json, safetensors, tokenizer.json); t
 with the text, in bfloat16. No figure of ours stands here yet: it has not been run at this size.
 """
 
-from ml_collections import ConfigDict
+import recipes
 
 
 def get_config():
-    config = ConfigDict()
-    config.data = dict(name="text", length=2048, validation=0.01)
-    config.student = dict(name="decoder")
-    config.method = dict(name="soft_target", temperature=1.0, hard_weight=0.1, soft_weight=0.9)
+    config = recipes.fine_tuning(epochs=1.0, evaluations=10)
     config.teacher = dict(compute_dtype="bfloat16")
-    config.optimizer = dict(
-        name="adamw", learning_rate=2e-5, b2=0.95, weight_decay=0.1, clip_norm=1.0
-    )
-    config.schedule = dict(name="cosine", warmup_epochs=0.02, end_factor=0.1)
-    config.training = dict(epochs=1.0, batch_size=32, compute_dtype="bfloat16", remat="full")
-    config.evaluation = dict(every_epochs=0.1, batch_size=32, select="nll")
-    config.checkpoint = dict(every_epochs=0.1)
+    config.method = dict(name="soft_target", temperature=1.0, hard_weight=0.1, soft_weight=0.9)
     return config

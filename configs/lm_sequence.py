@@ -9,19 +9,10 @@ their own. Responses that were written elsewhere are read as they are: JSONL wit
 "response". No figure of ours stands here yet: it has not been run at this size.
 """
 
-from ml_collections import ConfigDict
+import recipes
 
 
 def get_config():
-    config = ConfigDict()
-    config.data = dict(name="text", length=2048, validation=0.01)
-    config.student = dict(name="decoder")
+    config = recipes.fine_tuning(epochs=2.0, evaluations=8)
     config.method = dict(name="supervised")
-    config.optimizer = dict(
-        name="adamw", learning_rate=2e-5, b2=0.95, weight_decay=0.1, clip_norm=1.0
-    )
-    config.schedule = dict(name="cosine", warmup_epochs=0.02, end_factor=0.1)
-    config.training = dict(epochs=2.0, batch_size=32, compute_dtype="bfloat16", remat="full")
-    config.evaluation = dict(every_epochs=0.25, batch_size=32, select="nll")
-    config.checkpoint = dict(every_epochs=0.25)
     return config

@@ -105,3 +105,26 @@ def cifar10_hinton(role: str) -> ConfigDict:
         config.teacher = dict(path="runs/cifar10_teacher")
         config.method = dict(name="soft_target", temperature=4.0, hard_weight=1.0, soft_weight=0.1)
     return config
+
+
+def fine_tuning(epochs: float, evaluations: int) -> ConfigDict:
+    """A language model goes on from its checkpoint: AdamW at 2e-5, cosine to a tenth, bfloat16.
+
+    Values that fine-tuning commonly uses; none is tuned for a model of ours.
+
+    Args:
+      epochs: over the rows of the text.
+      evaluations: how many, and as many checkpoints, at even distances.
+    """
+    config = ConfigDict()
+    config.data = dict(name="text", length=2048, validation=0.01)
+    config.student = dict(name="decoder")
+    config.optimizer = dict(
+        name="adamw", learning_rate=2e-5, b2=0.95, weight_decay=0.1, clip_norm=1.0
+    )
+    config.schedule = dict(name="cosine", warmup_epochs=0.02 * epochs, end_factor=0.1)
+    config.training = dict(epochs=epochs, batch_size=32, compute_dtype="bfloat16", remat="full")
+    every = epochs / evaluations
+    config.evaluation = dict(every_epochs=every, batch_size=32, select="nll")
+    config.checkpoint = dict(every_epochs=every)
+    return config
