@@ -34,6 +34,7 @@ METHODS = {
     "reverse_kl": ("reverse_kl", ""),
     "jensen_shannon": ("jensen_shannon", "beta"),
     "skew_kl": ("skew_kl", "alpha"),
+    "skew_reverse_kl": ("skew_reverse_kl", "alpha"),
     "total_variation": ("total_variation", ""),
 }
 

@@ -26,6 +26,7 @@ from distill_jax.losses.divergences import (
     jensen_shannon,
     reverse_kl,
     skew_kl,
+    skew_reverse_kl,
     soft_target,
     total_variation,
 )
@@ -92,6 +93,7 @@ __all__ = [
     "reverse_kl",
     "similarity_preserving",
     "skew_kl",
+    "skew_reverse_kl",
     "soft_target",
     "standardise",
     "total_variation",

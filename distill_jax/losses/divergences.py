@@ -234,6 +234,45 @@ def skew_kl(
     return kl_of_logs(log_p, log_mixture(alpha, log_p, log_q))
 
 
+def skew_reverse_kl(
+    student_logits: jax.Array,
+    teacher_logits: jax.Array,
+    *,
+    temperature: float | jax.Array = 1.0,
+    alpha: float | jax.Array = 0.1,
+) -> jax.Array:
+    """Reverse KL to a mixture of student and teacher, per example: its gradient is bounded.
+
+    KL(Q || (1 - alpha) P + alpha Q),  so alpha is the weight of the STUDENT in the mixture.
+    alpha = 0 is `reverse_kl`; alpha = 1 is zero, with zero gradient.
+
+    Args:
+      student_logits: [..., classes], unnormalised.
+      teacher_logits: same shape; its gradient is stopped.
+      temperature: positive; a number or a scalar array.
+      alpha: from 0 to 1; a number or a scalar array.
+
+    Returns:
+      float32 [...], from 0 to -log(alpha), in nats; not averaged.
+
+    Raises:
+      UsageError: the shapes differ, `temperature` is a number and not positive, or `alpha` is a
+        number outside 0..1.
+
+    Example:
+      >>> student, teacher = jnp.zeros((2, 2)), jnp.array([[2.0, 0.0], [0.0, 4.0]])
+      >>> [f"{value:.4f}" for value in skew_reverse_kl(student, teacher)]
+      ['0.3173', '0.6987']
+
+    Reference:
+      Ko, Kim, Chen and Yun 2024, "DistiLLM: towards streamlined distillation for large language
+      models", section 3.1 (skew reverse KL, alpha = 0.1).
+    """
+    check_fraction("alpha", alpha)
+    log_q, log_p = _log_pair(student_logits, teacher_logits, temperature)
+    return kl_of_logs(log_q, log_mixture(alpha, log_q, log_p))
+
+
 def total_variation(
     student_logits: jax.Array,
     teacher_logits: jax.Array,

@@ -88,8 +88,7 @@ def vocab_divergence(
       weights: [N], of each token in the sum. A mask divided by the number of tokens of the global
         batch that it leaves gives the mean; a token of weight 0 may hold anything finite.
       divergence: D, "forward_kl", "reverse_kl", "jensen_shannon", "skew_kl", "skew_reverse_kl" or
-        "total_variation", each as the function of that name in this room. "skew_reverse_kl" is
-        KL(Q || (1 - skew) P + skew Q) (Ko et al., 2024, section 3.1).
+        "total_variation", each as the function of that name in this room.
       skew: beta of "jensen_shannon" (1/2 by default), alpha of the skewed ones (0.1 by default).
       temperature: T, positive; a number or a scalar array.
       labels: int32 [N], the next tokens. A negative label has no cross-entropy.

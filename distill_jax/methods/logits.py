@@ -127,6 +127,27 @@ class SkewKL(OnLogits):
 
 
 @dataclasses.dataclass(frozen=True)
+class SkewReverseKL(OnLogits):
+    """T² · KL(student_T ‖ (1 − α) teacher_T + α student_T) (Ko et al. 2024, DistiLLM)."""
+
+    alpha: float = 0.1
+
+    def __post_init__(self):
+        super().__post_init__()
+        number_option("skew_reverse_kl", "alpha", self.alpha, 0.0, 1.0)
+        if self.alpha == 1.0:
+            raise UsageError(
+                "method.alpha=1.0: skew_reverse_kl is zero there; expected a number below 1"
+            )
+
+    def between(self, student, teacher, context):
+        values = losses.skew_reverse_kl(
+            student, teacher, temperature=context.temperature, alpha=self.alpha
+        )
+        return context.temperature**2 * values
+
+
+@dataclasses.dataclass(frozen=True)
 class TotalVariation(OnLogits):
     """T · ½ Σ |teacher_T − student_T|."""
 
@@ -320,6 +341,7 @@ register("logit_mse", LogitMSE)
 register("reverse_kl", ReverseKL)
 register("jensen_shannon", JensenShannon)
 register("skew_kl", SkewKL)
+register("skew_reverse_kl", SkewReverseKL)
 register("total_variation", TotalVariation)
 register("dkd", DecoupledKD)
 register("dist", Dist)

@@ -81,11 +81,21 @@ def _skew(alpha):
     )
 
 
+def _skew_reverse(alpha):
+    return Case(
+        f"skew_reverse_kl_{alpha}",
+        losses.skew_reverse_kl,
+        lambda p, q: kl(q, alpha * q + (1 - alpha) * p),
+        {"alpha": alpha},
+    )
+
+
 DIVERGENCES = [
     Case("forward_kl", losses.forward_kl, kl),
     Case("reverse_kl", losses.reverse_kl, lambda p, q: kl(q, p)),
     *(_jsd(beta) for beta in (0.1, 0.5, 0.9)),
     *(_skew(alpha) for alpha in (0.1, 0.7)),
+    *(_skew_reverse(alpha) for alpha in (0.1, 0.7)),
     Case("total_variation", losses.total_variation, lambda p, q: np.abs(p - q).sum(-1) / 2),
 ]
 

@@ -36,6 +36,7 @@ def test_each_logit_method_against_numpy(temperature):
         ("jensen_shannon", (("beta", 0.3),)): square
         * (0.3 * rel_entr(q, mixture).sum(1) + 0.7 * rel_entr(p, mixture).sum(1)),
         ("skew_kl", (("alpha", 0.3),)): square * rel_entr(q, mixture).sum(1),
+        ("skew_reverse_kl", (("alpha", 0.7),)): square * rel_entr(p, mixture).sum(1),
         ("total_variation", ()): temperature * 0.5 * np.abs(p - q).sum(1),
         ("logit_mse", ()): np.mean((Z_S - Z_T) ** 2, 1),
     }
@@ -45,7 +46,15 @@ def test_each_logit_method_against_numpy(temperature):
 
 
 @pytest.mark.parametrize(
-    "name", ["soft_target", "reverse_kl", "jensen_shannon", "skew_kl", "total_variation"]
+    "name",
+    [
+        "soft_target",
+        "reverse_kl",
+        "jensen_shannon",
+        "skew_kl",
+        "skew_reverse_kl",
+        "total_variation",
+    ],
 )
 def test_the_gradient_keeps_its_size_as_the_temperature_grows(name):
     """Why the powers of T stand there (Hinton et al. 2015, section 2.1)."""
