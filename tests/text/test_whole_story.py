@@ -62,7 +62,10 @@ def test_logits_then_text_of_the_teacher_then_export(tmp_path, capsys):
     ("flag", "words"),
     [
         ("--config.generate.top_p=2", "generate.top_p=2"),
-        ("--config.generate.topp=1", "generate.topp: unknown key; did you mean 'generate.top_p'?"),
+        (
+            "--config.generate.topp=1",
+            "'generate.topp': unknown key; did you mean 'generate.top_p'?",
+        ),
         ("--config.prompts=/no/such.jsonl", "/no/such.jsonl"),
         ("--config.teacher.path=/no/such", "teacher.path='/no/such'"),
     ],
