@@ -71,6 +71,7 @@ def test_logits_then_text_of_the_teacher_then_export(tmp_path, capsys):
     ],
 )
 def test_what_cannot_be_generated_is_said_in_one_line(tmp_path, capsys, flag, words):
+    small_texts.write_tokenizer(tmp_path)
     given = {"--config.teacher.path": tmp_path, "--config.prompts": tmp_path / "prompts.jsonl"}
     given[flag.partition("=")[0]] = flag.partition("=")[2]
     flags = [f"{name}={value}" for name, value in given.items()]
