@@ -51,10 +51,10 @@ def record(
         "device": _device(about),
         "cores": os.cpu_count(),
         "busy_with_others": max(found["busy"]),
-        "versions": _versions(),
+        "versions": versions(),
         "date": datetime.date.today().isoformat(),
         "command": command,
-        "git_revision": _git_revision(),
+        "git_revision": git_revision(),
     }
 
 
@@ -97,7 +97,7 @@ def _device(about: Mapping[str, Mapping[str, Any]]) -> str:
     return f"{os.cpu_count()} {platform.machine().replace('_', '-')} cores"
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
     versions = {"distill_jax": __version__, "python": platform.python_version()}
     for name in LIBRARIES:
         try:
@@ -107,7 +107,7 @@ def _versions() -> dict[str, str]:
     return versions
 
 
-def _git_revision() -> str | None:
+def git_revision() -> str | None:
     """The commit of the source tree, with a note where it has changes; None without one."""
     if not (ROOT / ".git").exists():
         return None

@@ -1,0 +1,1 @@
+"""Divergences over a vocabulary: time, memory and numbers of this library and of PyTorch."""
