@@ -9,6 +9,7 @@ import pytest
 
 from distill_jax import config as configs
 from distill_jax.errors import UsageError
+from distill_jax.training import loop
 from experiments.cifar_table import plan, published, records, report, run
 
 ROWS = plan.every_row()
@@ -148,6 +149,27 @@ def test_short_schedules_never_stand_beside_full_ones(tmp_path):
         report.write(tmp_path)
     assert records.is_short(3.0, {}) and records.is_short(None, {"training.batch_size": "8"})
     assert not records.is_short(None, {"data.tfds_dir": "x", "data.validation": "0"})
+
+
+def test_a_run_that_diverges_stops_no_other(tmp_path, monkeypatch, capsys):
+    begun = []
+
+    def diverges(config, folder):
+        begun.append(folder.name)
+        if config.method.name == "at":
+            raise loop.Diverged("loss or gradient is not finite in step 5")
+        return {}
+
+    monkeypatch.setattr(run.experiment, "run", diverges)
+    monkeypatch.setattr(run.records, "record", lambda row, *rest, **names: {"row": row.name})
+    monkeypatch.setattr(run.records, "line", str)
+    monkeypatch.setattr(run.report, "write", lambda folder: folder / "README.md")
+    rows = [f"--rows=cifar100:resnet56,resnet20,{method}" for method in ("at", "sp")]
+    assert run.main([f"--workdir={tmp_path}", "--epochs=1", *rows]) == 1
+    assert [name.split("-")[-2] for name in begun] == ["resnet56", "at", "sp"]
+    assert "diverged, in no table: cifar100-resnet56-resnet20-at-seed0" in capsys.readouterr().err
+    written = {path.stem for path in (tmp_path / "report" / "results").iterdir()}
+    assert written == {name for name in begun if "-at-" not in name}
 
 
 def test_the_readme_is_that_of_the_records():
