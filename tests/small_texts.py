@@ -3,18 +3,32 @@
 import json
 import pathlib
 
+import numpy as np
 import tokenizers
 from tokenizers import models, pre_tokenizers, trainers
 
 from distill_jax.models import language, split
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent
+# Sentences are drawn from these; no page of the project, whose edits would move every number.
+WORDS = (
+    "the a small large student teacher learns reads writes answers every some token word sentence "
+    "letter number from with without until because and or not once twice never often slowly warm "
+    "cold green river mountain window paper lamp bread water morning evening winter summer"
+).split()
+
+
+def sentence(length: int, seed: int) -> list[str]:
+    """So many words, by a seed."""
+    chosen = np.random.default_rng(seed).integers(0, len(WORDS), length)
+    return [WORDS[index] for index in chosen]
+
+
 SIZES = {"vocab_size": 320, "dim": 16, "layers": 2, "heads": 2, "kv_heads": 1}
 TEACHER = language.DecoderConfig(**SIZES, head_dim=8, mlp_dim=24)
 
 
 def write_tokenizer(folder: pathlib.Path) -> None:
-    """A byte-level BPE of 300 ids, of the project's own pages; fewer than the models' 320."""
+    """A byte-level BPE of 300 ids; the models have 320."""
     tokenizer = tokenizers.Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     trainer = trainers.BpeTrainer(
@@ -22,19 +36,18 @@ def write_tokenizer(folder: pathlib.Path) -> None:
         special_tokens=["<s>", "</s>"],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
     )
-    tokenizer.train_from_iterator([(ROOT / "README.md").read_text()], trainer)
+    tokenizer.train_from_iterator([" ".join(sentence(2000, seed=1))], trainer)
     tokenizer.save(str(folder / "tokenizer.json"))
     special = {"bos_token": "<s>", "eos_token": "</s>", "add_bos_token": True}
     (folder / "tokenizer_config.json").write_text(json.dumps(special))
 
 
 def write_records(path: pathlib.Path, count: int = 60) -> None:
-    """Prompts and responses of unequal lengths, from sentences of the project's pages."""
-    words = (ROOT / "docs" / "methods.md").read_text().split()
+    """Prompts and responses of unequal lengths."""
     lines = []
     for index in range(count):
         length = 3 + (index * 7) % 23
-        part = words[index * 11 : index * 11 + length]
+        part = sentence(length, seed=100 + index)
         cut = 1 + index % (len(part) - 1)
         prompt, response = " ".join(part[:cut]), " " + " ".join(part[cut:])
         lines.append(json.dumps({"prompt": prompt, "response": response}))

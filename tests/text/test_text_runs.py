@@ -82,8 +82,10 @@ def by_documents(parts, batch, temperature):
     return sums
 
 
-@pytest.mark.parametrize("devices", [1, 8])
-@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize(
+    ("accumulate", "devices"),
+    [(2, 1), (1, 8), *(pytest.param(n, d, marks=pytest.mark.slow) for n, d in ((1, 1), (2, 8)))],
+)
 def test_a_step_is_the_sum_over_single_documents(config, devices, accumulate):
     if accumulate == 2 and devices == 8:
         config = changed(config, training__batch_size=16)
@@ -155,7 +157,7 @@ def outcome(workdir):
     return result["parameters_sha256"], (workdir / "metrics.jsonl").read_bytes()
 
 
-@pytest.mark.parametrize("at", [3, 9])
+@pytest.mark.parametrize("at", [3, pytest.param(9, marks=pytest.mark.slow)])
 def test_a_stopped_run_resumes_to_the_same_bits(config, undisturbed, tmp_path, monkeypatch, at):
     log = Session.log
 

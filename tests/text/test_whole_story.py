@@ -26,6 +26,7 @@ def run(capsys, *arguments) -> dict:
     return json.loads(capsys.readouterr().out.splitlines()[-1])
 
 
+@pytest.mark.slow
 def test_logits_then_text_of_the_teacher_then_export(tmp_path, capsys):
     teacher = small_texts.make_teacher(tmp_path / "teacher")
     records = tmp_path / "records.jsonl"
