@@ -133,7 +133,7 @@ def in_torch(task: dict[str, Any]) -> Measured:
 
     def values() -> tuple[float, float, float]:
         gradients = (student.grad, head.grad)
-        return float(found[0]), *(float(g.float().norm()) for g in gradients)
+        return float(found[0].detach()), *(float(g.float().norm()) for g in gradients)
 
     def peak() -> int:
         if device == "cuda":
