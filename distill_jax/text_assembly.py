@@ -220,12 +220,17 @@ def _has_tokenizer(folder: str) -> bool:
     )
 
 
+def _has_template(tokenizer: text.Tokenizer) -> bool:
+    beside = pathlib.Path(tokenizer.path).with_name("chat_template.jinja")
+    return "chat_template" in tokenizer.settings or beside.is_file()
+
+
 def _splits(config: ConfigDict, tokenizer: text.Tokenizer) -> dict[str, text.Rows]:
     """Packed rows of "train", "validation" (where held out) and "test"."""
 
     def documents_of(path: str) -> text.Documents:
         records = text.read(path, fields=config.data.fields, documents=config.data.documents)
-        chat = text.chat_template(tokenizer) if tokenizer.settings.get("chat_template") else None
+        chat = text.chat_template(tokenizer) if _has_template(tokenizer) else None
         return text.tokenize(records, tokenizer, chat=chat, eos=tokenizer.eos is not None)
 
     if not config.data.path:

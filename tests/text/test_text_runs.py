@@ -256,6 +256,23 @@ def test_another_tokenizer_is_refused_and_the_way_is_named(config, folders, tmp_
         experiment.prepare(configs.resolve(changed(config, data__tokenizer=str(tmp_path))))
 
 
+def test_conversations_are_read_by_the_template_beside_the_tokenizer(config, tmp_path):
+    small_texts.write_tokenizer(tmp_path)
+    (tmp_path / "chat_template.jinja").write_text(
+        "{% for m in messages %}{{ m.role }}<s>{{ m.content }}</s>{% endfor %}"
+        "{% if add_generation_prompt %}assistant<s>{% endif %}"
+    )
+    turns = [{"role": "user", "content": "cold water"}, {"role": "assistant", "content": "a river"}]
+    path = tmp_path / "talks.jsonl"
+    path.write_text((json.dumps({"messages": turns}) + "\n") * 60)
+    values = {"data__path": str(path), "data__tokenizer": str(tmp_path)}
+    parts = experiment.prepare(configs.resolve(changed(config, **values)))
+    batch = next(parts.batches(0))
+    learned = batch["targets"][0][batch["mask"][0] & (batch["segments"][0] == 1)]
+    tokenizer = text.load_tokenizer(tmp_path)
+    assert learned.tolist() == [*tokenizer.encode("a river"), tokenizer.eos]
+
+
 def test_the_rows_are_those_of_the_documents(config):
     parts = experiment.prepare(configs.resolve(config))
     data = parts.description["data"]
