@@ -256,12 +256,11 @@ class Checkpoints:
 
     def _failed(self, step: int, error: Exception) -> CheckpointError:
         """Give back the room of a save that failed, and say what happened."""
-        if jax.process_index() == 0:
-            with contextlib.suppress(OSError):
-                integrity.remove(integrity.unsealed(self._directory, step))
         with contextlib.suppress(Exception):
             self._checkpointer.close()
         self._checkpointer = _checkpointer()
+        if jax.process_index() == 0:
+            integrity.clear(integrity.unsealed(self._directory, step))
         kept = ", ".join(map(str, self.steps())) or "none"
         return CheckpointError(
             f"checkpoint {step} in {self._directory} could not be saved: {integrity.cause(error)}; "

@@ -11,6 +11,7 @@ guards against damage, not against an attacker: who can write the files can writ
 Left out on purpose: what the files hold, but for the score. This module knows no array, no orbax.
 """
 
+import contextlib
 import hashlib
 import json
 import math
@@ -18,6 +19,7 @@ import os
 import pathlib
 import re
 import shutil
+import time
 from collections.abc import Callable, Iterable
 
 from distill_jax.errors import UsageError
@@ -241,6 +243,22 @@ def remove(path: pathlib.Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink()
+
+
+def clear(path: pathlib.Path) -> None:
+    """Delete what a save that failed has written, though some of its threads may write on.
+
+    Tries again for a few seconds, until nothing has come back; what is there then, the next save
+    deletes.
+    """
+    absent = 0
+    for _ in range(100):
+        with contextlib.suppress(OSError):
+            remove(path)
+        absent = 0 if path.exists() else absent + 1
+        if absent == 3:
+            break
+        time.sleep(0.05)
 
 
 def _set_aside(path: pathlib.Path, reason: object, then: str, warn: Callable[[str], None]) -> None:

@@ -11,6 +11,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import threading
 import time
 
 import jax
@@ -99,6 +100,28 @@ def empty(): resource.setrlimit(resource.RLIMIT_FSIZE, limit)
     )
     assert done.returncode == 0, done.stderr
     assert "orbax" not in done.stderr  # nor its tracebacks: the one message is enough
+
+
+def test_what_late_threads_of_a_failed_save_write_is_cleared_too(tmp_path):
+    folder = tmp_path / "3.unsealed"
+    stop = time.monotonic() + 0.4
+
+    def write_on():
+        number = 0
+        while time.monotonic() < stop:
+            number += 1
+            try:
+                folder.mkdir(exist_ok=True)
+                (folder / str(number)).write_bytes(b"late")
+            except OSError:  # removed in between
+                pass
+
+    writer = threading.Thread(target=write_on)
+    writer.start()
+    integrity.clear(folder)
+    writer.join()
+    assert time.monotonic() >= stop
+    assert not folder.exists()
 
 
 def test_a_full_disk_loses_nothing_that_was_committed(tmp_path):
