@@ -62,11 +62,12 @@ def _arguments(argv: Sequence[str]) -> tuple[argparse.Namespace, dict[str, str]]
 
 def study(
     arguments: argparse.Namespace, overrides: Mapping[str, str], command: str, home: pathlib.Path
-) -> tuple[pathlib.Path, list[pathlib.Path]]:
+) -> tuple[pathlib.Path, dict[str, loop.Diverged | UsageError]]:
     """Trains what is missing and reports; see the module's docstring for the arguments.
 
     Returns:
-      The README that was written, and the folders of the runs that diverged, which are in no table.
+      The README that was written, and why runs are in no table, by their names: they diverged, or
+      what they ask does not fit the data or the pair.
     """
     rows = plan.chosen(arguments.rows)
     taught_by = {plan.Row(row.dataset, row.teacher) for row in rows if row.teacher}
@@ -88,30 +89,31 @@ def study(
     ]  # all of them before the first is trained: a mistake costs no hours
     if not jax.config.jax_compilation_cache_dir:  # the seeds of a row share their programs
         jax.config.update("jax_compilation_cache_dir", str(root.absolute() / "compiled"))
-    diverged = []
+    failed = {}
     for index, ((row, seed), config) in enumerate(zip(runs, found, strict=True), start=1):
         print(f"[{index}/{len(runs)}] {row.name}, seed {seed}", flush=True)
         folder = root / plan.run_name(row, seed)
         try:
             result = experiment.run(config, folder)
-        except loop.Diverged as error:
+        except (loop.Diverged, UsageError) as error:
             if not row.teacher:
                 raise  # others wait for it
-            print(f"    diverged: {error}", flush=True)
-            diverged.append(folder)
+            print(f"    {error}", flush=True)
+            failed[folder.name] = error
             continue
         record = records.record(row, seed, config, result, command=command, short=short)
         records.write(record, target / "results" / f"{folder.name}.json")
         print(f"    {records.line(record)}", flush=True)
         jax.clear_caches()  # what the next run shares lies on the disk
-    return report.write(target), diverged
+    return report.write(target), failed
 
 
 def main(argv: Sequence[str] | None = None, home: pathlib.Path = HERE) -> int:
     """Runs the table.
 
     Returns:
-      The exit code: 0 done or stopped by SIGTERM, 1 some runs diverged, 2 a mistake of use.
+      The exit code: 0 done or stopped by SIGTERM, 1 some runs diverged, 2 a mistake of use, in single
+      rows or in all.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     try:
@@ -126,12 +128,13 @@ def main(argv: Sequence[str] | None = None, home: pathlib.Path = HERE) -> int:
             # A reader elsewhere has no use for where things lie on this machine.
             shown = [re.sub(r"(^|=)/.*/", r"\1", argument) for argument in argv]
             command = " ".join(["python -m experiments.cifar_table.run", *shown])
-            page, diverged = study(arguments, overrides, command, home)
+            page, failed = study(arguments, overrides, command, home)
             print(page)
-            if diverged:
-                names = ", ".join(folder.name for folder in diverged)
-                print(f"cifar_table: diverged, in no table: {names}", file=sys.stderr)
-                return 1
+            for name, error in failed.items():
+                print(f"cifar_table: {name} is in no table: {error}", file=sys.stderr)
+            if failed:
+                refused = any(isinstance(error, UsageError) for error in failed.values())
+                return 2 if refused else 1
     except UsageError as error:
         print(f"cifar_table: error: {error}", file=sys.stderr)
         return 2

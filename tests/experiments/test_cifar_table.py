@@ -151,13 +151,20 @@ def test_short_schedules_never_stand_beside_full_ones(tmp_path):
     assert not records.is_short(None, {"data.tfds_dir": "x", "data.validation": "0"})
 
 
-def test_a_run_that_diverges_stops_no_other(tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (loop.Diverged("loss or gradient is not finite in step 5"), 1),
+        (UsageError("method.negatives=16384: crd expects at most 1980"), 2),
+    ],
+)
+def test_a_run_that_fails_stops_no_other(tmp_path, monkeypatch, capsys, error, code):
     begun = []
 
     def diverges(config, folder):
         begun.append(folder.name)
         if config.method.name == "at":
-            raise loop.Diverged("loss or gradient is not finite in step 5")
+            raise error
         return {}
 
     monkeypatch.setattr(run.experiment, "run", diverges)
@@ -165,9 +172,10 @@ def test_a_run_that_diverges_stops_no_other(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(run.records, "line", str)
     monkeypatch.setattr(run.report, "write", lambda folder: folder / "README.md")
     rows = [f"--rows=cifar100:resnet56,resnet20,{method}" for method in ("at", "sp")]
-    assert run.main([f"--workdir={tmp_path}", "--epochs=1", *rows]) == 1
+    assert run.main([f"--workdir={tmp_path}", "--epochs=1", *rows]) == code
     assert [name.split("-")[-2] for name in begun] == ["resnet56", "at", "sp"]
-    assert "diverged, in no table: cifar100-resnet56-resnet20-at-seed0" in capsys.readouterr().err
+    said = f"cifar_table: cifar100-resnet56-resnet20-at-seed0 is in no table: {error}"
+    assert said in capsys.readouterr().err
     written = {path.stem for path in (tmp_path / "report" / "results").iterdir()}
     assert written == {name for name in begun if "-at-" not in name}
 
