@@ -133,6 +133,10 @@ def _cross_checks(flat: Mapping[str, Any]) -> None:
     if flat["optimizer.name"] not in optimizers.NAMES:
         raise unknown("optimizer.name", flat["optimizer.name"], optimizers.NAMES, "optimizer")
     method = methods.create(flat["method.name"])
+    if method.text_alone and flat["data.name"] != TEXT:
+        raise UsageError(
+            f"method.name={flat['method.name']!r}: compares decoders; expected data.name={TEXT!r}"
+        )
     supervised = method.stages() == (methods.Stage(None),)
     hard = schedules.parse(flat["method.hard_weight"]).extremes[1]
     soft = 0.0 if supervised else schedules.parse(flat["method.soft_weight"]).extremes[1]

@@ -17,7 +17,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from distill_jax import config as configs
-from distill_jax import data, models, parallel
+from distill_jax import data, methods, models, parallel
 from distill_jax.assembly import mesh_of
 from distill_jax.data import text
 from distill_jax.errors import UsageError
@@ -25,11 +25,16 @@ from distill_jax.models import language
 from distill_jax.models.language.student import open_student
 from distill_jax.parts import Parts
 from distill_jax.training import optimizers, schedules, state
-from distill_jax.training.text import Comparison, Network, TextEvaluator, TextRecipe
+from distill_jax.training.text import (
+    Comparison,
+    Divergence,
+    Network,
+    TextEvaluator,
+    TextRecipe,
+)
 
-#: The divergence of a method, and its option that is the divergence's skew.
-METHODS = {
-    "supervised": ("", ""),
+#: The divergence of a method on logits, and its option that is the divergence's skew.
+DIVERGENCES = {
     "soft_target": ("forward_kl", ""),
     "reverse_kl": ("reverse_kl", ""),
     "jensen_shannon": ("jensen_shannon", "beta"),
@@ -80,8 +85,8 @@ def prepare(config: ConfigDict) -> TextParts:
     """
     mesh = mesh_of(config)
     whole = parallel.replicated(mesh)
-    divergence, skew = _divergence(config)
-    teacher = _teacher(config, mesh) if divergence else None
+    divergences, terms = _objective(config)
+    teacher = _teacher(config, mesh) if divergences else None
     tokenizer, shared = _tokenizer(config)
     student = open_student(
         configs.student_options(config),
@@ -111,7 +116,12 @@ def prepare(config: ConfigDict) -> TextParts:
             }
         ]
         teacher_params = jax.device_put(teacher_params, whole)
-    comparison = Comparison(Network(student.config, graphdef), other, divergence, skew, vocab_size)
+    comparison = Comparison(
+        Network(student.config, graphdef), other, divergences, terms, vocab_size
+    )
+    # Another stream than the student's own parameters, which are drawn from the seed as it is.
+    drawn = jax.random.fold_in(jax.random.key(config.seed, impl="threefry2x32"), 1)
+    adapters = comparison.adapters(drawn)
     splits = _splits(config, tokenizer)
     summaries = {name: text.summary(packed) for name, packed in splits.items()}
     rows = splits.pop("train")
@@ -130,7 +140,7 @@ def prepare(config: ConfigDict) -> TextParts:
             state.initial(
                 params,
                 {},
-                {},
+                adapters,
                 {},
                 recipe.optimizer,
                 seed=config.seed,
@@ -156,18 +166,29 @@ def prepare(config: ConfigDict) -> TextParts:
     )
 
 
-def _divergence(config: ConfigDict) -> tuple[str, float | None]:
-    """The divergence of the method, "" for the text alone, and its skew."""
-    name = config.method.name
-    if name not in METHODS:
-        raise UsageError(
-            f"method.name={name!r}: not for text; expected one of {', '.join(METHODS)}"
-        )
-    options = configs.method_options(config)
-    if options.get("standardize"):
-        raise UsageError("method.standardize=True: not for text; expected False")
-    divergence, option = METHODS[name]
-    return divergence, float(options[option]) if option else None
+def _objective(config: ConfigDict) -> tuple[tuple[Divergence, ...], tuple[methods.Term, ...]]:
+    """The divergences and the other terms of the method; none for the text alone."""
+    divergences, others = [], []
+    terms = methods.terms(config.method.name, configs.method_options(config))
+    for term in terms:
+        if term.method.text_alone:
+            others.append(term)
+        elif term.name in DIVERGENCES:
+            if term.method.standardize:
+                raise UsageError("method.standardize=True: not for text; expected False")
+            name, option = DIVERGENCES[term.name]
+            skew = float(getattr(term.method, option)) if option else None
+            divergences.append(Divergence(name, skew, term.weight))
+        elif len(terms) > 1 or term.name != "supervised":
+            known = (*DIVERGENCES, "hidden_states", "attention_relations")
+            raise UsageError(
+                f"method.name={config.method.name!r}: {term.name} is not for text; expected "
+                f"supervised, or some of {', '.join(known)} joined by +"
+            )
+    if others and not divergences:
+        # It trains nothing, and measures how far the student is from the teacher.
+        divergences.append(Divergence("forward_kl", weight=0.0))
+    return tuple(divergences), tuple(others)
 
 
 def _teacher(config: ConfigDict, mesh: Mesh) -> language.Decoder:

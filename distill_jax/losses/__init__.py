@@ -60,11 +60,13 @@ from distill_jax.losses.relations import (
     relational_distance,
     similarity_preserving,
 )
+from distill_jax.losses.states import attention_relation, hidden_cosine, hidden_mse
 from distill_jax.losses.vocab import vocab_cross_entropy, vocab_divergence
 
 __all__ = [
     "activation_boundary",
     "adaptive_average",
+    "attention_relation",
     "attention_transfer",
     "batch_correlation",
     "class_correlation",
@@ -79,6 +81,8 @@ __all__ = [
     "feature_mse",
     "flow_of_solution",
     "forward_kl",
+    "hidden_cosine",
+    "hidden_mse",
     "hierarchical_context",
     "jensen_shannon",
     "logit_mse",

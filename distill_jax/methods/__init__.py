@@ -19,6 +19,7 @@ from distill_jax.methods import (  # noqa: F401  (each registers its names)
     peers,
     phased,
     relations,
+    states,
     tokens,
 )
 from distill_jax.methods.base import (
@@ -29,17 +30,26 @@ from distill_jax.methods.base import (
     names,
     register,
 )
-from distill_jax.methods.combined import check_options, create, options, published_weight
+from distill_jax.methods.combined import (
+    Term,
+    check_options,
+    create,
+    options,
+    published_weight,
+    terms,
+)
 
 __all__ = [
     "Context",
     "Method",
     "Pair",
     "Stage",
+    "Term",
     "check_options",
     "create",
     "names",
     "options",
     "published_weight",
     "register",
+    "terms",
 ]

@@ -107,12 +107,14 @@ class Method:
     Attributes:
       needs_teacher: False for training on the labels alone, or with peers.
       published_weight: the default of `method.soft_weight`, as in the literature's tables.
+      text_alone: whether it compares decoders, see `states.OnStates`, and no models of images.
       strong_view: whether each step shows a second, strongly augmented view of the images; what
         both networks answer to it is in `Context.strong`, and its cross-entropy counts too.
     """
 
     needs_teacher = True
     published_weight = 1.0
+    text_alone = False
     strong_view = False
 
     def adapters(self, pair: Pair, key: jax.Array) -> Arrays:

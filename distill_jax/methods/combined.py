@@ -72,7 +72,7 @@ def create(name: str, **given: Any) -> Method:
         }
         weight = own.pop("weight", _weight_of(term))
         base.number_option(term, f"{term}.weight", weight, 0.0, float("inf"))
-        parts.append(_Term(term, float(weight), base.make(term, own)))
+        parts.append(Term(term, float(weight), base.make(term, own)))
     return Sum(tuple(parts))
 
 
@@ -90,7 +90,15 @@ def check_options(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Term:
+class Term:
+    """One method of a sum.
+
+    Attributes:
+      name: what it is called.
+      weight: what its values are multiplied with.
+      method: the method.
+    """
+
     name: str
     weight: float
     method: Method
@@ -121,11 +129,15 @@ class _Term:
 class Sum(Method):
     """Several methods whose values add up, each times its weight."""
 
-    terms: tuple[_Term, ...]
+    terms: tuple[Term, ...]
 
     @property
     def needs_teacher(self) -> bool:
         return any(term.method.needs_teacher for term in self.terms)
+
+    @property
+    def text_alone(self) -> bool:
+        return any(term.method.text_alone for term in self.terms)
 
     @property
     def strong_view(self) -> bool:
@@ -166,7 +178,7 @@ class Sum(Method):
         return (*earlier, self._together(last))
 
     @staticmethod
-    def _alone(term: _Term, stage: Stage) -> Stage:
+    def _alone(term: Term, stage: Stage) -> Stage:
         def values(student, teacher, context):
             found = stage.values(student, teacher, term.context(context))
             if isinstance(found, tuple):
@@ -178,7 +190,7 @@ class Sum(Method):
         )
 
     @staticmethod
-    def _together(parts: list[tuple[_Term, Stage]]) -> Stage:
+    def _together(parts: list[tuple[Term, Stage]]) -> Stage:
         counted = [(term, stage) for term, stage in parts if stage.values is not None]
 
         def values(student, teacher, context):
@@ -195,3 +207,13 @@ class Sum(Method):
             values if counted else None,
             trains=lambda name: all(term.trains(stage, name, True) for term, stage in parts),
         )
+
+
+def terms(name: str, given: Mapping[str, Any]) -> tuple[Term, ...]:
+    """The methods that `name` adds up, with their options; one, of weight 1, where it is no sum.
+
+    Raises:
+      UsageError: as `create`.
+    """
+    method = create(name, **given)
+    return method.terms if isinstance(method, Sum) else (Term(name, 1.0, method),)

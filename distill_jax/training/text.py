@@ -15,6 +15,8 @@ import numpy as np
 from jax.sharding import Mesh
 
 from distill_jax import losses, models
+from distill_jax.methods import Term
+from distill_jax.methods.states import Reading
 from distill_jax.models.language import DecoderConfig
 from distill_jax.parallel import batch_sharding
 from distill_jax.training.recipe import Batch, Flat, Moment, Recipe
@@ -33,13 +35,33 @@ class Network:
     config: DecoderConfig
     graphdef: Any
 
-    def states(self, params: Flat, batch: Batch) -> tuple[jax.Array, jax.Array]:
-        """Hidden states [B * T, D] of a batch, and the head [D, V], in the compute dtype."""
+    def read(self, params: Flat, batch: Batch) -> Reading:
+        """The decoder of these parameters, and what it makes of a batch."""
         decoder = models.merge(self.graphdef, params)
-        hidden = decoder(
-            batch["tokens"], positions=batch["positions"], segments=batch["segments"]
-        ).hidden
-        return hidden.reshape(-1, hidden.shape[-1]), decoder.head.astype(hidden.dtype)
+        positions, segments = batch["positions"], batch["segments"]
+        decoded = decoder(batch["tokens"], positions=positions, segments=segments)
+        return Reading(decoder, decoded, positions, segments)
+
+
+def _states(reading: Reading) -> tuple[jax.Array, jax.Array]:
+    """Hidden states [B * T, D], and the head [D, V], in the compute dtype."""
+    hidden = reading.decoded.hidden
+    return hidden.reshape(-1, hidden.shape[-1]), reading.decoder.head.astype(hidden.dtype)
+
+
+@dataclasses.dataclass(frozen=True)
+class Divergence:
+    """A divergence over the vocabulary.
+
+    Attributes:
+      name: as in `losses.vocab_divergence`.
+      skew: likewise; None for its default.
+      weight: among the terms of a sum; 0 measures the teacher and trains nothing.
+    """
+
+    name: str
+    skew: float | None = None
+    weight: float = 1.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,24 +71,37 @@ class Comparison:
     Attributes:
       student: the one that is trained.
       teacher: the frozen one, or None for the text alone.
-      divergence: of `losses.vocab_divergence`.
-      skew: of the divergence; None for its default.
+      divergences: at least one where there is a teacher; the measures are those of the first.
+      terms: methods on hidden states, `methods.states.OnStates`, with their weights.
       vocab_size: how many ids are real.
     """
 
     student: Network
     teacher: Network | None
-    divergence: str
-    skew: float | None
+    divergences: tuple[Divergence, ...]
+    terms: tuple[Term, ...]
     vocab_size: int
 
     @property
     def measures(self) -> tuple[str, ...]:
-        """Names of what `summed` measures, beside the loss."""
+        """Names of what `summed` measures with adapters, beside the loss."""
         own = ("hard_loss", "student_entropy", "accuracy")
         if self.teacher is None:
             return own
-        return (*own, "soft_loss", "teacher_loss", "kl", "teacher_entropy", "agreement")
+        named = (term.name for term in self.terms)
+        return (*own, "soft_loss", "teacher_loss", "kl", "teacher_entropy", "agreement", *named)
+
+    def adapters(self, key: jax.Array) -> Flat:
+        """The trainable arrays of the terms before the first step.
+
+        Raises:
+          UsageError: a term does not fit this pair.
+        """
+        found: Flat = {}
+        for term, own in zip(self.terms, jax.random.split(key, len(self.terms)), strict=True):
+            arrays = term.method.text_adapters(self.student.config, self.teacher.config, own)
+            found |= term.named(arrays)
+        return found
 
     def summed(
         self,
@@ -75,6 +110,7 @@ class Comparison:
         batch: Batch,
         weights: jax.Array,
         *,
+        adapters: Flat | None = None,
         temperature: jax.Array | float = 1.0,
         soft_weight: jax.Array | float = 1.0,
         hard_weight: jax.Array | float = 1.0,
@@ -86,12 +122,13 @@ class Comparison:
           teacher_params: the teacher's; {} without one.
           batch: "tokens", "positions", "segments" and "targets", int32 [B, T].
           weights: float32 [B, T].
-          temperature: of the divergence.
-          soft_weight: of the divergence.
+          adapters: of the terms; None leaves all but the first divergence out.
+          temperature: of the divergences.
+          soft_weight: of the sum of divergences and terms.
           hard_weight: of the cross-entropy with the targets.
         """
         own = self.student.config
-        hidden, head = self.student.states(params, batch)
+        student = self.student.read(params, batch)
         shared = {
             "labels": batch["targets"].reshape(-1),
             "weights": weights.reshape(-1),
@@ -99,26 +136,42 @@ class Comparison:
         }
         if self.teacher is None:
             loss, measures = losses.vocab_cross_entropy(
-                hidden, head, cap=own.logit_cap, scale=own.logit_scale, **shared
+                *_states(student), cap=own.logit_cap, scale=own.logit_scale, **shared
             )
             return hard_weight * loss, measures
         other = self.teacher.config
-        answer = jax.lax.stop_gradient(self.teacher.states(teacher_params, batch))
-        return losses.vocab_divergence(
-            hidden,
-            head,
-            *answer,
-            divergence=self.divergence,
-            skew=self.skew,
-            temperature=temperature,
-            soft_weight=soft_weight,
-            hard_weight=hard_weight,
-            student_cap=own.logit_cap,
-            teacher_cap=other.logit_cap,
-            student_scale=own.logit_scale,
-            teacher_scale=other.logit_scale,
-            **shared,
-        )
+        teacher = self.teacher.read(jax.lax.stop_gradient(teacher_params), batch)
+
+        def diverge(divergence: Divergence, hard_weight: jax.Array | float):
+            return losses.vocab_divergence(
+                *_states(student),
+                *_states(teacher),
+                divergence=divergence.name,
+                skew=divergence.skew,
+                temperature=temperature,
+                soft_weight=soft_weight * divergence.weight,
+                hard_weight=hard_weight,
+                student_cap=own.logit_cap,
+                teacher_cap=other.logit_cap,
+                student_scale=own.logit_scale,
+                teacher_scale=other.logit_scale,
+                **shared,
+            )
+
+        first, *more = self.divergences
+        loss, measures = diverge(first, hard_weight)
+        if adapters is None:
+            return loss, measures
+        soft = first.weight * measures["soft_loss"]
+        for divergence in more:
+            value, found = diverge(divergence, 0.0)
+            loss, soft = loss + value, soft + divergence.weight * found["soft_loss"]
+        for term in self.terms:
+            values = term.method.text_values(student, teacher, term.own(adapters))
+            value = jnp.sum(weights * values)
+            loss, soft = loss + soft_weight * term.weight * value, soft + term.weight * value
+            measures[term.name] = value
+        return loss, {**measures, "soft_loss": soft}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -126,7 +179,7 @@ class TextRecipe(Recipe):
     """What a compiled step on text is made from.
 
     Attributes:
-      comparison: the networks and the divergence.
+      comparison: the networks and what they are compared by.
     """
 
     comparison: Comparison
@@ -160,6 +213,7 @@ class TextRecipe(Recipe):
             teacher_variables,
             part,
             part["weights"],
+            adapters=trainable["adapters"],
             temperature=now.temperature,
             soft_weight=self.soft_weight.at(now.progress),
             hard_weight=self.hard_weight.at(now.progress),

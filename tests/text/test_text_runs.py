@@ -220,7 +220,7 @@ def test_layers_of_the_teacher_begin_as_they_are(config, folders):
     [
         ({"data__name": "digits"}, "student.name='decoder': data.name='digits'; expected a model"),
         ({"data__image_size": 8}, "data.image_size=8: has no meaning for data.name='text'"),
-        ({"method__name": "fitnet"}, "method.name='fitnet': not for text"),
+        ({"method__name": "fitnet"}, "method.name='fitnet': fitnet is not for text"),
         ({"data__path": ""}, "data.path=''"),
         ({"data__path": "/no/such.txt"}, "data.path='/no/such.txt': no such file"),
         ({"teacher__path": ("/no",)}, "teacher.path='/no'"),

@@ -200,6 +200,23 @@ class Decoder(nnx.Module):
             cache = Cache(tuple(keys), tuple(values), cache.lengths + new)
         return Decoded(self.final_norm(x), jnp.concatenate(states), cache)
 
+    def project(self, decoded: Decoded, layer: int, positions: Array) -> tuple[Array, ...]:
+        """What the attention of one layer mixes, from the stream that enters it.
+
+        Args:
+          decoded: of tokens [B, T].
+          layer: its number, from 0.
+          positions: int32 [B, T], those of the tokens.
+
+        Returns:
+          Queries [B, T, N, H], keys and values [B, T, K, H], rotated where the model does that.
+        """
+        run, row = places(self.config)[layer]
+        graphdef, stacked = nnx.split(self.runs[run])
+        block = nnx.merge(graphdef, jax.tree.map(lambda a: a[row], stacked))
+        local = bool(self.config.kinds()[layer])
+        return block.start(decoded.states[layer], self._turns(positions, local))
+
     def _check(self, tokens, positions, segments, cache) -> None:
         for name, value in (("positions", positions), ("segments", segments)):
             if value is not None and value.shape != tokens.shape:

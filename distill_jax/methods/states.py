@@ -1,0 +1,239 @@
+"""Methods for text alone: hidden states and attention relations of two decoders.
+
+They add up with the divergences and with each other: `create("soft_target+hidden_states")`. Layers
+are counted from 0 for the student and the teacher each. Projections are adapters: trained with the
+student, and left out of the model that is saved.
+"""
+
+import abc
+import dataclasses
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from distill_jax import losses
+from distill_jax.errors import UsageError
+from distill_jax.methods.base import Arrays, Method, choice_option, integer_option, register
+from distill_jax.models.language import Decoded, Decoder, DecoderConfig
+
+RELATIONS = ("qq", "kk", "vv", "qk")
+
+
+@dataclasses.dataclass(frozen=True)
+class Reading:
+    """A decoder and what it made of a batch of rows [B, T].
+
+    Attributes:
+      decoder: with its parameters.
+      decoded: hidden states and the stream.
+      positions: int32 [B, T].
+      segments: int32 [B, T], 0 for padding.
+    """
+
+    decoder: Decoder
+    decoded: Decoded
+    positions: jax.Array
+    segments: jax.Array
+
+
+class OnStates(Method, abc.ABC):
+    """A method of two decoders on the same tokens."""
+
+    text_alone = True
+
+    @abc.abstractmethod
+    def text_adapters(
+        self, student: DecoderConfig, teacher: DecoderConfig, key: jax.Array
+    ) -> Arrays:
+        """Trainable arrays beside the student, flat; {} for none.
+
+        Raises:
+          UsageError: when this pair cannot be matched, with the reason.
+        """
+
+    @abc.abstractmethod
+    def text_values(self, student: Reading, teacher: Reading, adapters: Arrays) -> jax.Array:
+        """One value a token, float32 [B, T], to be averaged over those that are learned."""
+
+
+def _numbers(method: str, option: str, value: Any) -> tuple[int, ...]:
+    """A tuple of integers from 0; UsageError otherwise."""
+    given = tuple(value) if isinstance(value, (list, tuple)) else (value,)
+    if not all(type(number) is int and number >= 0 for number in given):
+        raise UsageError(f"method.{option}={value!r}: {method} expects integers >= 0")
+    return given
+
+
+def _layer(name: str, option: str, number: int, highest: int, whose: str) -> None:
+    if number > highest:
+        raise UsageError(
+            f"method.{option}={number}: {name} expects at most {highest}, the last of the {whose}"
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class HiddenStates(OnStates):
+    """The residual stream after chosen layers (Jiao et al. 2020, TinyBERT, equation 8).
+
+    State 0 is the embedding, state i the stream after i layers, before the last norm. Student state
+    i is compared with teacher state f(i).
+
+    Attributes:
+      student_layers: states of the student; () for all of them.
+      teacher_layers: f of each; () for f(i) = i * teacher's layers / student's layers, rounded.
+      loss: "mse" of the states as they are, "normalised_mse" of states of mean square 1, or
+        "cosine".
+      projection: "auto" where the widths differ, or "always": a linear map of the student's state
+        to the teacher's width, one for each pair (TinyBERT has one for all layers).
+    """
+
+    student_layers: tuple = ()
+    teacher_layers: tuple = ()
+    loss: str = "normalised_mse"
+    projection: str = "auto"
+
+    def __post_init__(self):
+        for option in ("student_layers", "teacher_layers"):
+            numbers = _numbers("hidden_states", option, getattr(self, option))
+            object.__setattr__(self, option, numbers)
+        choice_option("hidden_states", "loss", self.loss, ("mse", "normalised_mse", "cosine"))
+        choice_option("hidden_states", "projection", self.projection, ("auto", "always"))
+        if self.teacher_layers and len(self.teacher_layers) != len(self.student_layers):
+            raise UsageError(
+                f"method.teacher_layers={self.teacher_layers}: hidden_states expects as many as "
+                f"method.student_layers={self.student_layers}"
+            )
+
+    def pairs(self, student: DecoderConfig, teacher: DecoderConfig) -> tuple[tuple[int, int], ...]:
+        """(i, f(i)) of the states that are compared; UsageError for states that there are not."""
+        own = self.student_layers or tuple(range(student.layers + 1))
+        # Halves go up, as the reader of the docstring expects; Python's round has them go to even.
+        even = tuple(math.floor(i * teacher.layers / student.layers + 0.5) for i in own)
+        for number in own:
+            _layer("hidden_states", "student_layers", number, student.layers, "student's states")
+        for number in self.teacher_layers:
+            _layer("hidden_states", "teacher_layers", number, teacher.layers, "teacher's states")
+        return tuple(zip(own, self.teacher_layers or even, strict=True))
+
+    def text_adapters(self, student, teacher, key):
+        pairs = self.pairs(student, teacher)
+        if self.projection == "auto" and student.dim == teacher.dim:
+            return {}
+        shape = (len(pairs), student.dim, teacher.dim)
+        return {"projections": jax.random.normal(key, shape) / np.sqrt(student.dim)}
+
+    def text_values(self, student, teacher, adapters):
+        def distance(own: jax.Array, other: jax.Array) -> jax.Array:
+            if self.loss == "cosine":
+                return losses.hidden_cosine(own, other)
+            return losses.hidden_mse(own, other, normalise=self.loss == "normalised_mse")
+
+        pairs = self.pairs(student.decoder.config, teacher.decoder.config)
+        total = 0.0
+        for place, (i, j) in enumerate(pairs):
+            own = student.decoded.states[i]
+            if adapters:
+                kernel = adapters["projections"][place].astype(own.dtype)
+                own = jnp.matmul(own, kernel, preferred_element_type=jnp.float32)
+            total = total + distance(own, teacher.decoded.states[j])
+        return total / len(pairs)
+
+
+@dataclasses.dataclass(frozen=True)
+class AttentionRelations(OnStates):
+    """How the tokens of one layer relate to each other (Wang et al. 2021, MiniLMv2, section 3).
+
+    Queries, keys and values of one layer of each network, all heads side by side, are cut into as
+    many relation heads in both, so that neither widths nor numbers of heads need to agree; rotated
+    as the attention reads them. MiniLM (Wang et al. 2020) is relations=("qk", "vv") with as many
+    relation heads as heads. A token relates to all before it in its document: windows, soft caps
+    and attention scales of a family are left out.
+
+    Attributes:
+      relations: of "qq", "kk", "vv" and "qk"; their values are averaged.
+      relation_heads: 0 for the greatest number that divides the heads of both, of queries and keys.
+      student_layer: from 0; negative from the end. MiniLM: the last.
+      teacher_layer: likewise. MiniLMv2: the last, or for large teachers one of the upper middle.
+    """
+
+    relations: tuple = ("qq", "kk", "vv")
+    relation_heads: int = 0
+    student_layer: int = -1
+    teacher_layer: int = -1
+
+    def __post_init__(self):
+        given = self.relations
+        relations = tuple(given) if isinstance(given, (list, tuple)) else (given,)
+        object.__setattr__(self, "relations", relations)
+        if not relations:
+            raise UsageError("method.relations=(): attention_relations expects at least one")
+        for relation in relations:
+            choice_option("attention_relations", "relations", relation, RELATIONS)
+        integer_option("attention_relations", "relation_heads", self.relation_heads, 0)
+        for option in ("student_layer", "teacher_layer"):
+            integer_option("attention_relations", option, getattr(self, option), -(2**31))
+
+    def heads(self, student: DecoderConfig, teacher: DecoderConfig) -> int:
+        """The number of relation heads; UsageError where it divides no width, or no layer is."""
+        for config, whose in ((student, "student"), (teacher, "teacher")):
+            number = getattr(self, f"{whose}_layer")
+            if not -config.layers <= number < config.layers:
+                raise UsageError(
+                    f"method.{whose}_layer={number}: the {whose} has {config.layers} layers; "
+                    f"expected {-config.layers} to {config.layers - 1}"
+                )
+        if not self.relation_heads:
+            return math.gcd(student.heads, student.kv_heads, teacher.heads, teacher.kv_heads)
+        for config, whose in ((student, "student"), (teacher, "teacher")):
+            for count in (config.heads, config.kv_heads):
+                if count * config.head_dim % self.relation_heads:
+                    raise UsageError(
+                        f"method.relation_heads={self.relation_heads}: expected a divisor of "
+                        f"{count * config.head_dim}, a width of the {whose}'s heads"
+                    )
+        return self.relation_heads
+
+    def text_adapters(self, student, teacher, key):
+        del key
+        self.heads(student, teacher)
+        return {}
+
+    def text_values(self, student, teacher, adapters):
+        del adapters
+        heads = self.heads(student.decoder.config, teacher.decoder.config)
+        own = self._vectors(student, self.student_layer, heads)
+        other = self._vectors(teacher, self.teacher_layer, heads)
+        places = jnp.arange(student.segments.shape[1])
+        same = student.segments[:, :, None] == student.segments[:, None, :]
+        seen = same & (places[:, None] >= places)
+        values = [
+            losses.attention_relation(own[relation], other[relation], seen)
+            for relation in self.relations
+        ]
+        return sum(values) / len(values)
+
+    @staticmethod
+    def _vectors(reading: Reading, layer: int, heads: int) -> dict[str, tuple[jax.Array, ...]]:
+        """The two sides of every relation, each [B, T, heads, H]."""
+        config = reading.decoder.config
+        query, key, value = reading.decoder.project(
+            reading.decoded, layer % config.layers, reading.positions
+        )
+        shared = jnp.repeat(key, config.heads // config.kv_heads, axis=2)
+        sides = {
+            "qq": (query, query),
+            "kk": (key, key),
+            "vv": (value, value),
+            "qk": (query, shared),
+        }
+        return {
+            relation: tuple(side.reshape(*side.shape[:2], heads, -1) for side in pair)
+            for relation, pair in sides.items()
+        }
+
+
+register("hidden_states", HiddenStates)
+register("attention_relations", AttentionRelations)
