@@ -23,6 +23,7 @@ from ml_collections import ConfigDict
 
 from distill_jax import methods, models
 from distill_jax.errors import UsageError, unknown
+from distill_jax.generation import METRICS
 from distill_jax.models.language.student import (
     STUDENT_NAME,
     STUDENT_OPTIONS,
@@ -127,9 +128,25 @@ def _kind_checks(flat: Mapping[str, Any]) -> None:
             )
 
 
+def _prompt_checks(flat: Mapping[str, Any]) -> None:
+    """Prompts that are scored by something, and a selection by figures that are there."""
+    prompts, measured = flat["evaluation.prompts"], flat["evaluation.metrics"]
+    if (prompts or flat["evaluation.test_prompts"]) and not measured:
+        raise UsageError(
+            f"evaluation.metrics=(): expected some of {', '.join(METRICS)}, to score the answers by"
+        )
+    select = flat["evaluation.select"]
+    if select in METRICS and not (prompts and select in measured):
+        raise UsageError(
+            f"evaluation.select={select!r}: evaluation.prompts={prompts!r}, evaluation.metrics="
+            f"{measured!r}; expected prompts that are scored by it"
+        )
+
+
 def _cross_checks(flat: Mapping[str, Any]) -> None:
     """What no single key can tell."""
     _kind_checks(flat)
+    _prompt_checks(flat)
     if flat["optimizer.name"] not in optimizers.NAMES:
         raise unknown("optimizer.name", flat["optimizer.name"], optimizers.NAMES, "optimizer")
     method = methods.create(flat["method.name"])

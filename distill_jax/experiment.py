@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 from distill_jax import assembly, models, parallel, reports, schema, text_assembly, workdir
 from distill_jax import config as configs
 from distill_jax.errors import UsageError
+from distill_jax.generation import METRICS
 from distill_jax.parts import Parts
 from distill_jax.session import Session
 from distill_jax.training import checkpoints, loop, state, step
@@ -107,6 +108,7 @@ def _run(
     if resumed and paths.manifest.exists():
         manifest = workdir.read_json(paths.manifest)
         workdir.check_same_inputs(manifest, **parts.description)
+        workdir.check_same_prompts(manifest, parts.description["data"])
         again = workdir.describe_run(**parts.description)
         manifest["resumed"].append({key: again[key] for key in ("started", "command", "devices")})
     else:
@@ -200,7 +202,8 @@ def _train(session: Session, stop_asked: Callable[[], bool]) -> dict[str, Any]:
 def headline(figures: Mapping[str, Any]) -> dict[str, Any]:
     """The figures of an evaluation that fit on one line."""
     wanted = ("errors", "accuracy", "nll", "perplexity", "ece", "kl", "agreement")
-    wanted += ("teacher_accuracy", "teacher_nll")
+    wanted += (*METRICS, "teacher_accuracy", "teacher_nll")
+    wanted += tuple(f"teacher_{name}" for name in METRICS)
     return {name: figures[name] for name in wanted if name in figures}
 
 
@@ -213,7 +216,8 @@ def evaluate(
       where: the workdir.
       split: "test" or "validation".
       which: "final" (the last epoch) or "selected" (chosen on the validation split).
-      overrides: config keys that tell where things lie now, such as {"data.path": "/new/place"}.
+      overrides: config keys that tell where things lie now, such as {"data.path": "/new/place"},
+        and those of `schema.ANSWERS`, for prompts that the run itself did not have.
 
     Returns:
       Every figure of `metrics.summarise`, with those of the teacher where the run had one.
@@ -227,6 +231,8 @@ def evaluate(
         raise UsageError(f"--workdir={where}: no run there; expected a config.json")
     config = configs.resolve(configs.apply_overrides(stored, overrides))
     for difference in configs.differences(stored, config):
+        if difference.startswith(schema.ANSWERS):
+            continue
         raise UsageError(f"--config.{difference}; expected the run's own value")
     parts = prepare(config)
     workdir.check_same_inputs(workdir.read_json(paths.manifest), **parts.description)

@@ -20,7 +20,6 @@ from distill_jax import generation, models, parallel
 from distill_jax.data import text
 from distill_jax.errors import UsageError, unknown
 from distill_jax.generation import decode
-from distill_jax.generation.prompts import response_text
 from distill_jax.models import language
 from distill_jax.text_assembly import folder_of
 from distill_jax.workdir import describe_run
@@ -239,9 +238,8 @@ def _line(
     response: generation.Response,
     tokenizer: text.Tokenizer,
 ) -> dict[str, Any]:
+    said = generation.said(tokenizer, ids, response)
     drawn = response.ids.tolist()
-    kept = drawn[:-1] if response.finish == "stop" else drawn
-    said = response_text(tokenizer, ids, kept)
     line = {"prompt": prompt.text, "response": said, "tokens": drawn, "finish": response.finish}
     if prompt.messages is not None:
         line["messages"] = [*prompt.messages, {"role": "assistant", "content": said}]

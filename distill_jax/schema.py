@@ -14,6 +14,7 @@ from distill_jax import methods, models
 from distill_jax.data.text.packing import LONG
 from distill_jax.data.text.packing import STRATEGIES as PACKING
 from distill_jax.data.text.sources import DOCUMENTS, FIELDS
+from distill_jax.generation import METRICS
 from distill_jax.models.language.decoder import REMAT
 from distill_jax.models.language.student import STUDENT_NAME as DECODER
 from distill_jax.training import optimizers, schedules
@@ -154,6 +155,12 @@ def _share_or_count(value: Any) -> float | int:
 
 def _path(value: Any) -> str:
     if not isinstance(value, str) or not value:
+        raise ValueError
+    return value
+
+
+def _metric(value: Any) -> str:
+    if value not in METRICS:
         raise ValueError
     return value
 
@@ -359,7 +366,31 @@ SCHEMA: dict[str, Key] = {
         False, "evaluate the test split as often: shown beside the last epoch, chooses nothing"
     ),
     "evaluation.select": choice(
-        "accuracy", ("accuracy", "nll"), "validation figure that chooses the selected model"
+        "accuracy",
+        ("accuracy", "nll", *METRICS),
+        "validation figure that chooses the selected model",
+    ),
+    "evaluation.prompts": text(
+        "",
+        "JSONL of prompts with responses, answered at each evaluation; empty: none",
+        lasting=False,
+    ),
+    "evaluation.test_prompts": text(
+        "", "the same for the figures of the test split; empty: none", lasting=False
+    ),
+    "evaluation.fields": choice(
+        "same",
+        ("same", "named", *FIELDS),
+        "where they stand in a line; same: data.fields, named: prompt or messages, and response",
+    ),
+    "evaluation.max_prompts": integer(0, "prompts of a file that are used, the first; 0: all"),
+    "evaluation.max_new_tokens": integer(256, "tokens of the longest answer", low=1),
+    "evaluation.prompt_batch_size": integer(32, "prompts that are answered at a time", low=1),
+    "evaluation.metrics": several(
+        ("rouge_l",),
+        _metric,
+        "names among " + ", ".join(METRICS),
+        "what compares an answer with the response, each in [0, 1]",
     ),
     # checkpoints
     "checkpoint.every_epochs": number(
@@ -385,7 +416,13 @@ SCHEMA: dict[str, Key] = {
 }
 
 TEXT = "text"  # of data.name: a run on text, with a decoder
+# What is answered, and how: nothing but the figures of evaluations depends on it.
+ANSWERS = tuple(
+    "evaluation." + name
+    for name in ("prompts", "test_prompts", "fields", "max_prompts", "max_new_tokens")
+) + ("evaluation.prompt_batch_size", "evaluation.metrics")
 TEXT_ALONE = (
+    *ANSWERS,
     *("data." + name for name in ("tokenizer", "length", "packing", "long", "documents")),
     *("data.fields", "data.test_path", "training.remat"),
 )

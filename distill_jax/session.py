@@ -8,6 +8,7 @@ from typing import Any
 import jax
 
 from distill_jax import parallel
+from distill_jax.generation import METRICS
 from distill_jax.parts import Parts
 from distill_jax.training import checkpoints, loop, state, writers
 from distill_jax.training.progress import Progress
@@ -106,7 +107,9 @@ class Session:
             board.write(at, "performance", speed)
         shown = {name: values[name] for name in ("loss", "accuracy", "epoch")}
         if self.last_validation:
-            shown["validation_accuracy"] = self.last_validation["accuracy"]
+            for name in ("accuracy", *METRICS):
+                if name in self.last_validation:
+                    shown[f"validation_{name}"] = self.last_validation[name]
         self.progress.update(at, {**shown, "examples_per_second": speed["examples_per_second"]})
 
     def evaluate(self, at: int, now: state.TrainState) -> bool:
@@ -136,9 +139,8 @@ class Session:
 
     def _score(self, validation: Mapping[str, Any]) -> float:
         """What selects a model; higher is better."""
-        if self.config.evaluation.select == "accuracy":
-            return validation["accuracy"]
-        return -validation["nll"]
+        select = self.config.evaluation.select
+        return -validation["nll"] if select == "nll" else validation[select]
 
     def save(self, at: int, now: state.TrainState) -> None:
         self.seconds += self._lap()

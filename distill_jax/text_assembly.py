@@ -17,14 +17,14 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from distill_jax import config as configs
-from distill_jax import data, methods, models, parallel
+from distill_jax import data, methods, models, parallel, text_prompts
 from distill_jax.assembly import mesh_of
 from distill_jax.data import text
 from distill_jax.errors import UsageError
 from distill_jax.models import language
 from distill_jax.models.language.student import open_student
-from distill_jax.parts import Parts
-from distill_jax.training import optimizers, schedules, state
+from distill_jax.parts import Evaluate, Parts
+from distill_jax.training import optimizers, prompts, schedules, state
 from distill_jax.training.text import (
     Comparison,
     Divergence,
@@ -122,15 +122,23 @@ def prepare(config: ConfigDict) -> TextParts:
     # Another stream than the student's own parameters, which are drawn from the seed as it is.
     drawn = jax.random.fold_in(jax.random.key(config.seed, impl="threefry2x32"), 1)
     adapters = comparison.adapters(drawn)
+    asked = text_prompts.prepare(config, tokenizer, comparison, teacher_params, mesh)
     splits = _splits(config, tokenizer)
+    if "validation" in asked and "validation" not in splits:
+        raise UsageError(
+            f"evaluation.prompts={config.evaluation.prompts!r}: data.validation="
+            f"{config.data.validation} holds out no text beside them; expected more, or "
+            "evaluation.test_prompts"
+        )
     summaries = {name: text.summary(packed) for name, packed in splits.items()}
     rows = splits.pop("train")
     steps_per_epoch = len(rows) / config.training.batch_size
     recipe = _recipe(config, comparison, steps_per_epoch)
 
-    def evaluator(held_out: text.Rows) -> TextEvaluator:
+    def evaluator(name: str, held_out: text.Rows) -> Evaluate:
         feed = text.evaluation(held_out, config.evaluation.batch_size)
-        return TextEvaluator(comparison, teacher_params, mesh, lambda: feed)
+        evaluate = TextEvaluator(comparison, teacher_params, mesh, lambda: feed)
+        return prompts.beside(evaluate, asked[name]) if name in asked else evaluate
 
     return TextParts(
         config=config,
@@ -150,7 +158,7 @@ def prepare(config: ConfigDict) -> TextParts:
         ),
         teacher_variables=teacher_params,
         store={},
-        evaluators={name: evaluator(held_out) for name, held_out in splits.items()},
+        evaluators={name: evaluator(name, held_out) for name, held_out in splits.items()},
         steps_per_epoch=steps_per_epoch,
         description={
             "teachers": entries,
@@ -159,6 +167,7 @@ def prepare(config: ConfigDict) -> TextParts:
                 "fingerprint": text.fingerprint(rows),
                 "tokenizer": {"path": tokenizer.path, "fingerprint": tokenizer.fingerprint},
                 **summaries,
+                "prompts": text_prompts.described(asked),
                 "class_names": None,
             },
         },

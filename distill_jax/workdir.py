@@ -135,5 +135,21 @@ def check_same_inputs(
         )
 
 
+def check_same_prompts(manifest: dict[str, Any], data: dict[str, Any]) -> None:
+    """UsageError when a run on text would resume with other prompts than it began with."""
+    before, now = (said.get("prompts") or {} for said in (manifest["data"], data))
+    for split, key in (("validation", "prompts"), ("test", "test_prompts")):
+        if before.get(split) != now.get(split):
+            raise UsageError(
+                f"evaluation.{key}: other prompts than the run began with "
+                f"({_prompts(now, split)}); expected {_prompts(before, split)}"
+            )
+
+
+def _prompts(described: dict[str, Any], split: str) -> str:
+    found = described.get(split)
+    return f"{found['count']}, fingerprint {found['fingerprint'][:12]}" if found else "none"
+
+
 def _short(fingerprints: list[str]) -> str:
     return ", ".join(fingerprint[:12] for fingerprint in fingerprints) or "none"

@@ -1,8 +1,8 @@
 """Prompts from JSONL, and their token ids.
 
 A line is an object with "messages" (a conversation, of which what the assistant says last is left
-out), or "prompt", or "text"; the first that is there. What else it has, such as a "response" to
-the prompt, is not read.
+out), or "prompt", or "text"; the first that is there. The "response" to it, or what the assistant
+says last, is read where it is asked for, as the reference; what else a line has is not.
 """
 
 import dataclasses
@@ -14,6 +14,7 @@ from typing import Any
 
 from distill_jax.data import text
 from distill_jax.errors import UsageError, unknown
+from distill_jax.generation.decode import Response
 
 _JOINED = "\n\n"  # between fields of a set, as `text.read` joins them
 _KINDS = '"messages", "prompt" or "text"'
@@ -28,14 +29,18 @@ class Prompt:
       where: how an error about it begins, such as "prompts='x.jsonl': line 3".
       text: what the model continues; "" for a conversation until `encode` renders it.
       messages: the conversation that the response continues, or None.
+      reference: the response that the file has, or None where it was not asked for.
     """
 
     where: str
     text: str
     messages: tuple[Mapping[str, str], ...] | None = None
+    reference: str | None = None
 
 
-def read(path: str | os.PathLike, *, fields: str = "", key: str = "prompts") -> list[Prompt]:
+def read(
+    path: str | os.PathLike, *, fields: str = "", key: str = "prompts", references: bool = False
+) -> list[Prompt]:
     """The prompts of a JSONL file; blank lines are left out.
 
     Args:
@@ -43,9 +48,11 @@ def read(path: str | os.PathLike, *, fields: str = "", key: str = "prompts") -> 
       fields: a name of `text.FIELDS` whose fields make the prompt, such as "gsm8k"; "" for the
         fields named above.
       key: what an error calls the path.
+      references: whether every line needs a response, which becomes `Prompt.reference`.
 
     Raises:
-      UsageError: the file cannot be read or has no prompt, or a line is no prompt.
+      UsageError: the file cannot be read or has no prompt, or a line is no prompt or lacks what
+        `references` asks for.
     """
     if fields and fields not in text.FIELDS:
         raise unknown("generate.fields", fields, text.FIELDS)
@@ -60,15 +67,19 @@ def read(path: str | os.PathLike, *, fields: str = "", key: str = "prompts") -> 
         raise UsageError(f"{where}: not UTF-8 ({error.reason}); expected JSONL in UTF-8") from None
     names = text.FIELDS[fields]["prompt"] if fields else ()
     names = (names,) if isinstance(names, str) else tuple(names)
+    wanted = (text.FIELDS[fields]["response"] if fields else "response") if references else ""
     # Not splitlines(), which also splits at Unicode's separators inside a text.
     lines = enumerate(content.split("\n"), 1)
-    found = [_prompt(line, f"{where}: line {n}", names) for n, line in lines if line.strip()]
+    found = [
+        _prompt(line, f"{where}: line {n}", names, wanted) for n, line in lines if line.strip()
+    ]
     if not found:
         raise UsageError(f"{where}: holds no prompt; expected a JSON object a line")
     return found
 
 
-def _prompt(line: str, where: str, names: Sequence[str]) -> Prompt:
+def _prompt(line: str, where: str, names: Sequence[str], wanted: str) -> Prompt:
+    """A line as a prompt, with the reference from the field `wanted` unless that is ""."""
     try:
         row = json.loads(line)
     except (ValueError, RecursionError) as error:
@@ -76,7 +87,13 @@ def _prompt(line: str, where: str, names: Sequence[str]) -> Prompt:
     if not isinstance(row, dict):
         raise UsageError(f"{where}: {_short(row)}; expected an object with {_KINDS}")
     if not names and row.get("messages") is not None:
-        return Prompt(where, "", _conversation(row["messages"], where))
+        turns = _conversation(row["messages"], where)
+        last = row["messages"][-1] if len(turns) < len(row["messages"]) else None
+        if wanted and last is None:
+            raise UsageError(
+                f"{where}: ends with no message of the assistant's; expected a response"
+            )
+        return Prompt(where, "", turns, last["content"] if wanted else None)
     if not names:
         names = [name for name in ("prompt", "text") if row.get(name) is not None][:1]
         if not names:
@@ -89,7 +106,13 @@ def _prompt(line: str, where: str, names: Sequence[str]) -> Prompt:
         if not _is_text(value):
             raise UsageError(f"{where}: {name!r} is {_short(value)}; expected Unicode text")
         parts.append(value)
-    return Prompt(where, _JOINED.join(filter(None, parts)) if len(parts) > 1 else parts[0])
+    reference = row.get(wanted) if wanted else None
+    if wanted and not _is_text(reference):
+        raise UsageError(
+            f"{where}: {wanted!r} is {_short(reference)}; expected the response, a text"
+        )
+    joined = _JOINED.join(filter(None, parts)) if len(parts) > 1 else parts[0]
+    return Prompt(where, joined, reference=reference)
 
 
 def _conversation(messages: Any, where: str) -> tuple[Mapping[str, str], ...]:
@@ -151,6 +174,12 @@ def response_text(tokenizer: text.Tokenizer, prompt: Sequence[int], drawn: Seque
     """
     before, whole = tokenizer.decode(prompt), tokenizer.decode([*prompt, *drawn])
     return whole[len(before) :] if whole.startswith(before) else tokenizer.decode(drawn)
+
+
+def said(tokenizer: text.Tokenizer, prompt: Sequence[int], response: Response) -> str:
+    """The text of a response to a prompt's ids, without the stop id that ended it."""
+    drawn = response.ids.tolist()
+    return response_text(tokenizer, prompt, drawn[:-1] if response.finish == "stop" else drawn)
 
 
 def _is_text(value: Any) -> bool:

@@ -32,8 +32,8 @@ def run_report(workdir: str | os.PathLike) -> pathlib.Path:
       workdir: folder of a run with at least config.json. Of manifest.json, result.json,
         metrics.jsonl and performance.jsonl the page shows what is there. A split's figures in
         result.json may hold "reliability" {"count", "confidence", "accuracy"} (per bin) and
-        "confusion" [K, K], also as "teacher_reliability"; manifest.json may hold
-        data.class_names.
+        "confusion" [K, K], also as "teacher_reliability", and "samples" of written answers;
+        manifest.json may hold data.class_names.
 
     Returns:
       The path of the page.
@@ -56,6 +56,7 @@ def run_report(workdir: str | os.PathLike) -> pathlib.Path:
         _summary(result, metrics),
         _curves(metrics),
         _calibration(shown),
+        _answers(result),
         _classes(shown, names),
         _speed(performance),
         _settings(config, manifest),
@@ -150,6 +151,8 @@ def _facts(split: str, values: Mapping[str, Any]) -> list[tuple[str, str]]:
         (f"{split} errors", "errors", "{:,}"),
         ("NLL", "nll", "{:.4f}"),
         ("Perplexity", "perplexity", "{:.4g}"),
+        ("ROUGE-L", "rouge_l", "{:.2%}"),
+        ("Exact match", "exact_match", "{:.2%}"),
         ("KL to the teacher", "kl", "{:.4f}"),
         ("Calibration error", "ece", "{:.2%}"),
         ("Agreement with teacher", "agreement", "{:.2%}"),
@@ -198,6 +201,20 @@ def _calibration(shown: Mapping[str, Any]) -> html.Section | None:
         "predictions fall in each bin.",
     )
     return "Calibration", [drawing]
+
+
+def _answers(result: dict[str, Any] | None) -> html.Section | None:
+    """The first prompts of each split that was answered, and what was written."""
+    blocks = []
+    for split in ("test", "validation"):
+        samples = (find(result or {}, f"final.{split}") or {}).get("samples") or ()
+        titles = {"prompt": "Prompt", "reference": "Response in the file", "student": "Student"}
+        titles |= {"teacher": "Teacher"} if samples and "teacher" in samples[0] else {}
+        if samples:
+            caption = f"The first prompts of the {split} split, answered after the last step."
+            columns = [Column(name, title) for name, title in titles.items()]
+            blocks.append(html.table(samples, columns, caption=caption))
+    return ("Answers", blocks) if blocks else None
 
 
 def _classes(shown: Mapping[str, Any], names: list[Any]) -> html.Section | None:

@@ -58,6 +58,8 @@ EVALUATION = (
     Column("errors", "Errors", "integer"),
     Column("nll", "NLL", "decimal", 4),
     Column("perplexity", "Perplexity", "decimal", 2),
+    Column("rouge_l", "ROUGE-L (%)", "percent"),
+    Column("exact_match", "Exact match (%)", "percent"),
     Column("ece", "ECE (%)", "percent"),
     Column("brier", "Brier", "decimal", 4),
     Column("agreement", "Agreement (%)", "percent"),
@@ -150,8 +152,9 @@ def figures_text(figures: Mapping[str, Any]) -> str:
 
 
 def counted(figures: Mapping[str, Any]) -> str:
-    """How many examples, or tokens of text, an evaluation counted, in words."""
-    return f"{figures['count']:,} {figures.get('unit', 'examples')}"
+    """How many examples, or tokens of text and prompts, an evaluation counted, in words."""
+    prompts = f" and {figures['prompts']:,} prompts" if "prompts" in figures else ""
+    return f"{figures['count']:,} {figures.get('unit', 'examples')}{prompts}"
 
 
 def mean_and_deviation(values: Sequence[float]) -> tuple[float, float | None]:

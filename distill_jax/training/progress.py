@@ -20,7 +20,8 @@ Style = Literal["auto", "plain", "off"]
 
 SECONDS_BETWEEN_LINES = 5.0
 SECONDS_BETWEEN_FRAMES = 0.1
-SHOWN = ("loss", "accuracy", "validation_accuracy", "examples_per_second")
+SHOWN = ("loss", "accuracy", "validation_accuracy")
+SHOWN += ("validation_rouge_l", "validation_exact_match", "examples_per_second")
 WINDOW = 50  # updates, each at least a second apart, over which the rate behind the ETA is averaged
 
 
@@ -72,8 +73,8 @@ class Progress:
 
         Args:
           step: steps taken so far, of `total_steps`.
-          values: name -> number. "loss", "accuracy", "validation_accuracy" (fractions, shown in
-            percent) and "examples_per_second" are shown; the rest is for the logs.
+          values: name -> number. Those of `SHOWN` are shown, all but "loss" and
+            "examples_per_second" are fractions and shown in percent; the rest is for the logs.
         """
         if self._style == "off":
             return

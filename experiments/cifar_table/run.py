@@ -112,8 +112,8 @@ def main(argv: Sequence[str] | None = None, home: pathlib.Path = HERE) -> int:
     """Runs the table.
 
     Returns:
-      The exit code: 0 done or stopped by SIGTERM, 1 some runs diverged, 2 a mistake of use, in single
-      rows or in all.
+      The exit code: 0 done or stopped by SIGTERM, 1 some runs diverged, 2 a mistake of use, in
+      single rows or in all.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     try:
