@@ -122,8 +122,8 @@ def prepare(config: ConfigDict) -> TextParts:
     # Another stream than the student's own parameters, which are drawn from the seed as it is.
     drawn = jax.random.fold_in(jax.random.key(config.seed, impl="threefry2x32"), 1)
     adapters = comparison.adapters(drawn)
-    asked = text_prompts.prepare(config, tokenizer, comparison, teacher_params, mesh)
     splits = _splits(config, tokenizer)
+    asked = text_prompts.prepare(config, tokenizer, comparison, teacher_params, mesh)
     if "validation" in asked and "validation" not in splits:
         raise UsageError(
             f"evaluation.prompts={config.evaluation.prompts!r}: data.validation="

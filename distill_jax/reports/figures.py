@@ -46,7 +46,7 @@ Run = Sequence[Mapping[str, Any]]
 
 
 def learning_curves(metrics_by_run: Mapping[str, Run | Sequence[Run]]) -> Figure:
-    """Training loss, validation accuracy and validation NLL against the step.
+    """Training loss, and accuracy, NLL and scores of answers in validation, against the step.
 
     Args:
       metrics_by_run: label -> the records of its metrics.jsonl, or a list of such lists, one for
@@ -54,12 +54,14 @@ def learning_curves(metrics_by_run: Mapping[str, Run | Sequence[Run]]) -> Figure
         deviation, at the steps that all of them have.
 
     Returns:
-      One panel for each of the three that any run has measured, at least one panel.
+      One panel for each of these that any run has measured, at least one panel.
     """
     panels = [
         ("train", "loss", "Training loss", 1.0),
         ("validation", "accuracy", "Validation accuracy (%)", 100.0),
         ("validation", "nll", "Validation NLL", 1.0),
+        ("validation", "rouge_l", "Validation ROUGE-L (%)", 100.0),
+        ("validation", "exact_match", "Validation exact match (%)", 100.0),
     ]
     curves = {
         label: [_curve_over_seeds(_seeds(runs), *panel[:2]) for panel in panels]

@@ -24,6 +24,8 @@ SPEED = {
     "host_memory_bytes": ("Peak host memory (MiB)", 2.0**-20),
 }
 
+LONGEST_ANSWER = 800  # characters of a text in the page; result.json has it whole
+
 
 def run_report(workdir: str | os.PathLike) -> pathlib.Path:
     """Writes report.html into a workdir, whole or not at all.
@@ -182,8 +184,8 @@ def _curves(metrics: list[dict[str, Any]]) -> html.Section | None:
         return None
     drawing = html.Drawing(
         figures.learning_curves({"run": metrics}),
-        "Loss on the training batches (its mean between two lines of the log) and, on the "
-        "validation split, accuracy and negative log-likelihood in nats, against the step.",
+        "Loss on the training batches (its mean between two lines of the log) and figures of the "
+        "validation split, among them the negative log-likelihood in nats, against the step.",
         f"Learning curves up to step {_last_step(metrics)}.",
     )
     return "Learning curves", [drawing]
@@ -213,8 +215,13 @@ def _answers(result: dict[str, Any] | None) -> html.Section | None:
         if samples:
             caption = f"The first prompts of the {split} split, answered after the last step."
             columns = [Column(name, title) for name, title in titles.items()]
-            blocks.append(html.table(samples, columns, caption=caption))
+            rows = [{name: _cut(row[name]) for name in titles} for row in samples]
+            blocks.append(html.table(rows, columns, caption=caption))
     return ("Answers", blocks) if blocks else None
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= LONGEST_ANSWER else f"{text[:LONGEST_ANSWER]} …"
 
 
 def _classes(shown: Mapping[str, Any], names: list[Any]) -> html.Section | None:

@@ -157,7 +157,7 @@ def _figure(name: str, value: float, unit: str) -> str:
         return f"{value:,.0f} {unit}/s" if value >= 10 else f"{value:.2f} {unit}/s"
     if name == "loss":
         return f"loss {value:.4g}"
-    return f"{name.replace('_', ' ')} {value:.2%}"
+    return f"{name.replace('_', ' ').replace('rouge l', 'ROUGE-L')} {value:.2%}"
 
 
 def _is_terminal(stream: TextIO) -> bool:

@@ -104,6 +104,25 @@ def test_finished_run(workdir):
     assert len(page.find("svg")) == 4  # curves, reliability, classes, confusion
 
 
+def test_answers_are_shown_beside_their_references(workdir):
+    asked = {"prompt": "<why>", "reference": "so " * 1000, "student": "because", "teacher": "hence"}
+    figures = {**TEST, "prompts": 70, "rouge_l": 0.2345, "teacher_rouge_l": 0.4321}
+    figures["samples"] = [asked]
+    final = {**RESULT["final"], "test": figures}
+    (workdir / "result.json").write_text(json.dumps({**RESULT, "final": final}))
+    page = page_of(workdir)
+    for shown in ("23.45%", "43.21", "Test split, 500 examples and 70 prompts.", "<why>", "hence"):
+        assert shown in page.text, shown
+    assert 200 < page.text.count("so ") < 300
+    assert "Answers" not in page_of_plain(workdir)
+
+
+def page_of_plain(workdir) -> str:
+    """The page of the same run, had it answered nothing."""
+    (workdir / "result.json").write_text(json.dumps(RESULT))
+    return page_of(workdir).text
+
+
 def test_unfinished_run_shows_its_last_evaluation(workdir):
     with open(workdir / "metrics.jsonl", "ab") as file:
         file.write(b'{"loss": 0.')  # it is still writing

@@ -40,7 +40,7 @@ STUDENT = (
 REFERENCES = (
     "The river runs past a mountain, past a window.",
     "They have 7, so it is\n#### 18",
-    "warm bread, here",
+    "warm bread is here, now!",
     "Loop again. Loop again!",
     "The paper",
     "water",

@@ -32,11 +32,12 @@ class TestPlain:
         values = {"loss": 0.43219, "accuracy": 0.9123, "examples_per_second": 12345.6}
         progress.update(100, values)
         clock.now += 10
-        progress.update(200, {**values, "learning_rate": 3e-4, "validation_accuracy": 0.9})
+        scores = {"validation_accuracy": 0.9, "validation_rouge_l": 0.256}
+        progress.update(200, {**values, "learning_rate": 3e-4, **scores})
         assert stream.getvalue() == (
             "student: step 100/2000 (5%)  loss 0.4322  accuracy 91.23%  12,346 images/s\n"
             "student: step 200/2000 (10%)  loss 0.4322  accuracy 91.23%  "
-            "validation accuracy 90.00%  12,346 images/s  ETA 3:00\n"
+            "validation accuracy 90.00%  validation ROUGE-L 25.60%  12,346 images/s  ETA 3:00\n"
         )
 
     def test_at_most_one_line_in_five_seconds_plus_the_last(self, clock):
