@@ -229,9 +229,16 @@ def evaluate(
     stored = paths.stored_config()
     if stored is None:
         raise UsageError(f"--workdir={where}: no run there; expected a config.json")
-    config = configs.resolve(configs.apply_overrides(stored, overrides))
+    asked = configs.apply_overrides(stored, overrides)
+    # The other split is not evaluated, and no model is selected.
+    asked["evaluation"]["prompts" if split == "test" else "test_prompts"] = ""
+    free = schema.ANSWERS
+    if "evaluation.select" not in overrides:
+        asked["evaluation"]["select"] = "nll"
+        free += ("evaluation.select",)
+    config = configs.resolve(asked)
     for difference in configs.differences(stored, config):
-        if difference.startswith(schema.ANSWERS):
+        if difference.startswith(free):
             continue
         raise UsageError(f"--config.{difference}; expected the run's own value")
     parts = prepare(config)

@@ -150,6 +150,26 @@ def test_training_is_the_same_without_prompts_and_any_devices_answer_alike(
         experiment.evaluate(tmp_path / "plain", "test", "final", {"evaluation.batch_size": "4"})
 
 
+def written(path, *rows) -> str:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def test_a_finished_run_answers_prompts_of_another_kind(finished, tmp_path):
+    row = {"question": "ask0", "answer": "Past the river, past a mountain."}
+    overrides = {
+        "evaluation.test_prompts": written(tmp_path / "other.jsonl", row),
+        "evaluation.fields": "gsm8k",  # which the run's own prompts do not have
+        "evaluation.metrics": "rouge_l",  # by which the run did not select
+    }
+    values = experiment.evaluate(finished, "test", "selected", overrides)
+    # "the river past a mountain" in "the river goes on past a mountain" and in the six words.
+    assert_figures(values, {"prompts": 1, "rouge_l": 2 * 5 / (7 + 6)})
+    assert "exact_match" not in values
+    with pytest.raises(UsageError, match="evaluation.select: 'exact_match' there, 'nll' now"):
+        experiment.evaluate(finished, "test", "final", {"evaluation.select": "nll"})
+
+
 def test_a_stopped_run_resumes_to_the_same_figures(config, finished, tmp_path, monkeypatch):
     log = Session.log
 
@@ -177,8 +197,8 @@ def test_a_stopped_run_resumes_to_the_same_figures(config, finished, tmp_path, m
 def test_a_student_learns_the_answers_of_its_teacher(config, tmp_path):
     config = changed(
         config,
-        optimizer__learning_rate=0.02,
-        training__steps=40,
+        optimizer__learning_rate=0.01,
+        training__steps=60,
         training__remat="full",
         evaluation__every_epochs=10.0,
         evaluation__max_prompts=3,
@@ -195,13 +215,9 @@ def test_a_student_learns_the_answers_of_its_teacher(config, tmp_path):
     assert taught == [sample["teacher"] for sample in figures["samples"]]
     lines = lines_of(tmp_path / "run", "validation")
     scores = [line["rouge_l"] for line in lines]
-    assert scores[0] < scores[-1]
-    assert result["selected"]["step"] == lines[int(np.argmax(scores))]["step"]
-
-
-def written(path, *rows) -> str:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return str(path)
+    best = int(np.argmax(scores))
+    assert scores[0] < scores[-1] and best < len(scores) - 1
+    assert result["selected"]["step"] == lines[best]["step"]
 
 
 def test_conversations_and_the_fields_of_a_set_are_asked(config, tmp_path):
