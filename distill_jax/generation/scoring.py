@@ -30,8 +30,7 @@ def rouge_l(answer: str, reference: str) -> float:
 
     That of the package rouge-score, "rougeL" with its defaults: words are runs of [a-z0-9] in the
     lower-case text, not stemmed, the text is one sequence whatever its sentences, and precision
-    and recall weigh the same (Lin, 2004, "ROUGE", section 3.1, leaves that weight open). Tables
-    made with a stemmer are a little higher.
+    and recall weigh the same. Some publications stem words first, which makes more of them equal.
 
     Args:
       answer: what was written.

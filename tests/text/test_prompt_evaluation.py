@@ -1,5 +1,6 @@
 """Evaluation by answers: of decoders whose answers are known, the scores are counted by hand."""
 
+import dataclasses
 import json
 import os
 import signal
@@ -9,8 +10,9 @@ import numpy as np
 import pytest
 from small_runs import changed
 
-from distill_jax import cli, experiment
+from distill_jax import cli, experiment, text_prompts
 from distill_jax import config as configs
+from distill_jax.data import text
 from distill_jax.errors import UsageError
 from distill_jax.session import Session
 from distill_jax.training import loop
@@ -289,6 +291,23 @@ def test_keys_that_do_not_fit_are_refused(config, values, words):
     with pytest.raises(UsageError) as caught:
         experiment.prepare(configs.resolve(changed(config, **values)))
     assert str(caught.value).startswith(words)
+
+
+@pytest.mark.parametrize("short", ["student", "teacher"])
+def test_a_prompt_that_leaves_no_room_is_refused(config, short):
+    """The third one has 8 tokens, and the answer up to 8 more."""
+    parts = experiment.prepare(configs.resolve(config))
+    networks = parts.recipe.comparison
+    network = getattr(networks, short)
+    limited = dataclasses.replace(network.config, positions="learned", max_positions=15)
+    network = dataclasses.replace(network, config=limited)
+    networks = dataclasses.replace(networks, **{short: network})
+    tokenizer = text.load_tokenizer(config["student"]["path"])
+    words = (
+        r"^evaluation.prompts=.*: line 3: 8 tokens and a response of up to 8; expected at most 15"
+    )
+    with pytest.raises(UsageError, match=words):
+        text_prompts.prepare(parts.config, tokenizer, networks, {}, parts.mesh)
 
 
 def test_prompts_that_do_not_fit_the_run_are_refused(config, tmp_path):
