@@ -181,11 +181,13 @@ def _train(session: Session, stop_asked: Callable[[], bool]) -> dict[str, Any]:
         best = session.checkpoints.restore_best(session.abstract())
         if best is not None:
             selected = figures(best.state, best.step, paths.selected)
+    trained, base = models.count(parts.initial.params), parts.description.get("base")
     return {
         "final": final,
         "selected": selected,
         "best_test": session.best_test,
-        "parameters": models.count(parts.initial.params),
+        "parameters": base["parameters"] if base else trained,
+        "trained_parameters": trained,
         "parameters_sha256": final["parameters_sha256"],
         "teacher_parameters": [entry["parameters"] for entry in parts.description["teachers"]],
         "steps": total,

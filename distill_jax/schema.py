@@ -16,6 +16,7 @@ from distill_jax.data.text.packing import STRATEGIES as PACKING
 from distill_jax.data.text.sources import DOCUMENTS, FIELDS
 from distill_jax.generation import METRICS
 from distill_jax.models.language.decoder import REMAT
+from distill_jax.models.language.int8 import CHOICES as QUANTIZE
 from distill_jax.models.language.student import STUDENT_NAME as DECODER
 from distill_jax.training import optimizers, schedules
 
@@ -297,6 +298,9 @@ SCHEMA: dict[str, Key] = {
         0, "steps whose teacher answers are computed at once; 0: 1 on a CPU, more on others"
     ),
     "teacher.compute_dtype": choice("float32", DTYPES, "dtype of the teachers' computation"),
+    "teacher.quantize": choice(
+        "none", QUANTIZE, "int8: the teacher's matrices, one scale a channel; the rest stays"
+    ),
     # method
     "method.name": text(
         "supervised", "the loss, or several joined by +: " + ", ".join(methods.names())
@@ -424,7 +428,7 @@ ANSWERS = tuple(
 TEXT_ALONE = (
     *ANSWERS,
     *("data." + name for name in ("tokenizer", "length", "packing", "long", "documents")),
-    *("data.fields", "data.test_path", "training.remat"),
+    *("data.fields", "data.test_path", "training.remat", "teacher.quantize"),
 )
 IMAGES_ALONE = (
     *("data." + name for name in ("tfds_dir", "image_size", "only_classes", "exclude_classes")),

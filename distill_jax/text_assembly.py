@@ -22,6 +22,7 @@ from distill_jax.assembly import mesh_of
 from distill_jax.data import text
 from distill_jax.errors import UsageError
 from distill_jax.models import language
+from distill_jax.models.language import lora
 from distill_jax.models.language.student import open_student
 from distill_jax.parts import Evaluate, Parts
 from distill_jax.training import optimizers, prompts, schedules, state
@@ -67,13 +68,23 @@ class TextParts(Parts):
         return feed.at(position)
 
     def save(self, folder: str | os.PathLike, params: Any, stats: Any) -> str:
+        """Of an adapted student a plain one, with the adapters merged, in float32."""
         del stats  # a decoder has none
         config = self.recipe.comparison.student.config
+        base, options = lora.base_of(self.teacher_variables), self.config.student
+        if base:
+            params = lora.merged(params, base, options.lora_alpha / options.lora_rank)
         language.save(folder, language.assemble(config, jax.tree.map(jnp.asarray, params)))
         return _fingerprint(config, params)
 
     def load(self, folder: str | os.PathLike) -> tuple[models.Flat, models.Flat]:
+        """Of an adapted student the merged kernels, and adapters that add nothing to them."""
         params = models.split(language.load(folder, key="--workdir"))[1]
+        params |= {
+            name: jnp.zeros_like(value)
+            for name, value in self.initial.params.items()
+            if name not in params
+        }
         return jax.device_put(params, parallel.replicated(self.mesh)), {}
 
 
@@ -104,7 +115,8 @@ def prepare(config: ConfigDict) -> TextParts:
                 f"{model.config.vocab_size}; expected the tokenizer that it was trained with"
             )
     graphdef, params, _ = models.split(student)
-    teacher_params, entries, other = {}, [], None
+    params, base = lora.apart(params)
+    teacher_params, entries, other, about = {}, [], None, {}
     if teacher is not None:
         other_graphdef, teacher_params, _ = models.split(teacher)
         other = Network(teacher.config, other_graphdef)
@@ -112,10 +124,18 @@ def prepare(config: ConfigDict) -> TextParts:
             {
                 "path": str(config.teacher.path[0]),
                 "fingerprint": _fingerprint(teacher.config, teacher_params),
-                "parameters": models.count(teacher_params),
+                "parameters": models.count(models.split(language.abstract(teacher.config))[1]),
+                "quantize": config.teacher.quantize,
             }
         ]
         teacher_params = jax.device_put(teacher_params, whole)
+    if base:
+        about["base"] = {
+            "path": config.student.path or str(config.teacher.path[0]),
+            "fingerprint": _fingerprint(student.config, base),
+            "parameters": models.count(base),
+        }
+        teacher_params |= jax.device_put(lora.frozen(base), whole)
     comparison = Comparison(
         Network(student.config, graphdef), other, divergences, terms, vocab_size
     )
@@ -170,6 +190,7 @@ def prepare(config: ConfigDict) -> TextParts:
                 "prompts": text_prompts.described(asked),
                 "class_names": None,
             },
+            **about,
         },
         rows=rows,
     )
@@ -210,6 +231,7 @@ def _teacher(config: ConfigDict, mesh: Mesh) -> language.Decoder:
         key="teacher.path",
         param_dtype=dtype,
         dtype=dtype,
+        quantize=config.teacher.quantize,
         layout=lambda name, shape: parallel.replicated(mesh),
     )
 

@@ -30,7 +30,7 @@ def prepare(
       config: resolved.
       tokenizer: of the run.
       comparison: the networks.
-      teacher_params: the teacher's, on the devices; {} without one.
+      teacher_params: as in `Comparison.summed`, on the devices.
       mesh: the devices.
 
     Raises:

@@ -86,8 +86,11 @@ class Workdir:
         return False
 
 
-def describe_run(teachers: list[dict[str, Any]], data: dict[str, Any]) -> dict[str, Any]:
-    """What a manifest says: versions, devices, the command, the teachers and the data."""
+def describe_run(
+    teachers: list[dict[str, Any]], data: dict[str, Any], base: dict[str, Any] | None = None
+) -> dict[str, Any]:
+    """What a manifest says: versions, devices, the command, the teachers, the data, and the base
+    of an adapted student."""
     devices = jax.devices()
     return {
         "distill_jax": __version__,
@@ -100,6 +103,7 @@ def describe_run(teachers: list[dict[str, Any]], data: dict[str, Any]) -> dict[s
         "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "teachers": teachers,
         "data": data,
+        **({"base": base} if base else {}),
         "resumed": [],
     }
 
@@ -116,9 +120,12 @@ def _git_revision() -> str | None:
 
 
 def check_same_inputs(
-    manifest: dict[str, Any], teachers: list[dict[str, Any]], data: dict[str, Any]
+    manifest: dict[str, Any],
+    teachers: list[dict[str, Any]],
+    data: dict[str, Any],
+    base: dict[str, Any] | None = None,
 ) -> None:
-    """UsageError when a run would resume with another teacher or other data than it began with."""
+    """UsageError when a run would resume with another teacher, base or data than it began with."""
     before = [teacher["fingerprint"] for teacher in manifest["teachers"]]
     now = [teacher["fingerprint"] for teacher in teachers]
     if before != now:
@@ -126,6 +133,12 @@ def check_same_inputs(
         raise UsageError(
             f"teacher.path={paths}: another teacher than the run began with "
             f"(fingerprint {_short(now)}); expected {_short(before)}"
+        )
+    if base and manifest["base"]["fingerprint"] != base["fingerprint"]:
+        raise UsageError(
+            f"student.path={base['path']!r}: another base of the adapters than the run began with "
+            f"(fingerprint {base['fingerprint'][:12]}); "
+            f"expected {manifest['base']['fingerprint'][:12]}"
         )
     if manifest["data"]["fingerprint"] != data["fingerprint"]:
         raise UsageError(

@@ -16,6 +16,7 @@ from jax.sharding import Mesh
 
 from distill_jax import generation, models
 from distill_jax.data import text
+from distill_jax.models.language import lora
 from distill_jax.training.recipe import Flat
 from distill_jax.training.text import Comparison, Network
 
@@ -50,7 +51,7 @@ class PromptEvaluator:
       questions: at least one.
       tokenizer: of the questions' ids.
       comparison: the networks, and how many ids are real.
-      teacher_params: the teacher's, on the devices; {} without one.
+      teacher_params: as in `Comparison.summed`, on the devices.
       mesh: the devices that share a batch.
       metrics: names of `generation.METRICS`.
       max_new_tokens: of the longest answer.
@@ -88,18 +89,19 @@ class PromptEvaluator:
         """The figures of the answers.
 
         Args:
-          params: the student's, on the devices.
+          params: the student's that are trained, on the devices.
 
         Returns:
           "prompts", their number; each metric, its mean over them in [0, 1], and with a teacher
           also as "teacher_rouge_l" and so on; "samples", the first few: a list of {"prompt",
           "reference", "student"}, with a teacher also "teacher".
         """
+        params, teacher_params = lora.joined(params, self._teacher_params)
         answers = {"student": self._answers(self._comparison.student, params)}
         if self._comparison.teacher is not None:
             if self._of_teacher is None:
                 teacher = self._comparison.teacher
-                self._of_teacher = self._answers(teacher, self._teacher_params)
+                self._of_teacher = self._answers(teacher, teacher_params)
             answers["teacher"] = self._of_teacher
         asked = self.questions
         figures: dict[str, Any] = {"prompts": len(asked.prompts)}

@@ -17,7 +17,7 @@ from jax.sharding import Mesh
 from distill_jax import losses, models
 from distill_jax.methods import Term
 from distill_jax.methods.states import Reading
-from distill_jax.models.language import DecoderConfig
+from distill_jax.models.language import DecoderConfig, lora
 from distill_jax.parallel import batch_sharding
 from distill_jax.training.recipe import Batch, Flat, Moment, Recipe
 from distill_jax.training.state import TrainState
@@ -118,8 +118,8 @@ class Comparison:
         """The loss and the measures of a batch, summed over its tokens with weights.
 
         Args:
-          params: the student's.
-          teacher_params: the teacher's; {} without one.
+          params: the student's that are trained.
+          teacher_params: the teacher's, {} without one, and `lora.frozen` ones of the student.
           batch: "tokens", "positions", "segments" and "targets", int32 [B, T].
           weights: float32 [B, T].
           adapters: of the terms; None leaves all but the first divergence out.
@@ -127,6 +127,7 @@ class Comparison:
           soft_weight: of the sum of divergences and terms.
           hard_weight: of the cross-entropy with the targets.
         """
+        params, teacher_params = lora.joined(params, teacher_params)
         own = self.student.config
         student = self.student.read(params, batch)
         shared = {
@@ -226,7 +227,7 @@ class TextEvaluator:
 
     Args:
       comparison: the networks.
-      teacher_params: the teacher's, on the devices; {} without one.
+      teacher_params: as in `Comparison.summed`, on the devices.
       mesh: the devices.
       batches: gives the split's host batches; rows that fill the last one up have no mask.
     """

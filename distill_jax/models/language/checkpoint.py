@@ -20,7 +20,7 @@ from jax.typing import DTypeLike
 
 from distill_jax.errors import UsageError
 from distill_jax.models.functional import split
-from distill_jax.models.language import files, names
+from distill_jax.models.language import files, int8, names
 from distill_jax.models.language.config import DecoderConfig
 from distill_jax.models.language.decoder import Decoder, abstract, assemble
 from distill_jax.models.language.families import from_huggingface
@@ -34,6 +34,7 @@ def load(
     *,
     param_dtype: DTypeLike = jnp.float32,
     layout: Layout | None = None,
+    quantize: str = "none",
     key: str = "path",
     **options: Any,
 ) -> Decoder:
@@ -43,6 +44,8 @@ def load(
       path: the folder, with config.json and safetensors, single or sharded with an index.
       param_dtype: to which every tensor is converted, on the device.
       layout: where each parameter goes.
+      quantize: "none", or "int8" for the matrices of the layers, see `int8`; each is quantized on
+        the device as it is read, so that there is never a dense model.
       key: what an error calls the path.
       **options: dtype, remat and attention of `Decoder`.
 
@@ -56,7 +59,7 @@ def load(
         if not folder.is_dir():
             raise UsageError("no such folder; expected one with config.json and safetensors")
         config = from_huggingface(files.read_json(folder / files.CONFIG))
-        params = _read(folder, config, param_dtype, layout)
+        params = _read(folder, config, param_dtype, layout, quantize)
     except UsageError as error:
         raise UsageError(f"{key}={str(path)!r}: {error}") from error
     return assemble(config, params, param_dtype=param_dtype, **options)
@@ -68,7 +71,11 @@ def shapes(config: DecoderConfig) -> dict[str, tuple[int, ...]]:
 
 
 def _read(
-    folder: pathlib.Path, config: DecoderConfig, dtype: DTypeLike, layout: Layout | None
+    folder: pathlib.Path,
+    config: DecoderConfig,
+    dtype: DTypeLike,
+    layout: Layout | None,
+    quantize: str,
 ) -> dict[str, Array]:
     stored = files.locate(folder)
     stored = {name: file for name, file in stored.items() if not names.is_buffer(name)}
@@ -83,8 +90,13 @@ def _read(
         _check_same_head(stored, config)
         del stored_shapes[names.HEAD]
     _check(wanted, stored_shapes)
-    where = {name: layout(name, shape) if layout else None for name, shape in own.items()}
-    params = {name: _empty(shape, jnp.dtype(dtype), where[name])() for name, shape in own.items()}
+    scales = int8.shapes(own) if quantize == "int8" else {}
+    dtypes = dict.fromkeys(own, dtype) | dict.fromkeys(scales, jnp.float32)
+    dtypes |= {name: jnp.int8 for name in own if int8.scale_name(name) in scales}
+    params, where = {}, {}
+    for name, shape in (own | scales).items():
+        where[name] = layout(name, shape) if layout else None
+        params[name] = _empty(shape, jnp.dtype(dtypes[name]), where[name])()
     for name, value in files.stream(stored):
         if spare and name == names.HEAD:
             continue
@@ -92,7 +104,15 @@ def _read(
         axis = 0 if tensor.transposed else value.ndim - 1
         parts = np.split(value, tensor.splits, axis=axis)
         for parameter, part in zip(tensor.parameters, parts, strict=True):
-            params[parameter] = _place(params[parameter], part, tensor, where[parameter])
+            names_of = (parameter, int8.scale_name(parameter))
+            held = tuple(name for name in names_of if name in params)
+            placed = _place(
+                tuple(params[name] for name in held),
+                part,
+                tensor,
+                tuple(where[name] for name in held),
+            )
+            params |= zip(held, placed, strict=True)
         # Else the reading runs ahead of the copying, and tensors pile up on the host.
         jax.block_until_ready([params[parameter] for parameter in tensor.parameters])
     return params
@@ -125,23 +145,35 @@ def _empty(
     return jax.jit(lambda: jnp.zeros(shape, dtype), out_shardings=sharding)
 
 
-def _place(param: Array, part: np.ndarray, tensor: names.Tensor, where: Sharding | None) -> Array:
-    """The parameter with one tensor in its place; its old buffer is used again."""
+def _place(
+    held: tuple[Array, ...],
+    part: np.ndarray,
+    tensor: names.Tensor,
+    where: tuple[Sharding | None, ...],
+) -> tuple[Array, ...]:
+    """The parameter, or its integers and scales, with one tensor in place; buffers are reused."""
     stacked = tensor.layer is not None
     target = None
-    if isinstance(where, NamedSharding):
+    if isinstance(where[0], NamedSharding):
         # Each device gets the part that it keeps, laid out as in the file.
-        spec = (*where.spec, *(None,) * (param.ndim - len(where.spec)))[stacked:]
-        target = NamedSharding(where.mesh, PartitionSpec(*spec[:: -1 if tensor.transposed else 1]))
+        spec = (*where[0].spec, *(None,) * (held[0].ndim - len(where[0].spec)))[stacked:]
+        turned = spec[:: -1 if tensor.transposed else 1]
+        target = NamedSharding(where[0].mesh, PartitionSpec(*turned))
     moved = jax.device_put(part, target)
-    return _update(where)(param, moved, tensor.layer or 0, stacked, tensor.transposed)
+    return _update(where)(held, moved, tensor.layer or 0, stacked, tensor.transposed)
 
 
 @functools.cache
-def _update(where: Sharding | None) -> Callable[..., Array]:
-    def update(param, part, layer, stacked, transposed):
-        part = (part.T if transposed else part).astype(param.dtype)
-        return jax.lax.dynamic_update_index_in_dim(param, part, layer, 0) if stacked else part
+def _update(where: tuple[Sharding | None, ...]) -> Callable[..., tuple[Array, ...]]:
+    def update(held, part, layer, stacked, transposed):
+        part = part.T if transposed else part
+        new = (part.astype(held[0].dtype),) if len(held) == 1 else int8.quantized(part)
+        if not stacked:
+            return new
+        return tuple(
+            jax.lax.dynamic_update_index_in_dim(old, value, layer, 0)
+            for old, value in zip(held, new, strict=True)
+        )
 
     return jax.jit(update, static_argnums=(3, 4), donate_argnums=0, out_shardings=where)
 

@@ -10,7 +10,7 @@ Left out on purpose: dropout, and logits in the forward pass (the losses take `h
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -30,9 +30,11 @@ from distill_jax.models.language.attention import (
 )
 from distill_jax.models.language.cache import Cache
 from distill_jax.models.language.config import DecoderConfig, Run, places, runs
-from distill_jax.models.language.layers import INITIAL, MLP, Norm, frequencies, rotation
+from distill_jax.models.language.layers import INITIAL, MLP, Linear, Norm, frequencies, rotation
 
 _DOTS = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+#: The matrices of a layer, by the part that they are in.
+PROJECTIONS = {"attention": ("query", "key", "value", "output"), "mlp": ("gate", "up", "down")}
 #: What a layer keeps for its gradient: everything; its input alone, the rest computed again; or
 #: its input and the results of its matrix products with parameters.
 REMAT = ("none", "full", "dots")
@@ -331,15 +333,29 @@ def abstract(config: DecoderConfig, **options: Any) -> Decoder:
     return nnx.eval_shape(lambda: create(config, **options))
 
 
+def projections(model: Decoder) -> Iterator[tuple[str, Linear]]:
+    """The matrices of all layers with their flat names, "runs/0/attention/query" and so on."""
+    for run, block in enumerate(model.runs):
+        for part, names in PROJECTIONS.items():
+            for name in names:
+                linear = getattr(getattr(block, part), name)
+                if linear is not None:
+                    yield f"runs/{run}/{part}/{name}", linear
+
+
 def assemble(config: DecoderConfig, params: Mapping[str, Array], **options: Any) -> Decoder:
     """A decoder of given parameters.
 
     Args:
       config: what it is.
-      params: flat dictionary, as from `models.split`.
+      params: flat dictionary, as from `models.split`; kernels of layers may be those of `int8`.
       **options: dtype, remat and attention of `Decoder`.
     """
-    graphdef, state = nnx.split(abstract(config, **options))
+    model = abstract(config, **options)
+    for name, linear in projections(model):
+        if f"{name}/kernel_scale" in params:
+            linear.kernel_scale = nnx.data(nnx.Param(params[f"{name}/kernel_scale"]))
+    graphdef, state = nnx.split(model)
     named = [(path, params["/".join(map(str, path))]) for path, _ in nnx.to_flat_state(state)]
     return nnx.merge(graphdef, nnx.from_flat_state(named))
 

@@ -24,7 +24,9 @@ ACTIVATIONS = {
 class Linear(nnx.Module):
     """x @ kernel + bias, in the dtype of x.
 
-    Weights start at N(0, 0.02^2), biases at 0.
+    Weights start at N(0, 0.02^2), biases at 0. Two more parts are there only once they are put in:
+    `kernel_scale`, float32 [*lead, outputs], which makes the kernel int8 (see `int8`), and
+    `low_rank`, whose answer to x is added (see `lora`).
 
     Args:
       inputs: width of x.
@@ -47,9 +49,19 @@ class Linear(nnx.Module):
     ):
         self.kernel = nnx.Param(INITIAL(rngs.params(), (*lead, inputs, outputs), param_dtype))
         self.bias = nnx.Param(jnp.zeros((*lead, outputs), param_dtype)) if bias else None
+        self.kernel_scale = None
+        self.low_rank = None
 
     def __call__(self, x: Array) -> Array:
-        y = x @ self.kernel[...].astype(x.dtype)
+        kernel = self.kernel[...].astype(x.dtype)
+        if self.kernel_scale is None:
+            y = x @ kernel
+        else:
+            # The integers are exact in bfloat16 too; their sums are rounded once, after the scale.
+            sums = jnp.matmul(x, kernel, preferred_element_type=jnp.float32)
+            y = (sums * self.kernel_scale[...]).astype(x.dtype)
+        if self.low_rank is not None:
+            y = y + self.low_rank(x)
         return y if self.bias is None else y + self.bias[...].astype(x.dtype)
 
 

@@ -3,10 +3,15 @@
 from collections.abc import Mapping
 from typing import Any
 
-from distill_jax.errors import UsageError
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+
+from distill_jax.errors import UsageError, unknown
+from distill_jax.models.functional import split
+from distill_jax.models.language import int8, lora
 from distill_jax.models.language.checkpoint import load
 from distill_jax.models.language.config import DecoderConfig
-from distill_jax.models.language.decoder import Decoder, create, from_layers
+from distill_jax.models.language.decoder import Decoder, assemble, create, from_layers
 from distill_jax.models.registry import typed_options
 
 STUDENT_NAME = "decoder"  # of `student.name`
@@ -20,6 +25,9 @@ STUDENT_OPTIONS: dict[str, Any] = {
     "heads": 0,
     "kv_heads": 0,
     "mlp_dim": 0,
+    "lora_rank": 0,
+    "lora_alpha": 16.0,
+    "lora_targets": lora.TARGETS,
 }
 _SIZES = ("dim", "depth", "heads", "mlp_dim")
 
@@ -29,10 +37,12 @@ def check_student(given: Mapping[str, Any]) -> dict[str, Any]:
 
     Args:
       given: some of STUDENT_OPTIONS: "path", a Hugging Face folder to start from; "layers", which
-        layers of it, or of the teacher where there is no path; or the sizes of a new model.
+        layers of it, or of the teacher where there is no path; or the sizes of a new model. With
+        a "lora_rank" above 0 what the path or the layers give is frozen and `lora` adapts it.
 
     Raises:
-      UsageError: an unknown option, one of a wrong type, or sizes beside a path or layers.
+      UsageError: an unknown option, one of a wrong type, sizes beside a path or layers, adapters of
+        a new model, or options of adapters without them.
     """
     options = typed_options(STUDENT_NAME, STUDENT_OPTIONS, given)
     options = {**STUDENT_OPTIONS, **options}
@@ -53,11 +63,47 @@ def check_student(given: Mapping[str, Any]) -> dict[str, Any]:
             f"student.{missing[0]}={options[missing[0]]}: expected student.path, student.layers, "
             f"or all of {', '.join('student.' + name for name in _SIZES)}"
         )
+    _check_adapters(options, sizes)
     return options
 
 
+def _check_adapters(options: Mapping[str, Any], sizes: Mapping[str, int]) -> None:
+    rank, alpha, targets = (options[f"lora_{name}"] for name in ("rank", "alpha", "targets"))
+    if rank < 0:
+        raise UsageError(f"student.lora_rank={rank}: expected a positive int, or 0 for no adapters")
+    if not rank:
+        for name in ("lora_alpha", "lora_targets"):
+            if options[name] != STUDENT_OPTIONS[name]:
+                raise UsageError(
+                    f"student.{name}={options[name]!r}: has no meaning with student.lora_rank=0; "
+                    f"expected {STUDENT_OPTIONS[name]!r}"
+                )
+        return
+    if sizes:
+        raise UsageError(
+            f"student.lora_rank={rank}: a new model has nothing to adapt; expected student.path "
+            "or student.layers in place of sizes"
+        )
+    if alpha <= 0:
+        raise UsageError(f"student.lora_alpha={alpha!r}: expected a number above 0")
+    for name in targets:
+        if name not in lora.TARGETS:
+            raise unknown("student.lora_targets", name, lora.TARGETS, "matrix")
+    if not targets or len(set(targets)) != len(targets):
+        raise UsageError(
+            f"student.lora_targets={targets!r}: expected some of {', '.join(lora.TARGETS)}, "
+            "each once"
+        )
+
+
 def open_student(
-    options: Mapping[str, Any], teacher: Decoder | None, vocab_size: int, *, seed: int, **kept: Any
+    options: Mapping[str, Any],
+    teacher: Decoder | None,
+    vocab_size: int,
+    *,
+    seed: int,
+    dtype: DTypeLike,
+    **kept: Any,
 ) -> Decoder:
     """The student of checked options.
 
@@ -65,23 +111,48 @@ def open_student(
       options: from `check_student`.
       teacher: the teacher, for layers of its own, and for the family of a new model.
       vocab_size: of a new model.
-      seed: of the parameters of a new model.
-      **kept: dtype, remat and attention of `Decoder`.
+      seed: of the parameters of a new model, or of the adapters.
+      dtype: in which it computes. What is trained is float32; what is frozen is of this dtype.
+      **kept: remat and attention of `Decoder`.
 
     Raises:
-      UsageError: the folder cannot be used, or layers are asked of a teacher that is not there.
+      UsageError: the folder cannot be used, layers are asked of a teacher that is not there or that
+        is quantized, or the adapters do not fit.
     """
+    rank = options["lora_rank"]
+    param_dtype = dtype if rank else jnp.float32
+    kept = {"dtype": dtype, **kept}
     if options["path"]:
-        model = load(options["path"], key="student.path", **kept)
-        return from_layers(model, options["layers"], **kept) if options["layers"] else model
-    if options["layers"]:
-        if teacher is None:
-            raise UsageError(
-                f"student.layers={options['layers']!r}: there is no teacher to take them from; "
-                "expected student.path or teacher.path"
-            )
-        return from_layers(teacher, options["layers"], **kept)
-    return create(_of_sizes(options, teacher, vocab_size), seed=seed, **kept)
+        model = load(options["path"], key="student.path", param_dtype=param_dtype, **kept)
+        if options["layers"]:
+            model = from_layers(model, options["layers"], **kept)
+    elif options["layers"]:
+        model = _of_teacher(options["layers"], teacher, param_dtype, **kept)
+    else:
+        return create(_of_sizes(options, teacher, vocab_size), seed=seed, **kept)
+    if not rank:
+        return model
+    return lora.adapt(
+        model, rank=rank, alpha=options["lora_alpha"], targets=options["lora_targets"], seed=seed
+    )
+
+
+def _of_teacher(
+    layers: tuple[int, ...], teacher: Decoder | None, param_dtype: DTypeLike, **kept: Any
+) -> Decoder:
+    if teacher is None:
+        raise UsageError(
+            f"student.layers={layers!r}: there is no teacher to take them from; "
+            "expected student.path or teacher.path"
+        )
+    if int8.is_quantized(teacher):
+        raise UsageError(
+            f"student.layers={layers!r}: teacher.quantize='int8' has rounded the teacher's; "
+            "expected student.path=TEACHER beside it, or teacher.quantize='none'"
+        )
+    model = from_layers(teacher, layers, **kept)
+    params = {name: value.astype(param_dtype) for name, value in split(model)[1].items()}
+    return assemble(model.config, params, param_dtype=param_dtype, **kept)
 
 
 def _of_sizes(

@@ -1,0 +1,65 @@
+"""Frozen decoders with 8-bit weights: for each output channel of a matrix, integers and one scale.
+
+    scale = max |w| / 127 over the inputs;  q = round(w / scale);  y = (x @ q) * scale
+
+So |w - q * scale| <= scale / 2. Only the matrices of the layers (`decoder.PROJECTIONS`) are int8:
+embedding, head, norms and biases keep the dtype that they are loaded in. Activations are not
+quantized, and a kernel becomes bfloat16 or float32 within the scan over the layers, one layer at a
+time, so that a device holds about half of what bfloat16 takes. Left out on purpose: training,
+groups smaller than a channel, 4 bits, files that are quantized already.
+"""
+
+from collections.abc import Mapping
+
+import jax.numpy as jnp
+from jax import Array
+
+from distill_jax.models.language.decoder import PROJECTIONS, Decoder, projections
+
+#: What a teacher's weights can be turned into.
+CHOICES = ("none", "int8")
+
+
+def is_kernel(name: str) -> bool:
+    """Whether a flat name is that of a matrix that is quantized."""
+    parts = name.split("/")
+    return (
+        len(parts) == 5
+        and parts[0] == "runs"
+        and parts[3] in PROJECTIONS.get(parts[2], ())
+        and parts[4] == "kernel"
+    )
+
+
+def scale_name(name: str) -> str:
+    """The flat name of the scales of a kernel."""
+    return f"{name}_scale"
+
+
+def shapes(own: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+    """The shapes of the scales, by their names, of the shapes of a decoder's parameters."""
+    return {
+        scale_name(name): (shape[0], shape[2]) for name, shape in own.items() if is_kernel(name)
+    }
+
+
+def quantized(kernel: Array) -> tuple[Array, Array]:
+    """Integers and scales of a matrix.
+
+    Args:
+      kernel: [..., inputs, outputs].
+
+    Returns:
+      int8 [..., inputs, outputs] from -127 to 127, and float32 [..., outputs]; of a channel of
+      zeros the scale is 0.
+    """
+    wide = kernel.astype(jnp.float32)
+    scale = jnp.max(jnp.abs(wide), axis=-2) / 127
+    whole = jnp.round(wide / jnp.where(scale > 0, scale, 1.0)[..., None, :])
+    # The division may round to just above 127.
+    return jnp.clip(whole, -127, 127).astype(jnp.int8), scale
+
+
+def is_quantized(model: Decoder) -> bool:
+    """Whether a decoder has kernels of int8."""
+    return any(linear.kernel_scale is not None for _, linear in projections(model))

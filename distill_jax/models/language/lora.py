@@ -1,0 +1,163 @@
+"""Low-rank adaptation of a decoder (Hu et al., 2021, LoRA): y = x W + (x A) B * alpha / rank.
+
+    student = adapt(load("/models/Llama-3.2-1B"), rank=8, alpha=16.0, seed=0)
+    trained, base = apart(models.split(student)[1])       # trained: A and B alone
+    dense = merged(trained, base, alpha / rank)           # the parameters of a plain decoder
+
+W stays as it was; A and B of every adapted matrix are trained, stacked over the layers as W is. A
+run keeps the base beside its teacher's arrays (`frozen`, `joined`), so that it is in no gradient,
+optimizer state, average or checkpoint. Our own and not qwix, since qwix 0.1.8 puts its arrays into
+the modules that it meets in a call, which under our scan are those of one layer and are gone after
+it. Left out on purpose: dropout before A, adapted embeddings and heads.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax import Array
+
+from distill_jax.errors import UsageError
+from distill_jax.models.functional import Flat, merge, split
+from distill_jax.models.language.decoder import PROJECTIONS, Decoder, projections
+from distill_jax.models.language.layers import Linear
+
+#: The matrices that can be adapted.
+TARGETS = tuple(name for names in PROJECTIONS.values() for name in names)
+_BASE = "base/"
+_MARK = "/low_rank/"
+
+
+class LowRank(nnx.Module):
+    """(x @ A) @ B * scale, in the dtype of x.
+
+    A begins as peft has it, uniform in ±1 / sqrt(inputs); the paper (section 4.1) says Gaussian,
+    and of what deviation it does not say. B begins at zero, so that nothing is added at first.
+
+    Args:
+      kernel: [layers, inputs, outputs], what is adapted.
+      rank: of A @ B.
+      scale: alpha / rank.
+      key: of A's values.
+    """
+
+    def __init__(self, kernel: Array, *, rank: int, scale: float, key: Array):
+        layers, inputs, outputs = kernel.shape
+        rngs = nnx.Rngs(params=key)
+
+        def linear(inputs: int, outputs: int) -> Linear:
+            return Linear(
+                inputs, outputs, lead=(layers,), bias=False, param_dtype=jnp.float32, rngs=rngs
+            )
+
+        self.a, self.b, self.scale = linear(inputs, rank), linear(rank, outputs), scale
+        bound = inputs**-0.5
+        first = jax.random.uniform(key, (layers, inputs, rank), jnp.float32, -bound, bound)
+        self.a.kernel.set_value(first)
+        self.b.kernel.set_value(jnp.zeros((layers, rank, outputs), jnp.float32))
+
+    def __call__(self, x: Array) -> Array:
+        return self.b(self.a(x)) * jnp.asarray(self.scale, x.dtype)
+
+
+def adapt(
+    model: Decoder,
+    *,
+    rank: int,
+    alpha: float,
+    targets: Sequence[str] = TARGETS,
+    seed: int = 0,
+) -> Decoder:
+    """A decoder with adapters, which computes the same until they are trained.
+
+    Args:
+      model: the base; it is not changed, and its arrays are shared.
+      rank: of the adapters, from 1 to the smaller side of every adapted matrix.
+      alpha: their factor is alpha / rank.
+      targets: some of TARGETS; all of them are as many as the model has.
+      seed: of A's values.
+
+    Raises:
+      UsageError: a target that the model does not have, or too high a rank.
+    """
+    graphdef, params, _ = split(model)
+    adapted = merge(graphdef, params)
+    own = [(name, linear) for name, linear in projections(adapted)]
+    there = {name.rpartition("/")[2] for name, _ in own}
+    missing = [name for name in targets if name not in there]
+    if missing and set(targets) != set(TARGETS):
+        raise UsageError(
+            f"student.lora_targets={tuple(targets)!r}: the student has no {missing[0]!r}; "
+            f"expected some of {', '.join(name for name in TARGETS if name in there)}"
+        )
+    chosen = [(name, linear) for name, linear in own if name.rpartition("/")[2] in targets]
+    most = min(min(linear.kernel.shape[1:]) for _, linear in chosen)
+    if rank > most:
+        raise UsageError(
+            f"student.lora_rank={rank}: expected at most {most}, the smaller side of the smallest "
+            "of the adapted matrices"
+        )
+    key = jax.random.key(seed, impl="threefry2x32")
+    for number, (_, linear) in enumerate(chosen):
+        adapter = LowRank(
+            linear.kernel[...], rank=rank, scale=alpha / rank, key=jax.random.fold_in(key, number)
+        )
+        linear.low_rank = nnx.data(adapter)
+    return adapted
+
+
+def apart(params: Mapping[str, Array]) -> tuple[Flat, Flat]:
+    """What is trained of an adapted decoder, and its base; all and nothing of another decoder."""
+    trained = {name: value for name, value in params.items() if _MARK in name}
+    if not trained:
+        return dict(params), {}
+    return trained, {name: value for name, value in params.items() if name not in trained}
+
+
+def frozen(base: Mapping[str, Array]) -> Flat:
+    """The base under names that can stand beside a teacher's."""
+    return {_BASE + name: value for name, value in base.items()}
+
+
+def base_of(variables: Mapping[str, Array]) -> Flat:
+    """The base that `frozen` put among other arrays; {} where it did not."""
+    return {
+        name.removeprefix(_BASE): value
+        for name, value in variables.items()
+        if name.startswith(_BASE)
+    }
+
+
+def joined(params: Mapping[str, Array], variables: Mapping[str, Array]) -> tuple[Flat, Flat]:
+    """The whole student and the teacher alone, of what is trained and of what is frozen.
+
+    Args:
+      params: the student's that are trained, or all of them.
+      variables: the teacher's, and `frozen` of the student's base.
+    """
+    teacher = {name: value for name, value in variables.items() if not name.startswith(_BASE)}
+    return {**base_of(variables), **params}, teacher
+
+
+def merged(params: Mapping[str, Array], base: Mapping[str, Array], scale: float) -> Flat:
+    """The parameters of a plain decoder that computes what the adapted one does.
+
+    Args:
+      params: the adapters.
+      base: of the same decoder, from `apart`.
+      scale: alpha / rank.
+
+    Returns:
+      float32 on the host: W + A @ B * scale where W is adapted, else W.
+    """
+    whole = {}
+    for name, value in base.items():
+        dense = np.asarray(value).astype(np.float32)
+        stem = name.removesuffix("/kernel") + _MARK
+        if stem + "a/kernel" in params:
+            a, b = (np.asarray(params[f"{stem}{end}/kernel"], np.float32) for end in "ab")
+            dense = dense + np.float32(scale) * (a @ b)
+        whole[name] = dense
+    return whole
