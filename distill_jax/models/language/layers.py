@@ -1,6 +1,7 @@
 """The parts of a decoder. Parameters may be stacks: `lead` are axes before those of one layer."""
 
 import math
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +25,7 @@ ACTIVATIONS = {
 class Linear(nnx.Module):
     """x @ kernel + bias, in the dtype of x.
 
-    Weights start at N(0, 0.02^2), biases at 0. Two more parts are there only once they are put in:
+    Biases start at 0. Two more parts are there only once they are put in:
     `kernel_scale`, float32 [*lead, outputs], which makes the kernel int8 (see `int8`), and
     `low_rank`, whose answer to x is added (see `lora`).
 
@@ -35,6 +36,7 @@ class Linear(nnx.Module):
       bias: whether there is one.
       param_dtype: of the parameters.
       rngs: of the initial values.
+      start: (key, shape, dtype) -> initial weights; N(0, 0.02^2) by default.
     """
 
     def __init__(
@@ -46,8 +48,9 @@ class Linear(nnx.Module):
         bias: bool,
         param_dtype: DTypeLike,
         rngs: nnx.Rngs,
+        start: Callable[..., Array] = INITIAL,
     ):
-        self.kernel = nnx.Param(INITIAL(rngs.params(), (*lead, inputs, outputs), param_dtype))
+        self.kernel = nnx.Param(start(rngs.params(), (*lead, inputs, outputs), param_dtype))
         self.bias = nnx.Param(jnp.zeros((*lead, outputs), param_dtype)) if bias else None
         self.kernel_scale = None
         self.low_rank = None

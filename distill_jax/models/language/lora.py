@@ -45,18 +45,15 @@ class LowRank(nnx.Module):
 
     def __init__(self, kernel: Array, *, rank: int, scale: float, key: Array):
         layers, inputs, outputs = kernel.shape
-        rngs = nnx.Rngs(params=key)
-
-        def linear(inputs: int, outputs: int) -> Linear:
-            return Linear(
-                inputs, outputs, lead=(layers,), bias=False, param_dtype=jnp.float32, rngs=rngs
-            )
-
-        self.a, self.b, self.scale = linear(inputs, rank), linear(rank, outputs), scale
         bound = inputs**-0.5
-        first = jax.random.uniform(key, (layers, inputs, rank), jnp.float32, -bound, bound)
-        self.a.kernel.set_value(first)
-        self.b.kernel.set_value(jnp.zeros((layers, rank, outputs), jnp.float32))
+
+        def first(key, shape, dtype):
+            return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+        shared = dict(lead=(layers,), bias=False, param_dtype=jnp.float32, rngs=nnx.Rngs(key))
+        self.a = Linear(inputs, rank, start=first, **shared)
+        self.b = Linear(rank, outputs, start=jax.nn.initializers.zeros, **shared)
+        self.scale = scale
 
     def __call__(self, x: Array) -> Array:
         return self.b(self.a(x)) * jnp.asarray(self.scale, x.dtype)
