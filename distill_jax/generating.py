@@ -21,12 +21,14 @@ from distill_jax.data import text
 from distill_jax.errors import UsageError, unknown
 from distill_jax.generation import decode
 from distill_jax.models import language
+from distill_jax.models.language import int8
 from distill_jax.text_assembly import folder_of
 from distill_jax.workdir import describe_run
 
 DTYPES = ("float32", "bfloat16")
-# Where these lie is no part of what the responses are; their contents are.
-_PATHS = ("prompts", "tokenizer")
+# Where these lie is no part of what the responses are, their contents are; and the fingerprint of
+# the teacher tells its 8-bit weights from others.
+_TOLD_OTHERWISE = ("prompts", "tokenizer", "quantize")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -47,6 +49,7 @@ class Settings:
       shard: prompts a file, at which a killed run goes on.
       seed: of the draws.
       compute_dtype: of parameters and computation, "float32" or "bfloat16".
+      quantize: "int8" for the teacher's matrices, see `models.language.int8`; or "none".
       licence: of the teacher; "" for what the README.md in its folder says.
 
     Raises:
@@ -66,6 +69,7 @@ class Settings:
     shard: int = 1024
     seed: int = 0
     compute_dtype: str = "float32"
+    quantize: str = "none"
     licence: str = ""
 
     def __post_init__(self) -> None:
@@ -89,6 +93,8 @@ class Settings:
         require(ids, "stops", "a tuple of ids")
         if self.compute_dtype not in DTYPES:
             raise unknown("generate.compute_dtype", self.compute_dtype, DTYPES, "dtype")
+        if self.quantize not in int8.CHOICES:
+            raise unknown("teacher.quantize", self.quantize, int8.CHOICES, "kind of weights")
         _ = self.sampler
 
     @property
@@ -98,17 +104,16 @@ class Settings:
 
 
 #: What a config calls each of the settings.
-_KEYS = {
-    field.name: field.name if field.name == "prompts" else f"generate.{field.name}"
-    for field in dataclasses.fields(Settings)
-}
+_KEYS = {field.name: f"generate.{field.name}" for field in dataclasses.fields(Settings)}
+_KEYS |= {"prompts": "prompts", "quantize": "teacher.quantize"}
 
 
 def settings_of(config: Mapping[str, Any]) -> tuple[str, Settings]:
     """The path of the teacher, and the settings.
 
     Args:
-      config: nested; teacher.path, prompts, and in the section generate the other settings.
+      config: nested; teacher.path, teacher.quantize, prompts, and in the section generate the
+        other settings.
 
     Raises:
       UsageError: an unknown key, no teacher or several, or a value that `Settings` refuses.
@@ -172,6 +177,7 @@ def write(
         key="teacher.path",
         param_dtype=dtype,
         dtype=dtype,
+        quantize=settings.quantize,
         layout=lambda name, shape: parallel.replicated(mesh),
     )
     _check_ids(settings, tokenizer, model.config)
@@ -262,8 +268,10 @@ def _open(
         "tokenizer": {"path": tokenizer.path, "fingerprint": tokenizer.fingerprint},
     }
     values = dataclasses.asdict(settings)
-    made_from = {_KEYS[field]: v for field, v in values.items() if field not in _PATHS}
-    about = describe_run([{"path": str(teacher_path), **teacher}], data)
+    made_from = {_KEYS[field]: v for field, v in values.items() if field not in _TOLD_OTHERWISE}
+    about = describe_run(
+        [{"path": str(teacher_path), **teacher, "quantize": settings.quantize}], data
+    )
     responses = generation.Responses.open(
         workdir,
         made_from=made_from

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import pathlib
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,10 +12,11 @@ import time
 
 import generation_reference as reference
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from distill_jax import generating, parallel
+from distill_jax import generating, models, parallel
 from distill_jax.data import text
 from distill_jax.errors import UsageError
 from distill_jax.generation import shards
@@ -80,6 +82,33 @@ def done(settings, teacher, tmp_path_factory):
     assert summary["tokens"] == sum(len(line["tokens"]) for line in lines)
     assert summary["stopped"] == sum(line["finish"] == "stop" for line in lines)
     return workdir
+
+
+def test_a_teacher_of_8_bits_writes_what_its_rounded_weights_say(settings, teacher, tmp_path):
+    settings = dataclasses.replace(settings, temperature=0.0, samples=1)
+    model = language.load(teacher)
+    params = dict(models.split(model)[1])
+    for name, value in params.items():
+        if name.endswith("/kernel"):
+            scale = np.abs(np.float64(value)).max(1, keepdims=True) / 127
+            params[name] = jnp.asarray(np.rint(value / scale) * scale, jnp.float32)
+    rounded = tmp_path / "rounded"
+    shutil.copytree(teacher, rounded)
+    weights = language.assemble(model.config, params)
+    language.save(tmp_path / "weights", weights)
+    shutil.copy(tmp_path / "weights" / "model.safetensors", rounded)
+    write(dataclasses.replace(settings, quantize="int8"), teacher, tmp_path / "a")
+    write(settings, rounded, tmp_path / "b")
+    found, expected = lines_of(tmp_path / "a"), lines_of(tmp_path / "b")
+    assert [line["tokens"] for line in found] == [line["tokens"] for line in expected]
+    plain = language.load(teacher)
+    assert found[0]["teacher"]["fingerprint"] != models.fingerprint_of(
+        dataclasses.asdict(plain.config), models.split(plain)[1]
+    )
+    manifest = json.loads((tmp_path / "a" / "manifest.json").read_text())
+    assert manifest["teachers"][0]["quantize"] == "int8"
+    with pytest.raises(UsageError):
+        write(settings, teacher, tmp_path / "a")
 
 
 def test_a_line_says_what_was_drawn_from_whom_and_how(done, teacher):
@@ -189,7 +218,7 @@ SCRIPT = """
 import json, sys, jax
 sys.path.insert(0, sys.argv[5])
 jax.config.update("jax_compilation_cache_dir", sys.argv[4])
-from distill_jax import generating, parallel
+from distill_jax import generating, models, parallel
 import generation_reference
 generation_reference.compile_quickly()
 settings = json.loads(sys.argv[1])
