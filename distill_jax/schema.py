@@ -254,7 +254,9 @@ SCHEMA: dict[str, Key] = {
     ),
     "data.length": integer(512, "tokens of a row, T; a batch is training.batch_size rows", low=2),
     "data.packing": choice(
-        "whole", PACKING, "documents stay whole where they fit, or run on from row to row"
+        "whole",
+        PACKING,
+        "documents stay whole where they fit, run on from row to row, or have a row each",
     ),
     "data.long": choice("split", LONG, "documents longer than a row go on in another, or are cut"),
     "data.documents": choice(
@@ -266,6 +268,21 @@ SCHEMA: dict[str, Key] = {
     ),
     "data.test_path": text(
         "", "file of the test documents; empty: as many as validation, held out", lasting=False
+    ),
+    # on-policy distillation
+    "rollout.probability": number(
+        0.0,
+        "probability that the student itself writes the responses of a batch, lambda; 0: never",
+        high=1.0,
+    ),
+    "rollout.max_new_tokens": integer(128, "tokens of the longest such response", low=1),
+    "rollout.prompt_tokens": integer(
+        1, "tokens of a prompt, at least: of a text without one, its first", low=1
+    ),
+    "rollout.temperature": number(1.0, "temperature of the student's draws; 0: greedy"),
+    "rollout.top_k": integer(0, "draw among the k most likely tokens; 0: all"),
+    "rollout.top_p": number(
+        1.0, "draw among the most likely tokens of this mass", high=1.0, open_low=True
     ),
     # models
     "student.name": text(
@@ -429,6 +446,8 @@ TEXT_ALONE = (
     *ANSWERS,
     *("data." + name for name in ("tokenizer", "length", "packing", "long", "documents")),
     *("data.fields", "data.test_path", "training.remat", "teacher.quantize"),
+    *("rollout." + name for name in ("probability", "max_new_tokens", "prompt_tokens")),
+    *("rollout." + name for name in ("temperature", "top_k", "top_p")),
 )
 IMAGES_ALONE = (
     *("data." + name for name in ("tfds_dir", "image_size", "only_classes", "exclude_classes")),

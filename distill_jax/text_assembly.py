@@ -21,11 +21,13 @@ from distill_jax import data, methods, models, parallel, text_prompts
 from distill_jax.assembly import mesh_of
 from distill_jax.data import text
 from distill_jax.errors import UsageError
+from distill_jax.generation import Sampler
 from distill_jax.models import language
 from distill_jax.models.language import lora
 from distill_jax.models.language.student import open_student
 from distill_jax.parts import Evaluate, Parts
 from distill_jax.training import optimizers, prompts, schedules, state
+from distill_jax.training.rollouts import Rollout
 from distill_jax.training.text import (
     Comparison,
     Divergence,
@@ -153,7 +155,8 @@ def prepare(config: ConfigDict) -> TextParts:
     summaries = {name: text.summary(packed) for name, packed in splits.items()}
     rows = splits.pop("train")
     steps_per_epoch = len(rows) / config.training.batch_size
-    recipe = _recipe(config, comparison, steps_per_epoch)
+    rollout = _rollout(config, comparison, tokenizer, mesh)
+    recipe = _recipe(config, comparison, steps_per_epoch, rollout)
 
     def evaluator(name: str, held_out: text.Rows) -> Evaluate:
         feed = text.evaluation(held_out, config.evaluation.batch_size)
@@ -312,7 +315,40 @@ def _splits(config: ConfigDict, tokenizer: text.Tokenizer) -> dict[str, text.Row
     }
 
 
-def _recipe(config: ConfigDict, comparison: Comparison, steps_per_epoch: float) -> TextRecipe:
+def _rollout(
+    config: ConfigDict, comparison: Comparison, tokenizer: text.Tokenizer, mesh: Mesh
+) -> Rollout | None:
+    """When and how the student writes its own batches."""
+    chosen = config.rollout
+    if not chosen.probability:
+        return None
+    said = f"rollout.probability={chosen.probability}"
+    if comparison.teacher is None:
+        raise UsageError(f"{said}: method.name='supervised' has no teacher to judge what it writes")
+    if config.data.packing != "single":
+        raise UsageError(
+            f"data.packing={config.data.packing!r}: {said} continues the prompt of a row; "
+            "expected 'single', one document a row"
+        )
+    if chosen.max_new_tokens >= config.data.length:
+        raise UsageError(
+            f"rollout.max_new_tokens={chosen.max_new_tokens}: expected less than "
+            f"data.length={config.data.length}, which holds the prompt too"
+        )
+    return Rollout(
+        probability=chosen.probability,
+        sampler=Sampler(chosen.temperature, chosen.top_k, chosen.top_p, key="rollout"),
+        max_new_tokens=chosen.max_new_tokens,
+        prompt_tokens=chosen.prompt_tokens,
+        vocab_size=comparison.vocab_size,
+        stops=tokenizer.stops,
+        mesh=mesh,
+    )
+
+
+def _recipe(
+    config: ConfigDict, comparison: Comparison, steps_per_epoch: float, rollout: Rollout | None
+) -> TextRecipe:
     steps = config.training.steps or math.ceil(config.training.epochs * steps_per_epoch - 1e-9)
     rate = optimizers.learning_rate(
         config.schedule, config.optimizer.learning_rate, steps, steps_per_epoch
@@ -331,6 +367,7 @@ def _recipe(config: ConfigDict, comparison: Comparison, steps_per_epoch: float) 
         accumulate=config.training.accumulate,
         log_every=config.logging.every_steps,
         comparison=comparison,
+        rollout=rollout,
     )
 
 

@@ -20,6 +20,7 @@ from distill_jax.methods.states import Reading
 from distill_jax.models.language import DecoderConfig, lora
 from distill_jax.parallel import batch_sharding
 from distill_jax.training.recipe import Batch, Flat, Moment, Recipe
+from distill_jax.training.rollouts import Rollout
 from distill_jax.training.state import TrainState
 
 
@@ -181,23 +182,38 @@ class TextRecipe(Recipe):
 
     Attributes:
       comparison: the networks and what they are compared by.
+      rollout: when the student writes the batch; None for never.
     """
 
     comparison: Comparison
+    rollout: Rollout | None = None
 
     @property
     def metrics(self) -> tuple[str, ...]:
-        return ("loss", *self.comparison.measures)
+        own = () if self.rollout is None else ("on_policy",)
+        return ("loss", *self.comparison.measures, *own)
 
     def shown(
         self, state: TrainState, teacher_variables: Any, store: Batch, batch: Batch, answers: Any
     ) -> dict[str, Any]:
         """The batch, and the weight of each token in the mean over the whole of it."""
-        del state, teacher_variables, store, answers
+        del store, answers
+        flags = {}
+        if self.rollout is not None:
+            params, _ = lora.joined(state.params, teacher_variables)
+            decoder = models.merge(self.comparison.student.graphdef, params)
+            # The first of the two keys of a step is the view's, which text has none of.
+            key = jax.random.split(jax.random.fold_in(jax.random.key(state.seed), state.step))[0]
+            batch, own = self.rollout(decoder, batch, key)
+            flags["on_policy"] = jnp.full(batch["mask"].shape[0], own, jnp.float32)
         mask = batch["mask"].astype(jnp.float32)
         # The step takes the mean over the parts of a batch, each of which sums its own tokens.
         weights = mask * (self.accumulate / jnp.maximum(jnp.sum(mask), 1.0))
-        return {**{name: batch[name] for name in batch if name != "mask"}, "weights": weights}
+        return {
+            **{name: batch[name] for name in batch if name != "mask"},
+            "weights": weights,
+            **flags,
+        }
 
     def loss(
         self,
@@ -209,6 +225,11 @@ class TextRecipe(Recipe):
         key: jax.Array,
     ) -> tuple[jax.Array, tuple[tuple[Flat, Flat], dict[str, jax.Array]]]:
         del key  # nothing here is random
+        hard_weight, more = self.hard_weight.at(now.progress), {}
+        if self.rollout is not None:
+            # What the student wrote is no truth for it to learn: the teacher alone judges it.
+            more["on_policy"] = part["on_policy"][0]
+            hard_weight = hard_weight * (1.0 - more["on_policy"])
         loss, measures = self.comparison.summed(
             trainable["student"],
             teacher_variables,
@@ -217,9 +238,9 @@ class TextRecipe(Recipe):
             adapters=trainable["adapters"],
             temperature=now.temperature,
             soft_weight=self.soft_weight.at(now.progress),
-            hard_weight=self.hard_weight.at(now.progress),
+            hard_weight=hard_weight,
         )
-        return loss, (kept, {"loss": loss, **measures})
+        return loss, (kept, {"loss": loss, **measures, **more})
 
 
 class TextEvaluator:

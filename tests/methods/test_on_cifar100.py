@@ -51,7 +51,7 @@ CHANGES = {
         "training.ema_decay": 0.9,
     },
 }
-NOT_ON_CIFAR = {"supervised"}
+NOT_ON_CIFAR = {"supervised", "hidden_states", "attention_relations"}  # labels, text alone
 ROWS = sorted({*methods.names(), "crd+soft_target", "own_average"} - NOT_ON_CIFAR)
 
 

@@ -18,7 +18,7 @@ import numpy as np
 from distill_jax.data.text.documents import Documents
 from distill_jax.errors import UsageError, unknown
 
-STRATEGIES = ("whole", "concatenate")
+STRATEGIES = ("whole", "concatenate", "single")
 LONG = ("split", "cut")
 
 # What stands in tokens and targets where a row is padded. The mask keeps it out of every loss, the
@@ -94,7 +94,8 @@ def pack(
       length: T, at least 1.
       strategy: "whole": a document that fits in a row is not split; the longest first, each into
         the fullest row that has room for it (best-fit decreasing). "concatenate": one document
-        after the other, split wherever a row ends; no padding but in the last row.
+        after the other, split wherever a row ends; no padding but in the last row. "single": each
+        document, or piece of one, has a row of its own.
       long: what becomes of a document of more than T inputs: "split", it goes on in another row, as
         a piece that sees nothing of the one before; "cut", its first T inputs are kept.
 
@@ -118,7 +119,10 @@ def pack(
     if strategy == "concatenate":
         starts, lengths, row = _concatenated(starts, counts, length)
     else:
-        starts, lengths, row = _whole(starts, counts, length)
+        starts, lengths = _pieces(starts, counts, length)
+        row = np.arange(len(starts))
+        if strategy == "whole":
+            starts, lengths, row = _whole(starts, lengths, length)
     rows = Rows(documents, length, starts, lengths, _before(np.bincount(row)))
     if not summary(rows)["learned_tokens"]:
         raise UsageError(
@@ -191,14 +195,18 @@ def _concatenated(
     return starts[owner] + stream - begins[owner], np.diff(bounds), stream // length
 
 
-def _whole(
-    starts: np.ndarray, counts: np.ndarray, length: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Pieces (start, length, row), sorted by row: full rows, and the rest by best fit."""
+def _pieces(starts: np.ndarray, counts: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray]:
+    """Pieces (start, length) of at most a row, in order."""
     pieces = -(-counts // length)
     number = _ranges(np.zeros_like(pieces), pieces)
     starts = np.repeat(starts, pieces) + number * length
-    lengths = np.minimum(np.repeat(counts, pieces) - number * length, length)
+    return starts, np.minimum(np.repeat(counts, pieces) - number * length, length)
+
+
+def _whole(
+    starts: np.ndarray, lengths: np.ndarray, length: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Pieces (start, length, row), sorted by row: full rows, and the rest by best fit."""
     longest_first = np.argsort(-lengths, kind="stable")
     row = _best_fit(lengths[longest_first].tolist(), length)
     by_row = np.argsort(row, kind="stable")

@@ -15,7 +15,7 @@ from distill_jax.data import text
 from distill_jax.data.text import packing
 from distill_jax.errors import UsageError
 
-STRATEGIES = ["whole", "concatenate"]
+STRATEGIES = ["whole", "concatenate", "single"]
 
 
 def _documents(lists):
@@ -35,7 +35,7 @@ def _loop(lists, length, strategy, long):
         if long == "cut":
             inputs = min(inputs, length)
         for i in range(max(inputs, 0)):
-            if strategy == "whole":
+            if strategy != "concatenate":
                 start = i - i % length
             else:
                 start = max(0, i - (stream + i) % length)
@@ -72,6 +72,10 @@ def _check(lists, length, strategy, long):
     summary = text.summary(rows)
     assert summary["input_tokens"] == sum(expected.values())
     assert summary["learned_tokens"] == sum(n for (_, _, flag), n in expected.items() if flag)
+    if strategy == "single":
+        pieces = [max(len(ids) - 1, 0) for ids, _ in lists]
+        pieces = [min(n, length) if long == "cut" else n for n in pieces]
+        assert len(rows) == sum(-(-n // length) for n in pieces)
     return rows
 
 
