@@ -217,6 +217,7 @@ def test_a_teacher_of_8_bits_is_scored_as_its_rounded_weights_say(config, folder
     assert abs(other["kl"] - found["kl"]) > 1e-4 * found["kl"]
 
 
+@pytest.mark.slow
 def test_an_adapted_student_answers_prompts_and_shows_its_states(config, folders, tmp_path):
     lines = (folders / "records.jsonl").read_text().splitlines()[:3]
     (tmp_path / "prompts.jsonl").write_text("\n".join(lines) + "\n")
