@@ -34,6 +34,7 @@ def run(code: str, folder: pathlib.Path) -> None:
     assert done.returncode == 0, done.stderr[-3000:]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", PAGES)
 def test_the_examples_of_a_page_run(page, tmp_path, digits_teacher):
     import shutil

@@ -105,7 +105,13 @@ def fresh(parts, name: str):
 PARTS = ("params", "stats", "adapters", "memory", "optimizer", "average", "sums", "step")
 
 
-@pytest.mark.parametrize("left_out", [*PARTS, "position"])
+@pytest.mark.parametrize(
+    "left_out",
+    [
+        pytest.param(name, marks=[pytest.mark.slow] * (name not in ("params", "optimizer")))
+        for name in (*PARTS, "position")
+    ],
+)
 def test_every_part_of_the_saved_state_is_needed(
     config, undisturbed, tmp_path, monkeypatch, left_out
 ):

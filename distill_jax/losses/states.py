@@ -100,6 +100,12 @@ def attention_relation(
     Raises:
       UsageError: the number of heads or tokens differs.
 
+    Example:
+      >>> a, b = jnp.ones((1, 2, 1, 1)), jnp.arange(2.0).reshape(1, 2, 1, 1)
+      >>> values = attention_relation((a, b), (a, 3 * b), jnp.tril(jnp.ones((1, 2, 2), bool)))
+      >>> print([f"{value:.4f}" for value in values[0]])
+      ['0.0000', '0.1698']
+
     Reference:
       Wang et al. 2020, "MiniLM: deep self-attention distillation for task-agnostic compression of
       pre-trained transformers", section 3, equations 6 and 7; Wang et al. 2021, "MiniLMv2:

@@ -214,6 +214,7 @@ def test_ours_is_the_recipe_of_the_literature(task, tmp_path):
     assert ahead == {"ours": 1, "ours_ahead": 8, "ours_stored": 1}
 
 
+@pytest.mark.slow
 def test_a_turn_of_ours_trains_whole_steps_and_goes_on_where_it_was(task, tmp_path):
     turn, about = ours.prepare("ours", task, tmp_path)
     assert about["platform"] == "cpu" and about["steps_per_call"] == 1

@@ -26,7 +26,11 @@ def every_stage(name: str, student=STUDENT, teacher=TEACHER, **options):
     return [s.values(student, teacher, now) for s in method.stages() if s.values], method, now
 
 
-@pytest.mark.parametrize("name", ON_FEATURES)
+LONG = ("review", "vid", "nst", "rkd")  # to compile
+ROWS = [pytest.param(name, marks=[pytest.mark.slow] * (name in LONG)) for name in ON_FEATURES]
+
+
+@pytest.mark.parametrize("name", ROWS)
 def test_every_feature_method_gives_one_finite_value_an_example_and_a_gradient(name):
     method, now = prepared(name, STUDENT, TEACHER)
     stage = method.stages()[0]
@@ -44,7 +48,7 @@ def test_every_feature_method_gives_one_finite_value_an_example_and_a_gradient(n
     assert trained, "nothing is trained"
 
 
-@pytest.mark.parametrize("name", ON_FEATURES)
+@pytest.mark.parametrize("name", ROWS)
 def test_a_batch_of_one_is_finite(name):
     one = [jax.tree.map(lambda a: a[:1], o) for o in (STUDENT, TEACHER)]
     method, now = prepared(name, STUDENT, TEACHER)

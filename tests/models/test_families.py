@@ -203,9 +203,9 @@ def test_vgg_pools_once_more_only_at_64_pixels_and_refuses_less_than_8():
 
 slow = pytest.mark.slow
 RUNS = [
-    pytest.param("wrn_16_1", 8, {}),
+    pytest.param("wrn_16_1", 8, {}, marks=slow),
     pytest.param("vgg8", 8, {}),
-    pytest.param("imagenet_resnet18", 32, {}),
+    pytest.param("imagenet_resnet18", 32, {}, marks=slow),
     pytest.param("resnet50", 8, {}, marks=slow),
     pytest.param("mobilenet_v1", 32, {}, marks=slow),
     pytest.param("mobilenet_v2", 32, {}, marks=slow),

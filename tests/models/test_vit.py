@@ -112,6 +112,7 @@ class TestDeiT:
         expected = np.stack(tokens + patches, axis=1) + np.asarray(params["position_embedding"])
         np.testing.assert_allclose(outputs.taps["block12"], expected, atol=1e-5)
 
+    @pytest.mark.slow
     def test_stochastic_depth_acts_in_training_alone_and_never_in_the_first_block(self):
         graphdef, params, stats = self.network(drop_path=0.5)
         plain, *_ = self.network()

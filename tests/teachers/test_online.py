@@ -63,6 +63,7 @@ def kl(q, p):
     return np.sum(q * (np.log(q) - np.log(p)), axis=1)
 
 
+@pytest.mark.slow
 def test_sum_of_losses_and_mean_of_probabilities_differ_as_they_should(two_teachers):
     got, (z, first, second) = values(two_teachers, "sum_losses", (3.0, 1.0))
     p, q1, q2 = (softmax(a / 3, axis=1) for a in (z, first, second))

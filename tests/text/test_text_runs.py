@@ -109,6 +109,7 @@ def test_a_step_is_the_sum_over_single_documents(config, devices, accumulate):
         np.testing.assert_allclose(after.sums[name], value, rtol=2e-5, err_msg=name)
 
 
+@pytest.mark.slow
 def test_devices_and_accumulation_change_no_parameter(config):
     base = changed(config, training__batch_size=16, data__validation=4)
     one = first_step(base)[2]
@@ -127,6 +128,7 @@ def test_a_copy_of_the_teacher_has_no_loss_and_no_gradient(config, folders):
     np.testing.assert_allclose(after.sums["agreement"], 1.0, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_the_text_alone_needs_no_teacher(config, folders):
     config = changed(
         {**config, "method": {"name": "supervised"}, "teacher": {}}, data__tokenizer=str(folders[0])
@@ -174,6 +176,7 @@ def test_a_stopped_run_resumes_to_the_same_bits(config, undisturbed, tmp_path, m
     assert outcome(tmp_path / "run") == outcome(undisturbed)
 
 
+@pytest.mark.slow
 def test_a_run_learns_and_its_figures_are_those_of_its_saved_model(undisturbed, config):
     result = json.loads((undisturbed / "result.json").read_text())
     lines = [json.loads(line) for line in (undisturbed / "metrics.jsonl").read_text().splitlines()]

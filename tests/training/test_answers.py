@@ -57,7 +57,7 @@ def online(digits_teacher, tmp_path_factory):
     return run(student(digits_teacher), tmp_path_factory.mktemp("online") / "run")
 
 
-@pytest.mark.parametrize("devices", [1, 8])
+@pytest.mark.parametrize("devices", [1, pytest.param(8, marks=pytest.mark.slow)])
 def test_looking_ahead_changes_nothing(digits_teacher, online, tmp_path, devices):
     ahead = student(
         digits_teacher,
@@ -68,6 +68,7 @@ def test_looking_ahead_changes_nothing(digits_teacher, online, tmp_path, devices
     close(run(ahead, tmp_path / "ahead"), online, 1e-4)
 
 
+@pytest.mark.slow
 def test_features_are_looked_ahead_too(digits_teacher, tmp_path):
     one = student(digits_teacher, "rkd", method__soft_weight=1.0)
     ahead = changed(one, teacher__look_ahead=4, training__steps_per_call=4)
@@ -104,6 +105,7 @@ def test_half_precision_is_close(digits_teacher, online, tmp_path):
     close(run(stored, tmp_path / "run"), online, 5e-3)
 
 
+@pytest.mark.slow
 def test_mixed_views_are_stored_with_their_seeds(digits_teacher, tmp_path):
     config = student(digits_teacher, data__augment__mixup=0.4)
     made = storing.write(config, tmp_path / "steps", dtype="float32")
