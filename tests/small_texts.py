@@ -7,7 +7,11 @@ import numpy as np
 import tokenizers
 from tokenizers import models, pre_tokenizers, trainers
 
+from distill_jax import config as configs
+from distill_jax import experiment, parallel
 from distill_jax.models import language, split
+from distill_jax.training import step
+from distill_jax.training.state import placed
 
 # Sentences are drawn from these; no page of the project, whose edits would move every number.
 WORDS = (
@@ -78,3 +82,13 @@ def config(teacher: pathlib.Path, records: pathlib.Path) -> dict:
         "logging": {"progress": "off", "tensorboard": False, "every_steps": 3},
         "mesh": {"data": 1},
     }
+
+
+def first_step(config: dict):
+    """The parts of a run, its first batch, and its state after one step."""
+    parts = experiment.prepare(configs.resolve(config))
+    compiled = step.compile_steps(parts.recipe, parts.mesh)
+    batch = next(parts.batches(0))
+    now = placed(parts.initial, parallel.replicated(parts.mesh))
+    batches = step.put_batches([batch], parts.mesh)
+    return parts, batch, compiled(now, parts.teacher_variables, {}, batches)

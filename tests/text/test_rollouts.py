@@ -17,8 +17,7 @@ from distill_jax import config as configs
 from distill_jax import experiment, models
 from distill_jax.errors import UsageError
 from distill_jax.session import Session
-from distill_jax.training import loop, step
-from distill_jax.training.state import placed
+from distill_jax.training import loop
 
 NEW_TOKENS = 6
 
@@ -122,24 +121,16 @@ def test_the_teacher_judges_what_the_student_wrote_and_no_label_does(parts, conf
             p, q = log_softmax(z_t[place]), log_softmax(z_s[place])
             total += 4.0 * np.sum(softmax(z_t[place]) * (p - q))
             count += 1
-    after = stepped(config)
+    after = small_texts.first_step(config)[2]
     np.testing.assert_allclose(after.sums["loss"], total / count, rtol=5e-5)
     assert after.sums["on_policy"] == 1.0 and after.sums["hard_loss"] > 0
 
 
-def stepped(config):
-    parts = experiment.prepare(configs.resolve(config))
-    compiled = step.compile_steps(parts.recipe, parts.mesh)
-    whole = jax.sharding.NamedSharding(parts.mesh, jax.sharding.PartitionSpec())
-    batch = step.put_batches([next(parts.batches(0))], parts.mesh)
-    return compiled(placed(parts.initial, whole), parts.teacher_variables, {}, batch)
-
-
 @pytest.mark.slow
 def test_devices_and_accumulation_change_no_parameter(config):
-    one = stepped(config)
+    one = small_texts.first_step(config)[2]
     for values in ({"mesh__data": 8}, {"training__accumulate": 4}):
-        other = stepped(changed(config, **values))
+        other = small_texts.first_step(changed(config, **values))[2]
         for name, value in one.params.items():
             np.testing.assert_allclose(other.params[name], value, atol=2e-5, err_msg=name)
 

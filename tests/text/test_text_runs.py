@@ -4,7 +4,6 @@ import json
 import os
 import signal
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -18,8 +17,7 @@ from distill_jax.data import text
 from distill_jax.errors import UsageError
 from distill_jax.models import language
 from distill_jax.session import Session
-from distill_jax.training import loop, step
-from distill_jax.training.state import placed
+from distill_jax.training import loop
 
 
 @pytest.fixture(scope="module")
@@ -33,20 +31,6 @@ def folders(tmp_path_factory):
 @pytest.fixture(scope="module")
 def config(folders):
     return small_texts.config(*folders)
-
-
-def first_step(config):
-    """The parts of a run, and its state after one step."""
-    parts = experiment.prepare(configs.resolve(config))
-    compiled = step.compile_steps(parts.recipe, parts.mesh)
-    whole = jax.sharding.NamedSharding(parts.mesh, jax.sharding.PartitionSpec())
-    batch = next(parts.batches(0))
-    now = placed(parts.initial, whole)
-    return (
-        parts,
-        batch,
-        compiled(now, parts.teacher_variables, {}, step.put_batches([batch], parts.mesh)),
-    )
 
 
 def by_documents(parts, batch, temperature):
@@ -92,7 +76,7 @@ def test_a_step_is_the_sum_over_single_documents(config, devices, accumulate):
     config = changed(
         config, mesh__data=devices, training__accumulate=accumulate, data__validation=4
     )
-    parts, batch, after = first_step(config)
+    parts, batch, after = small_texts.first_step(config)
     assert (batch["segments"].max(axis=1) > 1).any() and (batch["segments"] == 0).any()
     sums = by_documents(parts, batch, temperature=2.0)
     count = sums["count"]
@@ -112,9 +96,9 @@ def test_a_step_is_the_sum_over_single_documents(config, devices, accumulate):
 @pytest.mark.slow
 def test_devices_and_accumulation_change_no_parameter(config):
     base = changed(config, training__batch_size=16, data__validation=4)
-    one = first_step(base)[2]
+    one = small_texts.first_step(base)[2]
     for values in ({"mesh__data": 8}, {"training__accumulate": 4}):
-        other = first_step(changed(base, **values))[2]
+        other = small_texts.first_step(changed(base, **values))[2]
         for name, value in one.params.items():
             np.testing.assert_allclose(other.params[name], value, atol=2e-5, err_msg=name)
 
@@ -122,7 +106,7 @@ def test_devices_and_accumulation_change_no_parameter(config):
 def test_a_copy_of_the_teacher_has_no_loss_and_no_gradient(config, folders):
     student = {"name": "decoder", "path": str(folders[0])}
     config = changed({**config, "student": student}, method__hard_weight=0.0)
-    after = first_step(config)[2]
+    after = small_texts.first_step(config)[2]
     assert abs(after.sums["soft_loss"]) < 1e-6
     assert after.sums["gradient_norm"] < 1e-5
     np.testing.assert_allclose(after.sums["agreement"], 1.0, rtol=1e-6)
@@ -133,7 +117,7 @@ def test_the_text_alone_needs_no_teacher(config, folders):
     config = changed(
         {**config, "method": {"name": "supervised"}, "teacher": {}}, data__tokenizer=str(folders[0])
     )
-    parts, batch, after = first_step(config)
+    parts, batch, after = small_texts.first_step(config)
     assert parts.description["teachers"] == []
     logits = models.merge(parts.recipe.comparison.student.graphdef, parts.initial.params)
     total = 0.0

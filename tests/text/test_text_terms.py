@@ -2,7 +2,6 @@
 
 import json
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -14,8 +13,6 @@ from distill_jax import config as configs
 from distill_jax import experiment, models
 from distill_jax.errors import UsageError
 from distill_jax.models import language
-from distill_jax.training import step
-from distill_jax.training.state import placed
 
 
 @pytest.fixture(scope="module")
@@ -36,19 +33,6 @@ def summed(config, name, **options):
             node = node.setdefault(part, {})
         node[names[-1]] = value
     return {**config, "method": method}
-
-
-def first_step(config):
-    parts = experiment.prepare(configs.resolve(config))
-    compiled = step.compile_steps(parts.recipe, parts.mesh)
-    whole = jax.sharding.NamedSharding(parts.mesh, jax.sharding.PartitionSpec())
-    batch = next(parts.batches(0))
-    now = placed(parts.initial, whole)
-    return (
-        parts,
-        batch,
-        compiled(now, parts.teacher_variables, {}, step.put_batches([batch], parts.mesh)),
-    )
 
 
 def relations(decoder, decoded, layer):
@@ -113,7 +97,7 @@ OPTIONS = {
 def test_a_step_is_the_weighted_sum_over_single_documents(config, devices, accumulate):
     config = summed(config, NAME, **OPTIONS)
     config = changed(config, mesh__data=devices, training__accumulate=accumulate)
-    parts, batch, after = first_step(config)
+    parts, batch, after = small_texts.first_step(config)
     assert (batch["segments"].max(axis=1) > 1).any() and (batch["segments"] == 0).any()
     sums = by_documents(parts, batch)
     soft, states, relation = (sums[n] / sums["count"] for n in ("soft", "states", "relations"))
@@ -132,11 +116,11 @@ def test_a_step_is_the_weighted_sum_over_single_documents(config, devices, accum
 
 def test_two_divergences_add_up(config):
     one, other = (
-        first_step(summed(config, name))[2].sums["soft_loss"]
+        small_texts.first_step(summed(config, name))[2].sums["soft_loss"]
         for name in ("soft_target", "reverse_kl")
     )
     options = {"soft_target__weight": 0.25, "reverse_kl__weight": 0.75}
-    both = first_step(summed(config, "soft_target+reverse_kl", **options))[2].sums
+    both = small_texts.first_step(summed(config, "soft_target+reverse_kl", **options))[2].sums
     np.testing.assert_allclose(both["loss"], 0.25 * one + 0.75 * other, rtol=1e-5)
     assert abs(one - other) > 5e-3 * one
 
@@ -144,7 +128,7 @@ def test_two_divergences_add_up(config):
 def test_a_copy_of_the_teacher_has_no_loss_in_its_states(config):
     student = {"name": "decoder", "path": config["teacher"]["path"][0]}
     config = summed({**config, "student": student}, "hidden_states+attention_relations")
-    parts, _, after = first_step(config)
+    parts, _, after = small_texts.first_step(config)
     assert parts.initial.adapters == {}  # of one width: nothing to project
     assert abs(after.sums["loss"]) < 1e-5 and after.sums["gradient_norm"] < 1e-3
     # No divergence is trained, and yet the distance from the teacher is known.
