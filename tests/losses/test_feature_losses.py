@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from feature_reference import ATOL, CASES, MAP_CASES, RELATION_CASES, assert_near
+from feature_cases import CASES, MAP_CASES, RELATION_CASES
+from feature_reference import ATOL, assert_near
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from loss_reference import numeric_gradient
