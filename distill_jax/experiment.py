@@ -123,7 +123,8 @@ def _run(
     device, warning = parallel.describe_devices(parts.mesh)
     total = parts.total_steps
     title = f"{config.student.name} by {config.method.name}"
-    with Progress(total, title=title, style=config.logging.progress) as progress:
+    unit = "rows" if config.data.name == schema.TEXT else "images"
+    with Progress(total, title=title, style=config.logging.progress, unit=unit) as progress:
         progress.note(f"device: {device}; workdir: {paths.root}; {total} steps")
         if warning:
             progress.note(f"WARNING: {warning}")
