@@ -25,14 +25,19 @@ def _log_pair(
 
 
 def kl_of_logs(log_a: jax.Array, log_b: jax.Array) -> jax.Array:
-    """KL(A || B) over the last axis.
+    """KL(A || B) over the last axis."""
+    return jnp.sum(kl_summands(log_a, log_b), axis=-1)
+
+
+def kl_summands(log_a: jax.Array, log_b: jax.Array) -> jax.Array:
+    """What is summed over the classes for KL(A || B).
 
     sum (b - a) is zero for distributions, but adding it term by term makes the summand second order
     in log a - log b: the rounding of the two normalisers then cancels instead of drowning a small
     divergence, and the gradient with respect to log b is b - a, exactly zero where A = B.
     """
     a, b = jnp.exp(log_a), jnp.exp(log_b)
-    return jnp.sum(a * (log_a - log_b) + (b - a), axis=-1)
+    return a * (log_a - log_b) + (b - a)
 
 
 def log_mixture(weight: float | jax.Array, log_a: jax.Array, log_b: jax.Array) -> jax.Array:

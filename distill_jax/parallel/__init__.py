@@ -1,26 +1,36 @@
 """The mesh of devices and where arrays live on it.
 
-Axes are `data` (the batch is split), `fsdp` (the batch and, by sharding rules, the parameters are
-split) and `tensor` (a layer is split). Rules that shard parameters are left out so far: parameters
-are whole on every device, which is what `pmap` used to do.
+Axes are `data` (the batch is split), `fsdp` (the batch and the stored parameters are split; these
+are put together where they are used) and `tensor` (a layer is computed in parts). The mesh (n,1,1)
+keeps whole parameters on every device and splits the batch, which is what `pmap` used to do.
 """
 
 from distill_jax.parallel.mesh import (
     AXES,
+    BATCH,
     batch_sharding,
     check_divides,
     describe_devices,
     fix_gpu_order,
     make_mesh,
     replicated,
+    ways,
 )
+from distill_jax.parallel.rules import GATHERED, gathered, layout, sharding, undivided
 
 __all__ = [
     "AXES",
+    "BATCH",
+    "GATHERED",
     "batch_sharding",
     "check_divides",
     "describe_devices",
     "fix_gpu_order",
+    "gathered",
+    "layout",
     "make_mesh",
     "replicated",
+    "sharding",
+    "undivided",
+    "ways",
 ]

@@ -11,6 +11,8 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from distill_jax.errors import UsageError
 
 AXES = ("data", "fsdp", "tensor")
+#: The axes that a batch is split over.
+BATCH = ("data", "fsdp")
 
 
 def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, devices: list | None = None) -> Mesh:
@@ -44,7 +46,7 @@ def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, devices: list | No
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """The leading axis over `data` and `fsdp`, the rest whole."""
-    return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
+    return NamedSharding(mesh, PartitionSpec(BATCH))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -52,12 +54,17 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
+def ways(mesh: Mesh) -> int:
+    """Into how many parts a batch is split."""
+    return math.prod(mesh.shape[axis] for axis in BATCH)
+
+
 def check_divides(mesh: Mesh, key: str, batch_size: int) -> None:
     """UsageError when a batch cannot be split evenly over the mesh."""
-    ways = math.prod(mesh.shape[axis] for axis in ("data", "fsdp"))
-    if batch_size % ways:
+    parts = ways(mesh)
+    if batch_size % parts:
         raise UsageError(
-            f"{key}={batch_size}: expected a multiple of {ways}, "
+            f"{key}={batch_size}: expected a multiple of {parts}, "
             f"the devices along mesh.data*mesh.fsdp"
         )
 
