@@ -66,7 +66,10 @@ def open_teacher(
     )
     images = jax.ShapeDtypeStruct((1, *info.image_shape), jnp.float32)
     outputs = jax.eval_shape(teacher, variables, images)
-    variables = jax.device_put(variables, parallel.replicated(mesh))
+    where = parallel.layout(variables, mesh)
+    if "teacher" in config.mesh.replicate:
+        where = parallel.replicated(mesh)
+    variables = jax.device_put(variables, where)
     answer = online_answer(teacher, variables, info.num_classes)
     described = zip(
         config.teacher.path, teacher.fingerprints, teacher.specs, teacher.parameters, strict=True

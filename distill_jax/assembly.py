@@ -56,7 +56,7 @@ class ImageParts(Parts):
 
     def load(self, folder: str | os.PathLike) -> tuple[models.Flat, models.Flat]:
         saved = models.load(folder, key="--workdir")
-        return jax.device_put((saved.params, saved.stats), parallel.replicated(self.mesh))
+        return jax.device_put((saved.params, saved.stats), (self.layout.params, self.layout.stats))
 
     def batches(self, position: int) -> Iterator[dict[str, np.ndarray]]:
         feed = data.training(
@@ -92,14 +92,15 @@ def mesh_of(config: ConfigDict) -> Mesh:
     Raises:
       UsageError: there are others, or a batch or a part of one does not divide by them.
     """
-    mesh = parallel.make_mesh(**config.mesh)
+    mesh = parallel.make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
     for key in ("training.batch_size", "evaluation.batch_size"):
         parallel.check_divides(mesh, key, configs.flatten(config)[key])
     part = config.training.batch_size // config.training.accumulate
-    if part % math.prod(mesh.shape[axis] for axis in ("data", "fsdp")):
+    if part % parallel.ways(mesh):
         raise UsageError(
             f"training.accumulate={config.training.accumulate}: parts of {part} examples do "
-            f"not divide by the {mesh.size} devices; expected a smaller number"
+            f"not divide by the {parallel.ways(mesh)} devices that share a batch; expected a "
+            "smaller number"
         )
     return mesh
 
@@ -177,17 +178,17 @@ def prepare(config: ConfigDict) -> ImageParts:
         train=train,
         train_ids=train_ids,
         recipes=recipes,
-        initial=jax.device_get(
-            state.initial(
-                paired.params,
-                stats,
-                paired.adapters,
-                paired.memory,
-                recipes[0].optimizer,
-                seed=config.seed,
-                averaged=config.training.ema_decay > 0,
-                metrics=recipes[0].metrics,
-            )
+        initial=state.initial(
+            paired.params,
+            stats,
+            paired.adapters,
+            paired.memory,
+            recipes[0].optimizer,
+            mesh=mesh,
+            replicate=config.mesh.replicate,
+            seed=config.seed,
+            averaged=config.training.ema_decay > 0,
+            metrics=recipes[0].metrics,
         ),
         teacher_variables=opened.variables,
         store=store,
@@ -290,6 +291,7 @@ def _recipes(
                 teacher_taps=taps,
                 sum_losses=config.teacher.combine == "sum_losses",
                 look_ahead=_look_ahead(config, mesh),
+                mesh=mesh,
                 hard_weight=schedules.parse(hard),
                 soft_weight=schedules.parse(config.method.soft_weight) if main else one,
                 temperature=schedules.parse(config.method.temperature),

@@ -141,8 +141,8 @@ def _train(session: Session, stop_asked: Callable[[], bool]) -> dict[str, Any]:
     now, at, position = session.start()
     compiled = {
         recipe.begin: (
-            step.compile_steps(recipe, parts.mesh),
-            step.compile_reset(recipe, parts.mesh),
+            step.compile_steps(recipe, parts.mesh, parts.layout),
+            step.compile_reset(recipe, parts.mesh, parts.layout),
         )
         for recipe in parts.recipes
     }

@@ -26,7 +26,7 @@ class Parts(abc.ABC):
       config: resolved.
       mesh: the devices.
       recipes: what is fixed about a step, one for each stage of the method, in their order.
-      initial: the state before the first step, on the host.
+      initial: the state before the first step, on the devices; a run uses it up.
       teacher_variables: arrays of the teachers, on the devices.
       store: resident training set on the devices, or {}.
       evaluators: "validation" (where held out) and "test".
@@ -43,6 +43,11 @@ class Parts(abc.ABC):
     evaluators: Mapping[str, Evaluate]
     steps_per_epoch: float
     description: dict[str, Any]
+
+    @property
+    def layout(self) -> state.TrainState:
+        """The shardings of the state."""
+        return jax.tree.map(lambda a: a.sharding, self.initial)
 
     @property
     def recipe(self) -> Recipe:

@@ -7,7 +7,7 @@ this table; `distill-jax train --help-config` prints it.
 
 from typing import Any
 
-from distill_jax import keys, methods, models
+from distill_jax import keys, methods, models, parallel
 from distill_jax.data.text.packing import LONG
 from distill_jax.data.text.packing import STRATEGIES as PACKING
 from distill_jax.data.text.sources import DOCUMENTS, FIELDS
@@ -20,6 +20,12 @@ from distill_jax.training import optimizers
 
 def _metric(value: Any) -> str:
     if value not in METRICS:
+        raise ValueError
+    return value
+
+
+def _part(value: Any) -> str:
+    if value not in parallel.PARTS:
         raise ValueError
     return value
 
@@ -287,10 +293,15 @@ SCHEMA: dict[str, keys.Key] = {
         -1, "devices along the axis of the batch; -1: all", low=-1, lasting=False
     ),
     "mesh.fsdp": keys.integer(
-        1, "devices that share the parameters' shards (1 so far)", low=1, high=1, lasting=False
+        1, "devices that share the batch and the parameters' shards", low=1, lasting=False
     ),
-    "mesh.tensor": keys.integer(
-        1, "devices that share a layer (1 so far)", low=1, high=1, lasting=False
+    "mesh.tensor": keys.integer(1, "devices that share a layer", low=1, lasting=False),
+    "mesh.replicate": keys.several(
+        (),
+        _part,
+        f"some of {', '.join(parallel.PARTS)}",
+        "what is whole on every device in place of in shards",
+        lasting=False,
     ),
 }
 

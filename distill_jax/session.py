@@ -7,7 +7,6 @@ from typing import Any
 
 import jax
 
-from distill_jax import parallel
 from distill_jax.generation import METRICS
 from distill_jax.parts import Parts
 from distill_jax.training import checkpoints, loop, state, writers
@@ -40,10 +39,15 @@ class Session:
 
     def start(self) -> tuple[state.TrainState, int, int]:
         """The state to go on from, its step, and its position in the data."""
-        restored = self.checkpoints.restore(self.abstract()) if self.resumed else None
+        restored = None
+        if self.resumed:
+            abstract = self.abstract()
+            if self.checkpoints.steps():
+                # There may not be room for two states.
+                jax.tree.map(lambda a: a.delete(), self.parts.initial)
+            restored = self.checkpoints.restore(abstract)
         if restored is None:
-            whole = parallel.replicated(self.parts.mesh)
-            now, at, extra = state.placed(self.parts.initial, whole), 0, {}
+            now, at, extra = self.parts.initial, 0, {}
         else:
             now, at, extra = restored.state, restored.step, restored.extra
             self.progress.note(f"resumed from the checkpoint of step {at}")
@@ -65,9 +69,9 @@ class Session:
 
     def abstract(self) -> state.TrainState:
         """Shapes, dtypes and shardings of the state."""
-        whole = parallel.replicated(self.parts.mesh)
         return jax.tree.map(
-            lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=whole), self.parts.initial
+            lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding),
+            self.parts.initial,
         )
 
     def close(self) -> None:

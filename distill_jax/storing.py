@@ -46,7 +46,7 @@ def write(
         )
     splits = load_splits(config)
     saved = models.load(config.teacher.path[0], key="teacher.path")
-    mesh = parallel.make_mesh(**config.mesh)
+    mesh = parallel.make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
     augment = data.Augment(**config.data.augment)
     shared = dict(
         saved=saved,

@@ -87,7 +87,7 @@ class TextParts(Parts):
             for name, value in self.initial.params.items()
             if name not in params
         }
-        return jax.device_put(params, parallel.replicated(self.mesh)), {}
+        return jax.device_put(params, self.layout.params), {}
 
 
 def prepare(config: ConfigDict) -> TextParts:
@@ -97,7 +97,6 @@ def prepare(config: ConfigDict) -> TextParts:
       UsageError: when the text, the tokenizer, the teacher, the mesh or the method do not fit.
     """
     mesh = mesh_of(config)
-    whole = parallel.replicated(mesh)
     divergences, terms = _objective(config)
     teacher = _teacher(config, mesh) if divergences else None
     tokenizer, shared = _tokenizer(config)
@@ -106,8 +105,10 @@ def prepare(config: ConfigDict) -> TextParts:
         teacher,
         tokenizer.vocab_size,
         seed=config.seed,
+        layout=_layout(config, mesh, "student"),
         dtype=jnp.dtype(config.training.compute_dtype),
         remat=config.training.remat,
+        mesh=mesh,
     )
     vocab_size = shared
     for key, model in (("student", student), ("teacher", teacher)):
@@ -130,16 +131,19 @@ def prepare(config: ConfigDict) -> TextParts:
                 "quantize": config.teacher.quantize,
             }
         ]
-        teacher_params = jax.device_put(teacher_params, whole)
     if base:
         about["base"] = {
             "path": config.student.path or str(config.teacher.path[0]),
             "fingerprint": _fingerprint(student.config, base),
             "parameters": models.count(base),
         }
-        teacher_params |= jax.device_put(lora.frozen(base), whole)
+        frozen = lora.frozen(base)
+        whole = ("base",) if "student" in config.mesh.replicate else ()
+        teacher_params |= jax.device_put(
+            frozen, parallel.layout({"base": frozen}, mesh, whole)["base"]
+        )
     comparison = Comparison(
-        Network(student.config, graphdef), other, divergences, terms, vocab_size
+        Network(student.config, graphdef), other, divergences, terms, vocab_size, mesh
     )
     # Another stream than the student's own parameters, which are drawn from the seed as it is.
     drawn = jax.random.fold_in(jax.random.key(config.seed, impl="threefry2x32"), 1)
@@ -167,17 +171,17 @@ def prepare(config: ConfigDict) -> TextParts:
         config=config,
         mesh=mesh,
         recipes=(recipe,),
-        initial=jax.device_get(
-            state.initial(
-                params,
-                {},
-                adapters,
-                {},
-                recipe.optimizer,
-                seed=config.seed,
-                averaged=config.training.ema_decay > 0,
-                metrics=recipe.metrics,
-            )
+        initial=state.initial(
+            params,
+            {},
+            adapters,
+            {},
+            recipe.optimizer,
+            mesh=mesh,
+            replicate=config.mesh.replicate,
+            seed=config.seed,
+            averaged=config.training.ema_decay > 0,
+            metrics=recipe.metrics,
         ),
         teacher_variables=teacher_params,
         store={},
@@ -235,8 +239,18 @@ def _teacher(config: ConfigDict, mesh: Mesh) -> language.Decoder:
         param_dtype=dtype,
         dtype=dtype,
         quantize=config.teacher.quantize,
-        layout=lambda name, shape: parallel.replicated(mesh),
+        layout=_layout(config, mesh, "teacher"),
+        mesh=mesh,
     )
+
+
+def _layout(config: ConfigDict, mesh: Mesh, part: str) -> language.Placement | None:
+    """Where the parameters of "student" or "teacher" go; None for the only device."""
+    if mesh.size == 1:
+        return None
+    if part in config.mesh.replicate:
+        return lambda name, shape: parallel.replicated(mesh)
+    return lambda name, shape: parallel.sharding(name, shape, mesh)
 
 
 def folder_of(path: str | os.PathLike) -> pathlib.Path:

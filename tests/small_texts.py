@@ -8,7 +8,7 @@ import tokenizers
 from tokenizers import models, pre_tokenizers, trainers
 
 from distill_jax import config as configs
-from distill_jax import experiment, parallel
+from distill_jax import experiment
 from distill_jax.models import language, split
 from distill_jax.training import step
 from distill_jax.training.state import placed
@@ -87,8 +87,8 @@ def config(teacher: pathlib.Path, records: pathlib.Path) -> dict:
 def first_step(config: dict):
     """The parts of a run, its first batch, and its state after one step."""
     parts = experiment.prepare(configs.resolve(config))
-    compiled = step.compile_steps(parts.recipe, parts.mesh)
+    compiled = step.compile_steps(parts.recipe, parts.mesh, parts.layout)
     batch = next(parts.batches(0))
-    now = placed(parts.initial, parallel.replicated(parts.mesh))
+    now = placed(parts.initial, parts.layout)
     batches = step.put_batches([batch], parts.mesh)
     return parts, batch, compiled(now, parts.teacher_variables, {}, batches)

@@ -16,12 +16,22 @@ from distill_jax.parallel.mesh import (
     replicated,
     ways,
 )
-from distill_jax.parallel.rules import GATHERED, gathered, layout, sharding, undivided
+from distill_jax.parallel.rules import (
+    GATHERED,
+    PARTS,
+    assembled,
+    gathered,
+    layout,
+    sharding,
+    undivided,
+)
 
 __all__ = [
     "AXES",
     "BATCH",
     "GATHERED",
+    "PARTS",
+    "assembled",
     "batch_sharding",
     "check_divides",
     "describe_devices",

@@ -20,6 +20,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from distill_jax.parallel.mesh import replicated
 
+#: What can be whole on every device in place of in shards.
+PARTS = ("student", "adapters", "optimizer", "average", "teacher")
 #: The name of what `gathered` returns.
 GATHERED = "gathered"
 
@@ -109,6 +111,17 @@ def layout(tree: Any, mesh: Mesh, replicate: Collection[str] = ()) -> Any:
         return sharding(names[-1], leaf.shape, mesh)
 
     return jax.tree_util.tree_map_with_path(of, tree)
+
+
+def assembled(tree: Any, mesh: Mesh) -> Any:
+    """Parameters that are put together over `fsdp`, all at once, each with `gathered`."""
+    if mesh.shape["fsdp"] == 1:
+        return tree
+
+    def whole(path, leaf):
+        return gathered(leaf, sharding(_names(path)[-1], leaf.shape, mesh))
+
+    return jax.tree_util.tree_map_with_path(whole, tree)
 
 
 def undivided(tree: Any, mesh: Mesh) -> Iterator[tuple[str, tuple[int, ...], str]]:

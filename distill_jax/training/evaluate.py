@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from distill_jax import data, models
+from distill_jax import data, models, parallel
 from distill_jax.models import Spec
 from distill_jax.parallel import batch_sharding
 from distill_jax.teachers import Teachers, mean_probabilities
@@ -66,6 +66,7 @@ class Evaluator:
         def logits_of(params, stats, store, batch):
             images, _ = data.identity(*examples_of(batch, store), spec.num_classes)
             inputs = models.normalise(images, spec.mean, spec.std)
+            params = parallel.assembled(params, mesh)
             return models.apply(graphdef, params, stats, inputs, train=False)[0].logits
 
         def sums(params, stats, answer, store, batch):

@@ -6,8 +6,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
-from distill_jax import data, losses, models, teachers
+from distill_jax import data, losses, models, parallel, teachers
 from distill_jax.data import augment
 from distill_jax.methods import Context, Method, Stage
 from distill_jax.models import Outputs, Spec
@@ -37,6 +38,7 @@ class ImageRecipe(Recipe):
       teacher_taps: the teacher's taps that the stage reads.
       sum_losses: with several teachers, a loss to each instead of one to their mean.
       look_ahead: steps whose teacher answers may be computed in one forward pass.
+      mesh: the devices.
       label_smoothing: of the hard targets, in [0, 1).
     """
 
@@ -49,6 +51,7 @@ class ImageRecipe(Recipe):
     teacher_taps: frozenset[str]
     sum_losses: bool
     look_ahead: int
+    mesh: Mesh
     label_smoothing: float
 
     @property
@@ -83,6 +86,9 @@ class ImageRecipe(Recipe):
             view["strong"] = data.strong_view(raw, more, self.augment)
         return {**view, "draws": draws}
 
+    def _answers(self, teacher_variables: Any, view: View) -> list[Outputs]:
+        return self.teachers.answers(parallel.assembled(teacher_variables, self.mesh), view)
+
     def answers_ahead(
         self, state: TrainState, teacher_variables: Any, store: Batch, batches: Batch
     ) -> list[Outputs]:
@@ -102,7 +108,7 @@ class ImageRecipe(Recipe):
             return jnp.moveaxis(a.reshape(-1, count, *a.shape[1:]), 1, 0)
 
         view = View(merged(shown["images"]), merged(shown["ids"]), {}, {})
-        answers = self.teachers.answers(teacher_variables, view)
+        answers = self._answers(teacher_variables, view)
         kept = [
             Outputs(a.logits, {name: a.taps[name] for name in a.taps if name in self.teacher_taps})
             for a in answers
@@ -117,7 +123,7 @@ class ImageRecipe(Recipe):
         draws = shown.pop("draws")
         if answers is None and self.teachers is not None and self.teachers.stored:
             view = View(shown["images"], shown["ids"], draws, batch)
-            answers = self.teachers.answers(teacher_variables, view)
+            answers = self._answers(teacher_variables, view)
         return shown if answers is None else {**shown, "answers": answers}
 
     def loss(
@@ -130,6 +136,7 @@ class ImageRecipe(Recipe):
         key: jax.Array,
     ) -> tuple[jax.Array, tuple[tuple[Flat, Flat], dict[str, jax.Array]]]:
         stats, memory = kept
+        trainable = parallel.assembled(trainable, self.mesh)
         spec, method = self.spec, self.method
         strong_key, method_key = (jax.random.fold_in(key, n) for n in range(2))
 
@@ -141,7 +148,7 @@ class ImageRecipe(Recipe):
 
         def teachers_on(images):
             view = View(images, part["ids"], {}, {})
-            return self.teachers.answers(teacher_variables, view)
+            return self._answers(teacher_variables, view)
 
         def hard_values(student):
             return losses.cross_entropy(

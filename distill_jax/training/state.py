@@ -1,13 +1,16 @@
 """All that changes during training, as one pytree: what a checkpoint holds."""
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import Mesh
+
+from distill_jax import parallel
 
 Flat = dict[str, jax.Array]
 
@@ -49,9 +52,14 @@ class TrainState:
         return self.params, self.stats
 
 
-def placed(host: TrainState, sharding: jax.sharding.Sharding) -> TrainState:
-    """A state on the devices, of one on the host; its buffers are its own, so may be donated."""
-    return jax.tree.map(lambda a: jax.device_put(np.array(a, copy=True), sharding), host)
+def placed(state: TrainState, layout: Any) -> TrainState:
+    """The same state in buffers of its own, so that a step may be given it and the other kept.
+
+    Args:
+      state: on the host or on devices of this process.
+      layout: one sharding, or the tree of them.
+    """
+    return jax.device_put(jax.tree.map(lambda a: np.array(a, copy=True), state), layout)
 
 
 def initial(
@@ -61,11 +69,15 @@ def initial(
     memory: Flat,
     optimizer: optax.GradientTransformation,
     *,
+    mesh: Mesh,
+    replicate: Collection[str] = (),
     seed: int,
     averaged: bool,
     metrics: Iterable[str],
 ) -> TrainState:
-    """The state before the first step.
+    """The state before the first step, on the devices, in buffers of its own.
+
+    Of `jax.ShapeDtypeStruct`s it makes such a state: shapes, dtypes and shardings.
 
     Args:
       params: the student's initial parameters.
@@ -73,20 +85,36 @@ def initial(
       adapters: the method's initial arrays that are trained.
       memory: its initial arrays that are not.
       optimizer: gives its state.
+      mesh: the devices, over which it lies as `parallel.layout` says.
+      replicate: what is whole on every device: "student", "adapters", "optimizer" or "average".
       seed: of the run.
       averaged: whether a moving average is kept; it starts as a copy of the student.
       metrics: names of what a step measures.
     """
-    copy = {"params": params, "stats": stats} if averaged else {}
-    return TrainState(
-        step=jnp.int32(0),
-        seed=jnp.int32(seed),
-        params=params,
-        stats=stats,
-        adapters=adapters,
-        memory=memory,
-        optimizer=optimizer.init({"student": params, "adapters": adapters}),
-        average=jax.tree.map(jnp.copy, copy),
-        sums={name: jnp.float32(0) for name in ("steps", *metrics, "gradient_norm")},
-        bad_step=jnp.int32(-1),
-    )
+
+    def make(params, stats, adapters, memory):
+        return TrainState(
+            step=jnp.int32(0),
+            seed=jnp.int32(seed),
+            params=params,
+            stats=stats,
+            adapters=adapters,
+            memory=memory,
+            optimizer=optimizer.init({"student": params, "adapters": adapters}),
+            average={"params": params, "stats": stats} if averaged else {},
+            sums={name: jnp.float32(0) for name in ("steps", *metrics, "gradient_norm")},
+            bad_step=jnp.int32(-1),
+        )
+
+    given = (params, stats, adapters, memory)
+    abstract = jax.eval_shape(make, *given)
+    whole = {"params" if part == "student" else part for part in replicate}
+    layout = parallel.layout(abstract, mesh, whole)
+    if any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(given)):
+        return jax.tree.map(
+            lambda a, where: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=where),
+            abstract,
+            layout,
+        )
+    # Moments of arrays in shards come in the same shards: no device ever holds them whole.
+    return jax.tree.map(jnp.copy, jax.device_put(make(*given), layout))

@@ -15,7 +15,7 @@ import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from distill_jax.parallel import batch_sharding, replicated
+from distill_jax.parallel import batch_sharding, layout, replicated
 from distill_jax.training import optimizers
 from distill_jax.training.recipe import Batch, Recipe
 from distill_jax.training.state import TrainState
@@ -55,6 +55,7 @@ def train_step(
     sharding = NamedSharding(mesh, PartitionSpec(None, *batch_sharding(mesh).spec))
     parts = jax.lax.with_sharding_constraint(parts, sharding)
     trainable = {"student": state.params, "adapters": state.adapters}
+    shards = layout(trainable, mesh)
 
     def accumulate(carry, inputs):
         kept, totals = carry
@@ -64,11 +65,14 @@ def train_step(
             return recipe.loss(now, teacher_variables, trainable, kept, part, key)
 
         (_, (kept, metrics)), gradient = jax.value_and_grad(loss, has_aux=True)(trainable)
+        gradient = jax.lax.with_sharding_constraint(gradient, shards)
         new = {"gradient": gradient, "metrics": metrics}
         return kept, jax.tree.map(lambda a, b: a + b / recipe.accumulate, totals, new)
 
     nothing = {
-        "gradient": jax.tree.map(jnp.zeros_like, trainable),
+        "gradient": jax.lax.with_sharding_constraint(
+            jax.tree.map(jnp.zeros_like, trainable), shards
+        ),
         "metrics": dict.fromkeys(recipe.metrics, jnp.float32(0)),
     }
     # The first of the two is the view's; the second is for dropout and the method's draws.
@@ -142,10 +146,13 @@ def _fold(mesh: Mesh, body: Callable[[Any, Any], Any], carry: Any, items: Any) -
     return carry
 
 
-def compile_steps(recipe: Recipe, mesh: Mesh) -> Callable[..., TrainState]:
+def compile_steps(
+    recipe: Recipe, mesh: Mesh, where: TrainState | None = None
+) -> Callable[..., TrainState]:
     """The jitted function of several steps: (state, teachers, store, batches [n, B, ...]) -> state.
 
-    The state is donated. One program is compiled for every n that it is called with. The teachers
+    The state is donated, and comes back as it lay: in shards by `where`, the tree of shardings, or
+    whole on every device. One program is compiled for every n that it is called with. The teachers
     answer for `recipe.ahead` steps at a time, or for the largest number below it that divides n.
     """
 
@@ -168,17 +175,19 @@ def compile_steps(recipe: Recipe, mesh: Mesh) -> Callable[..., TrainState]:
         grouped = jax.tree.map(lambda a: a.reshape(-1, group, *a.shape[1:]), batches)
         return _fold(mesh, several, state, grouped)
 
-    return jax.jit(steps, donate_argnums=0, out_shardings=replicated(mesh))
+    return jax.jit(steps, donate_argnums=0, out_shardings=where or replicated(mesh))
 
 
-def compile_reset(recipe: Recipe, mesh: Mesh) -> Callable[[TrainState], TrainState]:
+def compile_reset(
+    recipe: Recipe, mesh: Mesh, where: TrainState | None = None
+) -> Callable[[TrainState], TrainState]:
     """The jitted function that begins a stage: the optimizer forgets the stage before."""
 
     def reset(state):
         trainable = {"student": state.params, "adapters": state.adapters}
         return dataclasses.replace(state, optimizer=recipe.optimizer.init(trainable))
 
-    return jax.jit(reset, donate_argnums=0, out_shardings=replicated(mesh))
+    return jax.jit(reset, donate_argnums=0, out_shardings=where or replicated(mesh))
 
 
 def put_batches(batches: Sequence[dict[str, Any]], mesh: Mesh) -> Batch:

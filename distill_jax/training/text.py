@@ -75,6 +75,7 @@ class Comparison:
       divergences: at least one where there is a teacher; the measures are those of the first.
       terms: methods on hidden states, `methods.states.OnStates`, with their weights.
       vocab_size: how many ids are real.
+      mesh: the devices; None for one.
     """
 
     student: Network
@@ -82,6 +83,7 @@ class Comparison:
     divergences: tuple[Divergence, ...]
     terms: tuple[Term, ...]
     vocab_size: int
+    mesh: Mesh | None = None
 
     @property
     def measures(self) -> tuple[str, ...]:
@@ -135,6 +137,7 @@ class Comparison:
             "labels": batch["targets"].reshape(-1),
             "weights": weights.reshape(-1),
             "vocab_size": self.vocab_size,
+            "mesh": self.mesh,
         }
         if self.teacher is None:
             loss, measures = losses.vocab_cross_entropy(

@@ -11,11 +11,12 @@ dropout, mixtures of experts.
 """
 
 from distill_jax.models.language.cache import Cache, init_cache
-from distill_jax.models.language.checkpoint import Layout, from_llama2c, load
+from distill_jax.models.language.checkpoint import from_llama2c, load
 from distill_jax.models.language.config import DecoderConfig, RopeScaling
 from distill_jax.models.language.decoder import (
     Decoded,
     Decoder,
+    Placement,
     abstract,
     assemble,
     create,
@@ -29,7 +30,7 @@ __all__ = [
     "Decoded",
     "Decoder",
     "DecoderConfig",
-    "Layout",
+    "Placement",
     "RopeScaling",
     "abstract",
     "assemble",

@@ -22,18 +22,15 @@ from distill_jax.errors import UsageError
 from distill_jax.models.functional import split
 from distill_jax.models.language import files, int8, names
 from distill_jax.models.language.config import DecoderConfig
-from distill_jax.models.language.decoder import Decoder, abstract, assemble
+from distill_jax.models.language.decoder import Decoder, Placement, abstract, assemble
 from distill_jax.models.language.families import from_huggingface
-
-#: (flat name of a parameter, its shape) -> how it is laid out over devices; None for the default.
-Layout = Callable[[str, tuple[int, ...]], Sharding | None]
 
 
 def load(
     path: str | os.PathLike,
     *,
     param_dtype: DTypeLike = jnp.float32,
-    layout: Layout | None = None,
+    layout: Placement | None = None,
     quantize: str = "none",
     key: str = "path",
     **options: Any,
@@ -74,7 +71,7 @@ def _read(
     folder: pathlib.Path,
     config: DecoderConfig,
     dtype: DTypeLike,
-    layout: Layout | None,
+    layout: Placement | None,
     quantize: str,
 ) -> dict[str, Array]:
     stored = files.locate(folder)

@@ -10,13 +10,14 @@ Left out on purpose: dropout, and logits in the forward pass (the losses take `h
 """
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
+from jax.sharding import Mesh, Sharding
 from jax.typing import DTypeLike
 
 from distill_jax.errors import UsageError
@@ -31,10 +32,16 @@ from distill_jax.models.language.attention import (
 from distill_jax.models.language.cache import Cache
 from distill_jax.models.language.config import DecoderConfig, Run, places, runs
 from distill_jax.models.language.layers import INITIAL, MLP, Linear, Norm, frequencies, rotation
+from distill_jax.models.language.layout import Layout
+from distill_jax.parallel import GATHERED
 
 _DOTS = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+# Parameters that were put together are not kept for the gradient, or shards would save nothing.
+_UNGATHERED = jax.checkpoint_policies.save_anything_except_these_names(GATHERED)
 #: The matrices of a layer, by the part that they are in.
 PROJECTIONS = {"attention": ("query", "key", "value", "output"), "mlp": ("gate", "up", "down")}
+#: (flat name of a parameter, its shape) -> how it is laid out over devices; None for the default.
+Placement = Callable[[str, tuple[int, ...]], Sharding | None]
 #: What a layer keeps for its gradient: everything; its input alone, the rest computed again; or
 #: its input and the results of its matrix products with parameters.
 REMAT = ("none", "full", "dots")
@@ -109,6 +116,7 @@ class Decoder(nnx.Module):
       param_dtype: of the parameters.
       remat: "none", "full" or "dots"; see `REMAT`.
       attention: "auto", "xla" or "cudnn"; see `attention.IMPLEMENTATIONS`.
+      mesh: over which activations are laid out; None leaves it to the compiler.
       rngs: of the initial values.
     """
 
@@ -120,6 +128,7 @@ class Decoder(nnx.Module):
         param_dtype: DTypeLike = jnp.float32,
         remat: str = "none",
         attention: str = "auto",
+        mesh: Mesh | None = None,
         rngs: nnx.Rngs,
     ):
         if remat not in REMAT:
@@ -134,6 +143,7 @@ class Decoder(nnx.Module):
         self.dtype = jnp.dtype(dtype)
         self.remat = remat
         self.implementation = attention
+        self.layout = None if mesh is None else Layout(mesh)
         self.embedding = table(config.vocab_size, config.dim)
         self.position_embedding = table(config.max_positions, config.dim) if learned else None
         self.runs = nnx.List(
@@ -192,7 +202,7 @@ class Decoder(nnx.Module):
         states, keys, values = [x[None]], [], []
         for i, run in enumerate(runs(self.config)):
             cached = None if cache is None else (cache.keys[i], cache.values[i])
-            x, cached, after = self._scan(self.runs[i], run, x, context, cached, slots)
+            x, cached, after = self._scan(i, run, x, context, cached, slots)
             states.append(after)
             if cached is not None:
                 keys.append(cached[0])
@@ -236,14 +246,17 @@ class Decoder(nnx.Module):
             )
 
     def _embed(self, tokens: Array, positions: Array) -> Array:
-        def rows(table: nnx.Param, index: Array) -> Array:
+        def rows(table: Array, index: Array) -> Array:
             # A wrong index must not quietly take the nearest row.
-            return table[...].at[index].get(mode="fill", fill_value=jnp.nan).astype(self.dtype)
+            return table.at[index].get(mode="fill", fill_value=jnp.nan).astype(self.dtype)
 
-        x = rows(self.embedding, tokens) * jnp.asarray(self.config.embedding_scale, self.dtype)
+        table = self.embedding[...]
+        if self.layout is not None:
+            table = self.layout.table("embedding", table.astype(self.dtype))
+        x = rows(table, tokens) * jnp.asarray(self.config.embedding_scale, self.dtype)
         if self.position_embedding is not None:
-            x = x + rows(self.position_embedding, positions)
-        return x
+            x = x + rows(self.position_embedding[...], positions)
+        return x if self.layout is None else self.layout.stream(x)
 
     def _turns(self, positions: Array, local: bool) -> tuple[Array, Array] | None:
         config = self.config
@@ -265,16 +278,20 @@ class Decoder(nnx.Module):
             return None
         return visible(index, index, window) & (segments[:, :, None] == segments[:, None, :])
 
-    def _scan(self, block: Block, run: Run, x, context, cached, slots):
+    def _scan(self, index: int, run: Run, x, context, cached, slots):
         """A run of layers: the stream and the cache after it, and the stream after each layer."""
-        graphdef, stacked = nnx.split(block)
-        size = len(run.pattern)
+        graphdef, stacked = nnx.split(self.runs[index])
+        size, layout = len(run.pattern), self.layout
         stacked = jax.tree.map(lambda a: a.reshape(run.repeats, size, *a.shape[1:]), stacked)
 
         def layer(x, cached, number, state, local: bool):
             turns, mask = context[local]
+            if layout is not None:
+                state = layout.weights(f"runs/{index}", state, self.dtype)
             part = nnx.merge(graphdef, state)
             query, key, value = part.start(x, turns)
+            if layout is not None:
+                query, key, value = map(layout.heads, (query, key, value))
             if cached is not None:
                 pairs = zip(cached, (key, value), strict=True)
                 cached = tuple(write(held, number, new, slots) for held, new in pairs)
@@ -289,13 +306,15 @@ class Decoder(nnx.Module):
                 mask=mask,
                 implementation=self.implementation,
             )
-            return part.finish(x, mixed), cached
+            x = part.finish(x, mixed)
+            return x if layout is None else layout.stream(x), cached
 
-        if self.remat != "none":
+        policies = {"none": _UNGATHERED, "full": None, "dots": _DOTS}
+        if self.remat != "none" or (layout is not None and layout.in_shards):
             # Within a loop the two passes are apart, and XLA cannot merge what is computed again.
             layer = jax.checkpoint(
                 layer,
-                policy=_DOTS if self.remat == "dots" else None,
+                policy=policies[self.remat],
                 prevent_cse=run.repeats == 1,
                 static_argnums=(4,),
             )
@@ -315,17 +334,27 @@ class Decoder(nnx.Module):
         return x, cached, after.reshape(run.layers, *x.shape)
 
 
-def create(config: DecoderConfig, *, seed: int = 0, **options: Any) -> Decoder:
+def create(
+    config: DecoderConfig, *, seed: int = 0, layout: Placement | None = None, **options: Any
+) -> Decoder:
     """A decoder with random parameters: weights N(0, 0.02^2), norms 1, biases 0 (as GPT-2).
 
     Args:
       config: what it is.
       seed: of the parameters.
-      **options: dtype, param_dtype, remat and attention of `Decoder`.
+      layout: where each parameter goes; it is made there, and nowhere whole.
+      **options: dtype, param_dtype, remat, attention and mesh of `Decoder`.
     """
-    return Decoder(
-        config, rngs=nnx.Rngs(params=jax.random.key(seed, impl="threefry2x32")), **options
-    )
+
+    def make() -> Decoder:
+        rngs = nnx.Rngs(params=jax.random.key(seed, impl="threefry2x32"))
+        return Decoder(config, rngs=rngs, **options)
+
+    if layout is None:
+        return make()
+    shapes = split(nnx.eval_shape(make))[1]
+    where = {name: layout(name, value.shape) for name, value in shapes.items()}
+    return assemble(config, jax.jit(lambda: split(make())[1], out_shardings=where)(), **options)
 
 
 def abstract(config: DecoderConfig, **options: Any) -> Decoder:
@@ -349,7 +378,7 @@ def assemble(config: DecoderConfig, params: Mapping[str, Array], **options: Any)
     Args:
       config: what it is.
       params: flat dictionary, as from `models.split`; kernels of layers may be those of `int8`.
-      **options: dtype, remat and attention of `Decoder`.
+      **options: dtype, remat, attention and mesh of `Decoder`.
     """
     model = abstract(config, **options)
     for name, linear in projections(model):
@@ -369,7 +398,7 @@ def from_layers(
       model: the one to take from; it is not changed, and shares no array that training donates.
       layers: their numbers from 0, in the order in which the new decoder has them.
       key: what an error calls them.
-      **options: dtype, remat and attention of `Decoder`; by default the model's.
+      **options: dtype, remat, attention and mesh of `Decoder`; by default the model's.
 
     Raises:
       UsageError: no layers, or a number that the model does not have.
@@ -393,5 +422,10 @@ def from_layers(
         for name in names:
             rows = [params[f"runs/{source}/{name}"][row] for source, row in sources]
             taken[f"runs/{run}/{name}"] = jnp.stack(rows)
-    inherited = {"dtype": model.dtype, "remat": model.remat, "attention": model.implementation}
+    inherited = {
+        "dtype": model.dtype,
+        "remat": model.remat,
+        "attention": model.implementation,
+        "mesh": model.layout and model.layout.mesh,
+    }
     return assemble(smaller, taken, **inherited | options)

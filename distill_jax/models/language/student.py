@@ -11,7 +11,13 @@ from distill_jax.models.functional import split
 from distill_jax.models.language import int8, lora
 from distill_jax.models.language.checkpoint import load
 from distill_jax.models.language.config import DecoderConfig
-from distill_jax.models.language.decoder import Decoder, assemble, create, from_layers
+from distill_jax.models.language.decoder import (
+    Decoder,
+    Placement,
+    assemble,
+    create,
+    from_layers,
+)
 from distill_jax.models.registry import typed_options
 
 STUDENT_NAME = "decoder"  # of `student.name`
@@ -103,6 +109,7 @@ def open_student(
     *,
     seed: int,
     dtype: DTypeLike,
+    layout: Placement | None = None,
     **kept: Any,
 ) -> Decoder:
     """The student of checked options.
@@ -113,7 +120,8 @@ def open_student(
       vocab_size: of a new model.
       seed: of the parameters of a new model, or of the adapters.
       dtype: in which it computes. What is trained is float32; what is frozen is of this dtype.
-      **kept: remat and attention of `Decoder`.
+      layout: where each parameter goes.
+      **kept: remat, attention and mesh of `Decoder`.
 
     Raises:
       UsageError: the folder cannot be used, layers are asked of a teacher that is not there or that
@@ -123,13 +131,15 @@ def open_student(
     param_dtype = dtype if rank else jnp.float32
     kept = {"dtype": dtype, **kept}
     if options["path"]:
-        model = load(options["path"], key="student.path", param_dtype=param_dtype, **kept)
+        model = load(
+            options["path"], key="student.path", param_dtype=param_dtype, layout=layout, **kept
+        )
         if options["layers"]:
             model = from_layers(model, options["layers"], **kept)
     elif options["layers"]:
         model = _of_teacher(options["layers"], teacher, param_dtype, **kept)
     else:
-        return create(_of_sizes(options, teacher, vocab_size), seed=seed, **kept)
+        return create(_of_sizes(options, teacher, vocab_size), seed=seed, layout=layout, **kept)
     if not rank:
         return model
     return lora.adapt(
