@@ -251,9 +251,11 @@ class Decoder(nnx.Module):
             return table.at[index].get(mode="fill", fill_value=jnp.nan).astype(self.dtype)
 
         table = self.embedding[...]
-        if self.layout is not None:
-            table = self.layout.table("embedding", table.astype(self.dtype))
-        x = rows(table, tokens) * jnp.asarray(self.config.embedding_scale, self.dtype)
+        if self.layout is None:
+            x = rows(table, tokens)
+        else:
+            x = self.layout.rows("embedding", table.astype(self.dtype), tokens)
+        x = x * jnp.asarray(self.config.embedding_scale, self.dtype)
         if self.position_embedding is not None:
             x = x + rows(self.position_embedding[...], positions)
         return x if self.layout is None else self.layout.stream(x)
@@ -342,7 +344,7 @@ def create(
     Args:
       config: what it is.
       seed: of the parameters.
-      layout: where each parameter goes; it is made there, and nowhere whole.
+      layout: where each parameter goes; they are drawn in the memory of the host.
       **options: dtype, param_dtype, remat, attention and mesh of `Decoder`.
     """
 
@@ -352,9 +354,11 @@ def create(
 
     if layout is None:
         return make()
-    shapes = split(nnx.eval_shape(make))[1]
-    where = {name: layout(name, value.shape) for name, value in shapes.items()}
-    return assemble(config, jax.jit(lambda: split(make())[1], out_shardings=where)(), **options)
+    with jax.default_device(jax.local_devices(backend="cpu")[0]):
+        params = split(make())[1]
+    for name, value in params.items():
+        params[name] = jax.device_put(value, layout(name, value.shape))
+    return assemble(config, params, **options)
 
 
 def abstract(config: DecoderConfig, **options: Any) -> Decoder:

@@ -8,6 +8,7 @@ time are put together over `fsdp`, in the dtype that they are used in, and never
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
@@ -39,9 +40,37 @@ class Layout:
         divides = x.shape[2] % self.mesh.shape["tensor"] == 0
         return self._keep(x, parallel.BATCH, None, "tensor" if divides else None)
 
-    def table(self, name: str, table: Array) -> Array:
-        """An embedding [V, D], in the dtype of its use."""
-        return parallel.gathered(table, parallel.sharding(name, table.shape, self.mesh))
+    def rows(self, name: str, table: Array, tokens: Array) -> Array:
+        """The rows of an embedding, each from the device of `tensor` that has it.
+
+        Args:
+          name: of the embedding.
+          table: [V, D], in the dtype of its use.
+          tokens: int32 [B, T]; the rows of those outside [0, V) are NaN.
+
+        Returns:
+          [B, T, D].
+        """
+        spec = parallel.sharding(name, table.shape, self.mesh).spec
+        over_ids, over_width = (*spec, None, None)[:2]
+        ids = table.shape[0]
+
+        def here(table: Array, tokens: Array) -> Array:
+            if over_width is not None:
+                table = jax.lax.all_gather(table, over_width, axis=1, tiled=True)
+            first = 0 if over_ids is None else jax.lax.axis_index(over_ids) * table.shape[0]
+            local = tokens - first
+            own = (local >= 0) & (local < table.shape[0])
+            found = jnp.where(own[..., None], table[jnp.where(own, local, 0)], 0)
+            if over_ids is not None:
+                found = jax.lax.psum(found, over_ids)
+            real = (tokens >= 0) & (tokens < ids)
+            return jnp.where(real[..., None], found, jnp.nan)
+
+        batch = PartitionSpec(parallel.BATCH)
+        return jax.shard_map(here, mesh=self.mesh, in_specs=(spec, batch), out_specs=batch)(
+            table, tokens
+        )
 
     def weights(self, prefix: str, state: nnx.State, dtype: DTypeLike) -> nnx.State:
         """The parameters of one layer, without the axis of layers.
@@ -59,7 +88,7 @@ class Layout:
             stored = parallel.sharding(name, (1, *value.shape), self.mesh)
             if "fsdp" not in stored.spec:
                 return value
-            if jax.numpy.issubdtype(value.dtype, jax.numpy.floating):
+            if jnp.issubdtype(value.dtype, jnp.floating):
                 value = value.astype(dtype)
             own = NamedSharding(self.mesh, PartitionSpec(*stored.spec[1:]))
             return parallel.gathered(value, own)
