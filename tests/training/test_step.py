@@ -22,8 +22,8 @@ def trained(config: dict, steps: int, per_call: int = 1):
     order = data.Order(parts.train_ids, parts.config.seed)
     feed = data.training(parts.train, order, size, resident=bool(parts.store), workers=0)
     batches = feed.at(0)
-    compiled = step.compile_steps(parts.recipe_at(0), parts.mesh)
-    now = placed_state(parts.initial, parallel.replicated(parts.mesh))
+    compiled = step.compile_steps(parts.recipe_at(0), parts.mesh, parts.layout)
+    now = placed_state(parts.initial, parts.layout)
     for _ in range(steps // per_call):
         placed = step.put_batches([next(batches) for _ in range(per_call)], parts.mesh)
         now = compiled(now, parts.teacher_variables, parts.store, placed)
@@ -46,11 +46,17 @@ def student(digits_teacher):
     )
 
 
-def test_one_device_equals_eight(student):
-    assert len(jax.devices()) == 8
-    _, one, _ = trained(student, 5)
-    parts, eight, _ = trained(changed(student, mesh__data=8), 5)
+@pytest.fixture(scope="module")
+def alone(student):
+    return trained(student, 5)[1]
+
+
+@pytest.mark.parametrize("shape", [(8, 1, 1), (1, 8, 1), (2, 2, 2), (1, 1, 8)])
+def test_one_device_equals_eight(student, alone, shape):
+    axes = dict(zip(("mesh__data", "mesh__fsdp", "mesh__tensor"), shape, strict=True))
+    parts, eight, _ = trained(changed(student, **axes), 5)
     assert parts.mesh.size == 8
+    one = alone
     for name in ("params", "stats", "adapters"):
         close(getattr(one, name), getattr(eight, name))
     close(one.sums, eight.sums, 1e-4)
