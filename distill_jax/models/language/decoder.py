@@ -23,15 +23,15 @@ from jax.typing import DTypeLike
 from distill_jax.errors import UsageError
 from distill_jax.models.functional import split
 from distill_jax.models.language.attention import (
-    Attention,
     attend,
     check_implementation,
     visible,
     write,
 )
+from distill_jax.models.language.block import Block
 from distill_jax.models.language.cache import Cache
 from distill_jax.models.language.config import DecoderConfig, Run, places, runs
-from distill_jax.models.language.layers import INITIAL, MLP, Linear, Norm, frequencies, rotation
+from distill_jax.models.language.layers import INITIAL, Linear, Norm, frequencies, rotation
 from distill_jax.models.language.layout import Layout
 from distill_jax.parallel import GATHERED
 
@@ -62,42 +62,6 @@ class Decoded:
     hidden: Array
     states: Array
     cache: Cache | None
-
-
-class Block(nnx.Module):
-    """Attention and MLP with their norms; its parameters are those of `count` layers."""
-
-    def __init__(
-        self, config: DecoderConfig, count: int, *, param_dtype: DTypeLike, rngs: nnx.Rngs
-    ):
-        lead = (count,)
-
-        def norm(placements: tuple[str, ...]) -> Norm | None:
-            if config.norm_placement not in placements:
-                return None
-            return Norm(config, config.dim, lead=lead, param_dtype=param_dtype)
-
-        self.attention_norm = norm(("pre", "sandwich"))
-        self.attention = Attention(config, lead=lead, param_dtype=param_dtype, rngs=rngs)
-        self.attention_post_norm = norm(("post", "sandwich"))
-        self.mlp_norm = norm(("pre", "sandwich"))
-        self.mlp = MLP(config, lead=lead, param_dtype=param_dtype, rngs=rngs)
-        self.mlp_post_norm = norm(("post", "sandwich"))
-
-    def start(self, x: Array, turns: tuple[Array, Array] | None) -> tuple[Array, Array, Array]:
-        """What the attention of x mixes: queries, keys and values."""
-        entering = x if self.attention_norm is None else self.attention_norm(x)
-        return self.attention.project(entering, turns)
-
-    def finish(self, x: Array, mixed: Array) -> Array:
-        """The stream after this layer, from the one before it and the mixed values."""
-        x = x + _optional(self.attention_post_norm, self.attention.merge(mixed))
-        entering = _optional(self.mlp_norm, x)
-        return x + _optional(self.mlp_post_norm, self.mlp(entering))
-
-
-def _optional(norm: Norm | None, x: Array) -> Array:
-    return x if norm is None else norm(x)
 
 
 def document_positions(segments: Array) -> Array:
