@@ -387,4 +387,4 @@ def _recipe(
 
 def _fingerprint(config: language.DecoderConfig, params: models.Flat) -> str:
     """SHA-256, in hex, of what a decoder computes and of all its parameters."""
-    return models.fingerprint_of(dataclasses.asdict(config), jax.device_get(params))
+    return models.fingerprint_of(dataclasses.asdict(config), params)
