@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
@@ -26,9 +25,9 @@ from distill_jax.text_assembly import folder_of
 from distill_jax.workdir import describe_run
 
 DTYPES = ("float32", "bfloat16")
-# Where these lie is no part of what the responses are, their contents are; and the fingerprint of
-# the teacher tells its 8-bit weights from others.
-_TOLD_OTHERWISE = ("prompts", "tokenizer", "quantize")
+# Where these lie is no part of what the responses are, their contents are; the fingerprint of the
+# teacher tells its 8-bit weights from others; and a mesh changes no more than rounding does.
+_TOLD_OTHERWISE = ("prompts", "tokenizer", "quantize", "fsdp", "tensor")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -51,6 +50,8 @@ class Settings:
       compute_dtype: of parameters and computation, "float32" or "bfloat16".
       quantize: "int8" for the teacher's matrices, see `models.language.int8`; or "none".
       licence: of the teacher; "" for what the README.md in its folder says.
+      fsdp: devices that share the batch and the teacher's shards.
+      tensor: devices that share a layer of it.
 
     Raises:
       UsageError: a value that is refused.
@@ -71,6 +72,8 @@ class Settings:
     compute_dtype: str = "float32"
     quantize: str = "none"
     licence: str = ""
+    fsdp: int = 1
+    tensor: int = 1
 
     def __post_init__(self) -> None:
         def require(condition: bool, field: str, expected: str) -> None:
@@ -85,7 +88,7 @@ class Settings:
         require(named, "prompts", "the path of a JSONL file")
         for field in ("fields", "tokenizer", "licence"):
             require(isinstance(getattr(self, field), str), field, "text")
-        for field in ("max_new_tokens", "samples", "batch_size", "shard"):
+        for field in ("max_new_tokens", "samples", "batch_size", "shard", "fsdp", "tensor"):
             require(integer(getattr(self, field), 1), field, "a positive int")
         seeded = integer(self.seed, 0) and self.seed < 2**32
         require(seeded, "seed", "an int in [0, 2**32)")
@@ -106,14 +109,15 @@ class Settings:
 #: What a config calls each of the settings.
 _KEYS = {field.name: f"generate.{field.name}" for field in dataclasses.fields(Settings)}
 _KEYS |= {"prompts": "prompts", "quantize": "teacher.quantize"}
+_KEYS |= {field: f"mesh.{field}" for field in ("fsdp", "tensor")}
 
 
 def settings_of(config: Mapping[str, Any]) -> tuple[str, Settings]:
     """The path of the teacher, and the settings.
 
     Args:
-      config: nested; teacher.path, teacher.quantize, prompts, and in the section generate the
-        other settings.
+      config: nested; teacher.path, teacher.quantize, prompts, mesh.fsdp, mesh.tensor, and in the
+        section generate the other settings.
 
     Raises:
       UsageError: an unknown key, no teacher or several, or a value that `Settings` refuses.
@@ -164,7 +168,8 @@ def write(
       UsageError: before anything is written, when prompts, tokenizer, teacher or workdir do not
         fit; later, when the disk is full.
     """
-    mesh = parallel.make_mesh() if mesh is None else mesh
+    if mesh is None:
+        mesh = parallel.make_mesh(fsdp=settings.fsdp, tensor=settings.tensor)
     parallel.check_divides(mesh, "generate.batch_size", settings.batch_size)
     folder = folder_of(teacher_path)
     tokenizer = _tokenizer(settings, folder)
@@ -178,7 +183,8 @@ def write(
         param_dtype=dtype,
         dtype=dtype,
         quantize=settings.quantize,
-        layout=lambda name, shape: parallel.replicated(mesh),
+        layout=lambda name, shape: parallel.sharding(name, shape, mesh),
+        mesh=mesh,
     )
     _check_ids(settings, tokenizer, model.config)
     for prompt, own in zip(prompts, ids, strict=True):
@@ -187,7 +193,7 @@ def write(
     if not stops:
         note("no stop id is known: every response has max_new_tokens; see generate.stops")
     _, params, _ = models.split(model)
-    fingerprint = models.fingerprint_of(dataclasses.asdict(model.config), jax.device_get(params))
+    fingerprint = models.fingerprint_of(dataclasses.asdict(model.config), params)
     teacher = {"fingerprint": fingerprint, "license": settings.licence or licence_of(folder)}
     responses = _open(settings, workdir, teacher, teacher_path, tokenizer, ids)
     for name in responses.begin():

@@ -113,8 +113,10 @@ def respond(
     def placed(cache: language.Cache) -> language.Cache:
         if mesh is None:
             return cache
-        # [n, B, S, K, H]. Parameters in shards would have the compiler split the heads instead.
-        spec = NamedSharding(mesh, PartitionSpec(None, *parallel.batch_sharding(mesh).spec))
+        # [n, B, S, K, H]. Parameters in shards might have the compiler split it by heads alone.
+        divides = model.config.kv_heads % mesh.shape["tensor"] == 0
+        heads = "tensor" if divides else None
+        spec = NamedSharding(mesh, PartitionSpec(None, parallel.BATCH, None, heads))
         keys, values = jax.lax.with_sharding_constraint((cache.keys, cache.values), spec)
         return dataclasses.replace(cache, keys=keys, values=values)
 

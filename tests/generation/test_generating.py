@@ -84,6 +84,14 @@ def done(settings, teacher, tmp_path_factory):
     return workdir
 
 
+def test_a_teacher_in_shards_writes_the_same(settings, teacher, done, tmp_path):
+    shards = dataclasses.replace(settings, fsdp=2, tensor=2, batch_size=4)
+    generating.write(shards, teacher, tmp_path / "run", note=lambda line: None)
+    assert len(jax.devices()) == 8
+    found, expected = lines_of(tmp_path / "run"), lines_of(done)
+    assert [line["tokens"] for line in found] == [line["tokens"] for line in expected]
+
+
 def test_a_teacher_of_8_bits_writes_what_its_rounded_weights_say(settings, teacher, tmp_path):
     settings = dataclasses.replace(settings, temperature=0.0, samples=1)
     model = language.load(teacher)
