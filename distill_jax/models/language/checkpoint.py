@@ -1,8 +1,9 @@
 """Checkpoints of decoders: Hugging Face folders in and out, and the arrays of llama2.c.
 
 A tensor goes from the file to its row in the stacked parameter, in the shards that the parameter
-has, before the next one is read: the host never holds more than a tensor or two. Nothing in a
-folder is executed: JSON and safetensors hold data alone.
+has, before the next one is read: the host never holds more than a tensor or two, and of many
+processes each reads what its own devices keep. Nothing in a folder is executed: JSON and
+safetensors hold data alone.
 """
 
 import functools
@@ -98,8 +99,8 @@ def _read(
         if spare and name == names.HEAD:
             continue
         tensor = wanted[names.canonical(name, config)]
-        axis = 0 if tensor.transposed else value.ndim - 1
-        parts = np.split(value, tensor.splits, axis=axis)
+        axis = 0 if tensor.transposed else len(value.shape) - 1
+        parts = value.split(tensor.splits, axis)
         for parameter, part in zip(tensor.parameters, parts, strict=True):
             names_of = (parameter, int8.scale_name(parameter))
             held = tuple(name for name in names_of if name in params)
@@ -144,7 +145,7 @@ def _empty(
 
 def _place(
     held: tuple[Array, ...],
-    part: np.ndarray,
+    part: files.Stored,
     tensor: names.Tensor,
     where: tuple[Sharding | None, ...],
 ) -> tuple[Array, ...]:
@@ -156,8 +157,23 @@ def _place(
         spec = (*where[0].spec, *(None,) * (held[0].ndim - len(where[0].spec)))[stacked:]
         turned = spec[:: -1 if tensor.transposed else 1]
         target = NamedSharding(where[0].mesh, PartitionSpec(*turned))
-    moved = jax.device_put(part, target)
+    moved = _read_part(part, target)
     return _update(where)(held, moved, tensor.layer or 0, stacked, tensor.transposed)
+
+
+def _read_part(part: files.Stored, target: NamedSharding | None) -> Array:
+    """A tensor on the devices; a process reads what its own devices keep of it, and that once."""
+    if target is None:
+        return jnp.asarray(part[(slice(None),) * len(part.shape)])
+    found: dict[str, np.ndarray] = {}
+
+    def read(index: tuple[slice, ...]) -> np.ndarray:
+        key = str(index)
+        if key not in found:
+            found[key] = part[index]
+        return found[key]
+
+    return jax.make_array_from_callback(part.shape, target, read)
 
 
 @functools.cache

@@ -3,10 +3,11 @@
 Left out on purpose: pickles (.bin, .pt), whose reading could run code.
 """
 
+import dataclasses
 import json
 import pathlib
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Self
 
 import numpy as np
 import safetensors
@@ -109,8 +110,46 @@ def shapes(files: Mapping[str, pathlib.Path]) -> dict[str, tuple[int, ...]]:
     return found
 
 
-def stream(files: Mapping[str, pathlib.Path]) -> Iterator[tuple[str, np.ndarray]]:
-    """Every tensor with its name, one at a time; the caller lets go of it before the next.
+@dataclasses.dataclass(frozen=True)
+class Stored:
+    """A tensor in an open file, or columns or rows of it: what is asked for is read, and no more.
+
+    Attributes:
+      shape: of it.
+      file: the slice that safetensors gives of the whole tensor.
+      axis: the one that is cut.
+      start: where it begins along that axis.
+    """
+
+    shape: tuple[int, ...]
+    file: Any
+    axis: int = 0
+    start: int = 0
+
+    def __getitem__(self, index: tuple[slice, ...]) -> np.ndarray:
+        """The part that slices without a step say, one a dimension."""
+        bounds = [part.indices(size)[:2] for part, size in zip(index, self.shape, strict=True)]
+        moved = [self.start if axis == self.axis else 0 for axis in range(len(bounds))]
+        return self.file[
+            tuple(slice(a + by, b + by) for (a, b), by in zip(bounds, moved, strict=True))
+        ]
+
+    def split(self, places: Sequence[int], axis: int) -> list[Self]:
+        """As `np.split`, without reading."""
+        ends = (*places, self.shape[axis])
+        return [
+            dataclasses.replace(
+                self,
+                shape=(*self.shape[:axis], end - start, *self.shape[axis + 1 :]),
+                axis=axis,
+                start=start,
+            )
+            for start, end in zip((0, *places), ends, strict=True)
+        ]
+
+
+def stream(files: Mapping[str, pathlib.Path]) -> Iterator[tuple[str, Stored]]:
+    """Every tensor with its name, one at a time; it is to be read before the next.
 
     Raises:
       UsageError: a dtype that NumPy and ml_dtypes do not have, or that is no number.
@@ -118,17 +157,17 @@ def stream(files: Mapping[str, pathlib.Path]) -> Iterator[tuple[str, np.ndarray]
     for path in sorted(set(files.values())):
         with _opened(path) as file:
             for name in sorted(name for name, place in files.items() if place == path):
-                yield name, _tensor(file, name, path)
+                yield name, _stored(file.get_slice(name), name, path)
 
 
-def _tensor(file: Any, name: str, path: pathlib.Path) -> np.ndarray:
-    kind = file.get_slice(name).get_dtype()
+def _stored(found: Any, name: str, path: pathlib.Path) -> Stored:
+    kind = found.get_dtype()
     if kind not in ("F64", "F32", "F16", "BF16"):
         raise UsageError(
             f"{path.name}: {name} is {kind}; expected F32, F16 or BF16 "
             "(quantized files are not read)"
         )
-    return file.get_tensor(name)
+    return Stored(tuple(found.get_shape()), found)
 
 
 def equal(files: Mapping[str, pathlib.Path], first: str, second: str) -> bool:
