@@ -81,13 +81,14 @@ class TextParts(Parts):
 
     def load(self, folder: str | os.PathLike) -> tuple[models.Flat, models.Flat]:
         """Of an adapted student the merged kernels, and adapters that add nothing to them."""
-        params = models.split(language.load(folder, key="--workdir"))[1]
+        layout = _layout(self.config, self.mesh, "student")
+        params = models.split(language.load(folder, key="--workdir", layout=layout))[1]
         params |= {
             name: jnp.zeros_like(value)
             for name, value in self.initial.params.items()
             if name not in params
         }
-        return jax.device_put(params, self.layout.params), {}
+        return params, {}
 
 
 def prepare(config: ConfigDict) -> TextParts:
