@@ -8,7 +8,7 @@ import dataclasses
 import itertools
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -20,12 +20,13 @@ from ml_collections import ConfigDict
 
 from distill_jax import config as configs
 from distill_jax import data, methods, models, pairing, parallel, teachers
-from distill_jax.answering import open_teacher
+from distill_jax.answering import Opened, open_teacher
 from distill_jax.errors import UsageError
 from distill_jax.parts import Parts
 from distill_jax.training import optimizers, schedules, state, step
 from distill_jax.training.evaluate import Evaluator
 from distill_jax.training.images import ImageRecipe
+from distill_jax.training.recipe import Recipe
 
 LOOK_AHEAD_EXAMPLES = 512  # in one forward pass of the teacher, where the config leaves it open
 RESIDENT_LIMIT = 4 * 2**30  # bytes of images that data.resident="auto" puts on the device
@@ -86,13 +87,17 @@ class ImageParts(Parts):
             yield batch
 
 
-def mesh_of(config: ConfigDict) -> Mesh:
+def mesh_of(config: ConfigDict, devices: Sequence[Any] | None = None) -> Mesh:
     """The devices of a run.
+
+    Args:
+      config: resolved.
+      devices: those to use; all that are here by default.
 
     Raises:
       UsageError: there are others, or a batch or a part of one does not divide by them.
     """
-    mesh = parallel.make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
+    mesh = parallel.make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor, devices)
     for key in ("training.batch_size", "evaluation.batch_size"):
         parallel.check_divides(mesh, key, configs.flatten(config)[key])
     part = config.training.batch_size // config.training.accumulate
@@ -123,42 +128,14 @@ def prepare(config: ConfigDict) -> ImageParts:
     train_ids, validation_ids = train_ids_of(config, train)
     method = methods.create(config.method.name, **configs.method_options(config))
     opened = open_teacher(config, method, mesh, splits, train_ids, RESIDENT_LIMIT)
-    mean, std = _normalisation(config, train, train_ids)
-    student = models.create(
-        config.student.name,
-        input_shape=info.image_shape,
-        num_classes=info.num_classes,
-        seed=config.seed,
-        dtype=jnp.dtype(config.training.compute_dtype),
-        **configs.student_options(config),
-    )
-    graphdef, params, stats = models.split(student)
-    spec = models.Spec(
-        name=config.student.name,
-        options=configs.student_options(config),
-        input_shape=tuple(info.image_shape),
-        num_classes=info.num_classes,
-        mean=mean,
-        std=std,
-    )
-    outputs = pairing.outputs_of(graphdef, params, stats, spec.input_shape)
-    teacher, answers = opened.teacher, opened.outputs
-    if config.teacher.own_average:
-        teacher, answers = teachers.Average(spec, graphdef), [outputs]
-    paired = pairing.pair_up(
-        method,
-        config.method.name,
-        (spec, outputs, params),
-        answers if method.needs_teacher else [],
-        opened.params,
-        train.labels(),
-        config.seed,
-        sum_losses=config.teacher.combine == "sum_losses",
-    )
+    pixels = _normalisation(config, train, train_ids)
     steps_per_epoch = len(train_ids) / config.training.batch_size
-    recipes = _recipes(config, method, spec, graphdef, teacher, paired, steps_per_epoch, mesh)
+    recipes, arrays = fit(
+        config, mesh, info, pixels, method, opened, train.labels(), steps_per_epoch
+    )
+    spec, graphdef = recipes[0].spec, recipes[0].graphdef
     whole = parallel.replicated(mesh)
-    resident = {split: _is_resident(config, examples) for split, examples in splits.items()}
+    resident = {split: is_resident(config, examples.nbytes) for split, examples in splits.items()}
     store = jax.device_put(data.store(train), whole) if resident["train"] else {}
     evaluators = {}
     for name, examples, ids in (
@@ -178,18 +155,7 @@ def prepare(config: ConfigDict) -> ImageParts:
         train=train,
         train_ids=train_ids,
         recipes=recipes,
-        initial=state.initial(
-            paired.params,
-            stats,
-            paired.adapters,
-            paired.memory,
-            recipes[0].optimizer,
-            mesh=mesh,
-            replicate=config.mesh.replicate,
-            seed=config.seed,
-            averaged=config.training.ema_decay > 0,
-            metrics=recipes[0].metrics,
-        ),
+        initial=initial_state(config, mesh, recipes[0], arrays),
         teacher_variables=opened.variables,
         store=store,
         evaluators=evaluators,
@@ -205,6 +171,89 @@ def prepare(config: ConfigDict) -> ImageParts:
                 "class_names": info.class_names,
             },
         },
+    )
+
+
+def fit(
+    config: ConfigDict,
+    mesh: Mesh,
+    info: data.Info,
+    pixels: tuple[Sequence[float], Sequence[float]],
+    method: methods.Method,
+    opened: Opened,
+    labels: np.ndarray,
+    steps_per_epoch: float,
+) -> tuple[tuple[ImageRecipe, ...], tuple[models.Flat, ...]]:
+    """The student and the method's arrays, fitted to the teacher and the data.
+
+    Args:
+      config: resolved.
+      mesh: the devices.
+      info: of the data.
+      pixels: mean and deviation by channel.
+      method: of the config.
+      opened: the teacher; its arrays may be those that `jax.eval_shape` traces.
+      labels: of the training split, by id.
+      steps_per_epoch: examples over batch size.
+
+    Returns:
+      A recipe a stage, and the initial (parameters, statistics, adapters, memory).
+    """
+    student = models.create(
+        config.student.name,
+        input_shape=info.image_shape,
+        num_classes=info.num_classes,
+        seed=config.seed,
+        dtype=jnp.dtype(config.training.compute_dtype),
+        **configs.student_options(config),
+    )
+    graphdef, params, stats = models.split(student)
+    mean, std = pixels
+    spec = models.Spec(
+        name=config.student.name,
+        options=configs.student_options(config),
+        input_shape=tuple(info.image_shape),
+        num_classes=info.num_classes,
+        mean=mean,
+        std=std,
+    )
+    outputs = pairing.outputs_of(graphdef, params, stats, spec.input_shape)
+    teacher, answers = opened.teacher, opened.outputs
+    if config.teacher.own_average:
+        teacher, answers = teachers.Average(spec, graphdef), [outputs]
+    paired = pairing.pair_up(
+        method,
+        config.method.name,
+        (spec, outputs, params),
+        answers if method.needs_teacher else [],
+        opened.params,
+        labels,
+        config.seed,
+        sum_losses=config.teacher.combine == "sum_losses",
+    )
+    recipes = _recipes(config, method, spec, graphdef, teacher, paired, steps_per_epoch, mesh)
+    return recipes, (paired.params, stats, paired.adapters, paired.memory)
+
+
+def initial_state(
+    config: ConfigDict, mesh: Mesh, recipe: Recipe, arrays: tuple[models.Flat, ...]
+) -> state.TrainState:
+    """The state before the first step of a run.
+
+    Args:
+      config: resolved.
+      mesh: the devices.
+      recipe: of the first stage.
+      arrays: (parameters, statistics, adapters, memory), or `jax.ShapeDtypeStruct`s of them.
+    """
+    return state.initial(
+        *arrays,
+        recipe.optimizer,
+        mesh=mesh,
+        replicate=config.mesh.replicate,
+        seed=config.seed,
+        averaged=config.training.ema_decay > 0,
+        metrics=recipe.metrics,
     )
 
 
@@ -317,9 +366,10 @@ def _look_ahead(config: ConfigDict, mesh: Mesh) -> int:
     return max(LOOK_AHEAD_EXAMPLES // config.training.batch_size, 1)
 
 
-def _is_resident(config: ConfigDict, examples: data.Examples) -> bool:
+def is_resident(config: ConfigDict, nbytes: int) -> bool:
+    """Whether a split of so many bytes is kept on the devices."""
     if config.data.resident == "auto":
-        return examples.nbytes <= RESIDENT_LIMIT
+        return nbytes <= RESIDENT_LIMIT
     return config.data.resident == "yes"
 
 

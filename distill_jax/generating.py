@@ -21,7 +21,7 @@ from distill_jax.errors import UsageError, unknown
 from distill_jax.generation import decode
 from distill_jax.models import language
 from distill_jax.models.language import int8
-from distill_jax.text_assembly import folder_of
+from distill_jax.text_pairing import folder_of
 from distill_jax.workdir import describe_run
 
 DTYPES = ("float32", "bfloat16")

@@ -4,7 +4,6 @@ Nothing is written here; what does not fit is said in one line each, as in `asse
 """
 
 import dataclasses
-import math
 import os
 import pathlib
 from collections.abc import Iterator
@@ -13,38 +12,17 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from distill_jax import config as configs
-from distill_jax import data, methods, models, parallel, text_prompts
-from distill_jax.assembly import mesh_of
+from distill_jax import data, models, text_pairing, text_prompts
+from distill_jax.assembly import initial_state, mesh_of
 from distill_jax.data import text
 from distill_jax.errors import UsageError
-from distill_jax.generation import Sampler
 from distill_jax.models import language
 from distill_jax.models.language import lora
-from distill_jax.models.language.student import open_student
 from distill_jax.parts import Evaluate, Parts
-from distill_jax.training import optimizers, prompts, schedules, state
-from distill_jax.training.rollouts import Rollout
-from distill_jax.training.text import (
-    Comparison,
-    Divergence,
-    Network,
-    TextEvaluator,
-    TextRecipe,
-)
-
-#: The divergence of a method on logits, and its option that is the divergence's skew.
-DIVERGENCES = {
-    "soft_target": ("forward_kl", ""),
-    "reverse_kl": ("reverse_kl", ""),
-    "jensen_shannon": ("jensen_shannon", "beta"),
-    "skew_kl": ("skew_kl", "alpha"),
-    "skew_reverse_kl": ("skew_reverse_kl", "alpha"),
-    "total_variation": ("total_variation", ""),
-}
+from distill_jax.training import prompts
+from distill_jax.training.text import TextEvaluator
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -98,32 +76,20 @@ def prepare(config: ConfigDict) -> TextParts:
       UsageError: when the text, the tokenizer, the teacher, the mesh or the method do not fit.
     """
     mesh = mesh_of(config)
-    divergences, terms = _objective(config)
-    teacher = _teacher(config, mesh) if divergences else None
+    teacher = text_pairing.open_teacher(config, mesh)
     tokenizer, shared = _tokenizer(config)
-    student = open_student(
-        configs.student_options(config),
-        teacher,
-        tokenizer.vocab_size,
-        seed=config.seed,
-        layout=_layout(config, mesh, "student"),
-        dtype=jnp.dtype(config.training.compute_dtype),
-        remat=config.training.remat,
-        mesh=mesh,
-    )
-    vocab_size = shared
+    student = text_pairing.open_own(config, mesh, teacher, tokenizer.vocab_size)
     for key, model in (("student", student), ("teacher", teacher)):
         if model is not None and model.config.vocab_size < shared:
             raise UsageError(
                 f"data.tokenizer={tokenizer.path!r}: has {shared} ids, the {key} "
                 f"{model.config.vocab_size}; expected the tokenizer that it was trained with"
             )
-    graphdef, params, _ = models.split(student)
-    params, base = lora.apart(params)
-    teacher_params, entries, other, about = {}, [], None, {}
+    comparison, params, teacher_params, base = text_pairing.compare(
+        config, mesh, teacher, student, shared
+    )
+    entries, about = [], {}
     if teacher is not None:
-        other_graphdef, teacher_params, _ = models.split(teacher)
-        other = Network(teacher.config, other_graphdef)
         entries = [
             {
                 "path": str(config.teacher.path[0]),
@@ -139,16 +105,10 @@ def prepare(config: ConfigDict) -> TextParts:
             "parameters": models.count(base),
         }
         frozen = lora.frozen(base)
-        whole = ("base",) if "student" in config.mesh.replicate else ()
         teacher_params |= jax.device_put(
-            frozen, parallel.layout({"base": frozen}, mesh, whole)["base"]
+            frozen, text_pairing.where(config, mesh, frozen, "student")
         )
-    comparison = Comparison(
-        Network(student.config, graphdef), other, divergences, terms, vocab_size, mesh
-    )
-    # Another stream than the student's own parameters, which are drawn from the seed as it is.
-    drawn = jax.random.fold_in(jax.random.key(config.seed, impl="threefry2x32"), 1)
-    adapters = comparison.adapters(drawn)
+    adapters = comparison.adapters(text_pairing.adapters_key(config))
     splits = _splits(config, tokenizer)
     asked = text_prompts.prepare(config, tokenizer, comparison, teacher_params, mesh)
     if "validation" in asked and "validation" not in splits:
@@ -160,8 +120,8 @@ def prepare(config: ConfigDict) -> TextParts:
     summaries = {name: text.summary(packed) for name, packed in splits.items()}
     rows = splits.pop("train")
     steps_per_epoch = len(rows) / config.training.batch_size
-    rollout = _rollout(config, comparison, tokenizer, mesh)
-    recipe = _recipe(config, comparison, steps_per_epoch, rollout)
+    rollout = text_pairing.rollout_of(config, comparison, tokenizer.stops, mesh)
+    recipe = text_pairing.recipe_of(config, comparison, steps_per_epoch, rollout)
 
     def evaluator(name: str, held_out: text.Rows) -> Evaluate:
         feed = text.evaluation(held_out, config.evaluation.batch_size)
@@ -172,18 +132,7 @@ def prepare(config: ConfigDict) -> TextParts:
         config=config,
         mesh=mesh,
         recipes=(recipe,),
-        initial=state.initial(
-            params,
-            {},
-            adapters,
-            {},
-            recipe.optimizer,
-            mesh=mesh,
-            replicate=config.mesh.replicate,
-            seed=config.seed,
-            averaged=config.training.ema_decay > 0,
-            metrics=recipe.metrics,
-        ),
+        initial=initial_state(config, mesh, recipe, (params, {}, adapters, {})),
         teacher_variables=teacher_params,
         store={},
         evaluators={name: evaluator(name, held_out) for name, held_out in splits.items()},
@@ -204,67 +153,11 @@ def prepare(config: ConfigDict) -> TextParts:
     )
 
 
-def _objective(config: ConfigDict) -> tuple[tuple[Divergence, ...], tuple[methods.Term, ...]]:
-    """The divergences and the other terms of the method; none for the text alone."""
-    divergences, others = [], []
-    terms = methods.terms(config.method.name, configs.method_options(config))
-    for term in terms:
-        if term.method.text_alone:
-            others.append(term)
-        elif term.name in DIVERGENCES:
-            if term.method.standardize:
-                raise UsageError("method.standardize=True: not for text; expected False")
-            name, option = DIVERGENCES[term.name]
-            skew = float(getattr(term.method, option)) if option else None
-            divergences.append(Divergence(name, skew, term.weight))
-        elif len(terms) > 1 or term.name != "supervised":
-            known = (*DIVERGENCES, "hidden_states", "attention_relations")
-            raise UsageError(
-                f"method.name={config.method.name!r}: {term.name} is not for text; expected "
-                f"supervised, or some of {', '.join(known)} joined by +"
-            )
-    if others and not divergences:
-        # It trains nothing, and measures how far the student is from the teacher.
-        divergences.append(Divergence("forward_kl", weight=0.0))
-    return tuple(divergences), tuple(others)
-
-
-def _teacher(config: ConfigDict, mesh: Mesh) -> language.Decoder:
-    paths = config.teacher.path
-    if len(paths) != 1:
-        raise UsageError(f"teacher.path={paths}: expected one teacher of text")
-    dtype = jnp.dtype(config.teacher.compute_dtype)
-    return language.load(
-        folder_of(paths[0]),
-        key="teacher.path",
-        param_dtype=dtype,
-        dtype=dtype,
-        quantize=config.teacher.quantize,
-        layout=_layout(config, mesh, "teacher"),
-        mesh=mesh,
-    )
-
-
-def _layout(config: ConfigDict, mesh: Mesh, part: str) -> language.Placement | None:
-    """Where the parameters of "student" or "teacher" go; None for the only device."""
-    if mesh.size == 1:
-        return None
-    if part in config.mesh.replicate:
-        return lambda name, shape: parallel.replicated(mesh)
-    return lambda name, shape: parallel.sharding(name, shape, mesh)
-
-
-def folder_of(path: str | os.PathLike) -> pathlib.Path:
-    """The checkpoint in a workdir of ours, or the folder itself."""
-    inner = pathlib.Path(path, "model")
-    return inner if (inner / "config.json").is_file() else pathlib.Path(path)
-
-
 def _tokenizer(config: ConfigDict) -> tuple[text.Tokenizer, int]:
     """The tokenizer of the data, and how many ids teacher and student share."""
     given = {"data.tokenizer": config.data.tokenizer, "student.path": config.student.path}
     if config.teacher.path:
-        given["teacher.path"] = str(folder_of(config.teacher.path[0]))
+        given["teacher.path"] = str(text_pairing.folder_of(config.teacher.path[0]))
     found = {
         key: text.load_tokenizer(path, key=key)
         for key, path in given.items()
@@ -328,62 +221,6 @@ def _splits(config: ConfigDict, tokenizer: text.Tokenizer) -> dict[str, text.Row
         for name, documents in found.items()
         if len(documents)
     }
-
-
-def _rollout(
-    config: ConfigDict, comparison: Comparison, tokenizer: text.Tokenizer, mesh: Mesh
-) -> Rollout | None:
-    """When and how the student writes its own batches."""
-    chosen = config.rollout
-    if not chosen.probability:
-        return None
-    said = f"rollout.probability={chosen.probability}"
-    if comparison.teacher is None:
-        raise UsageError(f"{said}: method.name='supervised' has no teacher to judge what it writes")
-    if config.data.packing != "single":
-        raise UsageError(
-            f"data.packing={config.data.packing!r}: {said} continues the prompt of a row; "
-            "expected 'single', one document a row"
-        )
-    if chosen.max_new_tokens >= config.data.length:
-        raise UsageError(
-            f"rollout.max_new_tokens={chosen.max_new_tokens}: expected less than "
-            f"data.length={config.data.length}, which holds the prompt too"
-        )
-    return Rollout(
-        probability=chosen.probability,
-        sampler=Sampler(chosen.temperature, chosen.top_k, chosen.top_p, key="rollout"),
-        max_new_tokens=chosen.max_new_tokens,
-        prompt_tokens=chosen.prompt_tokens,
-        vocab_size=comparison.vocab_size,
-        stops=tokenizer.stops,
-        mesh=mesh,
-    )
-
-
-def _recipe(
-    config: ConfigDict, comparison: Comparison, steps_per_epoch: float, rollout: Rollout | None
-) -> TextRecipe:
-    steps = config.training.steps or math.ceil(config.training.epochs * steps_per_epoch - 1e-9)
-    rate = optimizers.learning_rate(
-        config.schedule, config.optimizer.learning_rate, steps, steps_per_epoch
-    )
-    return TextRecipe(
-        begin=0,
-        steps=steps,
-        steps_per_epoch=steps_per_epoch,
-        hard_weight=schedules.parse(config.method.hard_weight),
-        soft_weight=schedules.parse(config.method.soft_weight),
-        temperature=schedules.parse(config.method.temperature),
-        optimizer=optimizers.make(config.optimizer, rate),
-        learning_rate=rate,
-        max_norm=0.0,
-        ema_decay=config.training.ema_decay,
-        accumulate=config.training.accumulate,
-        log_every=config.logging.every_steps,
-        comparison=comparison,
-        rollout=rollout,
-    )
 
 
 def _fingerprint(config: language.DecoderConfig, params: models.Flat) -> str:

@@ -182,7 +182,8 @@ def _over_chunks(settings: Settings, part: _Vocabulary, hidden, head, given, *, 
     count, widest = hidden.shape[0], head.shape[1]
     if teacher is not None:
         widest = max(widest, teacher[1].shape[1])
-    size = min(settings.chunk or chunk_size(count, widest), count)
+    platform = None if settings.mesh is None else settings.mesh.devices.flat[0].platform
+    size = min(settings.chunk or chunk_size(count, widest, platform), count)
     chunks = math.ceil(count / size)
     missing = chunks * size - count
 

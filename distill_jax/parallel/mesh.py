@@ -6,6 +6,7 @@ import pathlib
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from distill_jax.errors import UsageError
@@ -40,8 +41,19 @@ def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, devices: list | No
             f"mesh.data={data}: the mesh {data}x{fsdp}x{tensor} needs {data * inner} "
             f"devices; expected at most the {len(devices)} that are here"
         )
-    grid = np.asarray(devices[: data * inner]).reshape(data, fsdp, tensor)
+    grid = _grid((data, fsdp, tensor), list(devices[: data * inner]), len(devices))
     return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * 3)
+
+
+def _grid(shape: tuple[int, ...], devices: list, present: int) -> np.ndarray:
+    """The devices in the shape of a mesh; a whole slice of TPUs with neighbours along each axis."""
+    if devices[0].platform != "tpu" or len(devices) < present:
+        return np.asarray(devices).reshape(shape)
+    try:
+        return mesh_utils.create_device_mesh(shape, devices)
+    except NotImplementedError:
+        # An axis that takes a part of a dimension of the slice: its rings are not closed.
+        return mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:

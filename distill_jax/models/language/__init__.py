@@ -11,7 +11,7 @@ dropout, mixtures of experts.
 """
 
 from distill_jax.models.language.cache import Cache, init_cache
-from distill_jax.models.language.checkpoint import from_llama2c, load
+from distill_jax.models.language.checkpoint import blank, from_llama2c, load
 from distill_jax.models.language.config import DecoderConfig, RopeScaling
 from distill_jax.models.language.decoder import (
     Decoded,
@@ -34,6 +34,7 @@ __all__ = [
     "RopeScaling",
     "abstract",
     "assemble",
+    "blank",
     "create",
     "from_huggingface",
     "from_layers",

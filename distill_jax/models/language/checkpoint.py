@@ -54,13 +54,54 @@ def load(
     """
     folder = pathlib.Path(path)
     try:
-        if not folder.is_dir():
-            raise UsageError("no such folder; expected one with config.json and safetensors")
-        config = from_huggingface(files.read_json(folder / files.CONFIG))
+        config = _config(folder)
         params = _read(folder, config, param_dtype, layout, quantize)
     except UsageError as error:
         raise UsageError(f"{key}={str(path)!r}: {error}") from error
     return assemble(config, params, param_dtype=param_dtype, **options)
+
+
+def blank(
+    path: str | os.PathLike,
+    *,
+    param_dtype: DTypeLike = jnp.float32,
+    layout: Placement | None = None,
+    quantize: str = "none",
+    key: str = "path",
+    **options: Any,
+) -> Decoder:
+    """The decoder that `load` gives, of zeros, from config.json alone.
+
+    Within `jax.eval_shape` it is one of shapes, which takes no memory whatever its size. Arguments
+    and errors are those of `load`, but for the tensors; the layout is not used.
+    """
+    del layout
+    try:
+        config = _config(pathlib.Path(path))
+    except UsageError as error:
+        raise UsageError(f"{key}={str(path)!r}: {error}") from error
+    kept = _kept(shapes(config), param_dtype, quantize)
+    params = {name: jnp.zeros(kind.shape, kind.dtype) for name, kind in kept.items()}
+    return assemble(config, params, param_dtype=param_dtype, **options)
+
+
+def _config(folder: pathlib.Path) -> DecoderConfig:
+    if not folder.is_dir():
+        raise UsageError("no such folder; expected one with config.json and safetensors")
+    return from_huggingface(files.read_json(folder / files.CONFIG))
+
+
+def _kept(
+    own: Mapping[str, tuple[int, ...]], dtype: DTypeLike, quantize: str
+) -> dict[str, jax.ShapeDtypeStruct]:
+    """What is kept of parameters of these shapes: they themselves, or integers and scales."""
+    scales = int8.shapes(own) if quantize == "int8" else {}
+    dtypes = dict.fromkeys(own, dtype) | dict.fromkeys(scales, jnp.float32)
+    dtypes |= {name: jnp.int8 for name in own if int8.scale_name(name) in scales}
+    return {
+        name: jax.ShapeDtypeStruct(shape, jnp.dtype(dtypes[name]))
+        for name, shape in {**own, **scales}.items()
+    }
 
 
 def shapes(config: DecoderConfig) -> dict[str, tuple[int, ...]]:
@@ -88,13 +129,10 @@ def _read(
         _check_same_head(stored, config)
         del stored_shapes[names.HEAD]
     _check(wanted, stored_shapes)
-    scales = int8.shapes(own) if quantize == "int8" else {}
-    dtypes = dict.fromkeys(own, dtype) | dict.fromkeys(scales, jnp.float32)
-    dtypes |= {name: jnp.int8 for name in own if int8.scale_name(name) in scales}
     params, where = {}, {}
-    for name, shape in (own | scales).items():
-        where[name] = layout(name, shape) if layout else None
-        params[name] = _empty(shape, jnp.dtype(dtypes[name]), where[name])()
+    for name, kind in _kept(own, dtype, quantize).items():
+        where[name] = layout(name, kind.shape) if layout else None
+        params[name] = _empty(kind.shape, kind.dtype, where[name])()
     for name, value in files.stream(stored):
         if spare and name == names.HEAD:
             continue

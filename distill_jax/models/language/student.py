@@ -1,6 +1,6 @@
 """The decoder that a config asks for as its student: from a folder, from layers, or from sizes."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax.numpy as jnp
@@ -110,6 +110,7 @@ def open_student(
     seed: int,
     dtype: DTypeLike,
     layout: Placement | None = None,
+    load: Callable[..., Decoder] = load,
     **kept: Any,
 ) -> Decoder:
     """The student of checked options.
@@ -121,6 +122,7 @@ def open_student(
       seed: of the parameters of a new model, or of the adapters.
       dtype: in which it computes. What is trained is float32; what is frozen is of this dtype.
       layout: where each parameter goes.
+      load: reads a folder; `checkpoint.blank` where only shapes are wanted.
       **kept: remat, attention and mesh of `Decoder`.
 
     Raises:
