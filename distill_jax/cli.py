@@ -2,14 +2,15 @@
 
     distill-jax train  --config=FILE[:arg] --workdir=DIR [--config.key=value ...]
     distill-jax eval   --workdir=DIR [--split=test|validation] [--which=final|selected]
+    distill-jax plan   --config=FILE[:arg] --target=tpu:v5p:4x4x4 [--search] [--out=FILE]
     distill-jax report --workdir=DIR
     distill-jax import FILE --model=NAME --classes=N --mean=R,G,B --std=R,G,B --workdir=DIR
     distill-jax store  --config=FILE[:arg] --workdir=DIR [--config.key=value ...]
     distill-jax generate --config=FILE[:arg] --workdir=DIR [--config.key=value ...]
     distill-jax export --workdir=DIR --out=DIR [--which=final|selected]
 
-Exit codes: 0 done, or stopped by SIGTERM with the state saved; 1 the run failed; 2 a mistake in the
-command, the config or a path, said in one line.
+Exit codes: 0 done, or stopped by SIGTERM with the state saved; 1 the run failed, or does not fit
+where it is planned; 2 a mistake in the command, the config or a path, said in one line.
 """
 
 import argparse
@@ -44,6 +45,12 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--workdir", type=pathlib.Path, required=True)
     evaluate.add_argument("--split", choices=("test", "validation"), default="test")
     evaluate.add_argument("--which", choices=("final", "selected"), default="final")
+    plan = verbs.add_parser("plan", help="say whether a run fits chips, and how fast it can be")
+    plan.add_argument("--config", metavar="FILE[:ARG]", required=True)
+    plan.add_argument("--target", required=True, help="tpu:v5p:4x4x4, gpu:h100:8, local, ...")
+    plan.add_argument("--search", action="store_true", help="rank meshes, remat, teacher dtypes")
+    plan.add_argument("--workdir", type=pathlib.Path, help="folder for plan.json")
+    plan.add_argument("--out", type=pathlib.Path, help="file for the JSON, in place of it")
     report = verbs.add_parser("report", help="write report.html of a run, finished or not")
     report.add_argument("--workdir", type=pathlib.Path, required=True)
     imported = verbs.add_parser("import", help="make a teacher of a PyTorch state dict")
@@ -129,6 +136,26 @@ def _export(arguments: argparse.Namespace, overrides: dict[str, str]) -> None:
     print(json.dumps(exporting.write(arguments.workdir, arguments.out, arguments.which)))
 
 
+def _plan(arguments: argparse.Namespace, overrides: dict[str, str]) -> int:
+    from distill_jax.planning import targets
+
+    targets.prepare_process(arguments.target)  # before JAX is there
+    from distill_jax import config as configs
+    from distill_jax import planning
+
+    config = configs.load(arguments.config, overrides)
+    out = arguments.out
+    if out is None and arguments.workdir is not None:
+        out = arguments.workdir / "plan.json"
+    chosen = planning.search if arguments.search else planning.check
+    fits, text, content = chosen(config, targets.open_target(arguments.target))
+    if out is not None:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(json.dumps(content, indent=2) + "\n")
+    print(text)
+    return 0 if fits else 1
+
+
 def _train(arguments: argparse.Namespace, overrides: dict[str, str]) -> None:
     from distill_jax import config as configs  # here, so that --help needs no JAX
     from distill_jax import experiment, schema
@@ -198,19 +225,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         run = {
             "train": _train,
             "eval": _evaluate,
+            "plan": _plan,
             "report": _report,
             "import": _import,
             "store": _store,
             "generate": _generate,
             "export": _export,
         }
-        run[arguments.verb](arguments, overrides)
+        return run[arguments.verb](arguments, overrides) or 0
     except UsageError as error:
         print(f"distill-jax: error: {error}", file=sys.stderr)
         return 2
     except Exception as error:
         return _failed(error)
-    return 0
 
 
 def _failed(error: Exception) -> int:

@@ -1,0 +1,158 @@
+"""Other settings of the same run: the cheapest that fits, and the fastest of those that do.
+
+Both compile each setting that they judge. A setting whose arguments alone are too many bytes is
+left out without compiling. Left out on purpose: whatever changes what is learned (batch size, the
+models), but where nothing else fits.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from distill_jax import config as configs
+from distill_jax import schema
+from distill_jax.errors import UsageError
+from distill_jax.models.language.decoder import REMAT
+from distill_jax.planning import abstract, memory
+from distill_jax.planning.plan import Plan, make
+from distill_jax.planning.targets import Target
+
+#: Programs that a search compiles at most.
+MOST = 24
+_MOST_TENSOR = 16
+Changes = dict[str, Any]
+
+
+def changed(config: ConfigDict, changes: Changes) -> ConfigDict:
+    """The config with some keys replaced.
+
+    Raises:
+      UsageError: the result is none.
+    """
+    flat = configs.flatten(config)
+    return configs.resolve(configs.unflatten({**flat, **changes}))
+
+
+def fix(config: ConfigDict, target: Target, compiled: Callable[..., Plan] = make) -> str:
+    """What the cheapest change is with which a config that does not fit a target does.
+
+    Each change is tried alone, the cheapest first, and then on top of all those before it.
+
+    Args:
+      config: resolved.
+      target: the devices.
+      compiled: makes a plan.
+
+    Returns:
+      A line for the user.
+    """
+    changes = list(_cheaper(config, target))
+    tried = list(changes)
+    together: Changes = {}
+    for change in changes:
+        together = {**together, **change}
+        if together not in tried:
+            tried.append(dict(together))
+    for change in tried:
+        if _may_fit(config, target, change) and compiled(changed(config, change), target).fits:
+            said = " ".join(f"--config.{key}={value}" for key, value in change.items())
+            return f"it fits with {said}"
+    return "no change of mesh, remat, accumulation, teacher dtype or batch makes it fit: more chips"
+
+
+def _cheaper(config: ConfigDict, target: Target) -> Iterator[Changes]:
+    """Single changes that need less memory, those that cost the least time and quality first."""
+    text, devices = config.data.name == schema.TEXT, len(target.devices)
+    fsdp = config.mesh.fsdp
+    while fsdp * config.mesh.tensor < devices and devices % (2 * fsdp * config.mesh.tensor) == 0:
+        fsdp *= 2
+        yield {"mesh.data": -1, "mesh.fsdp": fsdp}
+    if config.teacher.path and config.teacher.compute_dtype == "float32":
+        yield {"teacher.compute_dtype": "bfloat16"}
+    if text and config.training.remat != "full":
+        yield {"training.remat": "full"}
+    rows = config.training.batch_size // config.training.accumulate
+    accumulate = config.training.accumulate
+    while rows % 2 == 0 and rows // 2 >= devices // config.mesh.tensor:
+        rows, accumulate = rows // 2, accumulate * 2
+        yield {"training.accumulate": accumulate}
+    if text and config.teacher.path and config.teacher.quantize == "none":
+        yield {"teacher.quantize": "int8"}
+    tensor = config.mesh.tensor
+    while text and tensor < min(_MOST_TENSOR, devices) and devices % (2 * tensor) == 0:
+        tensor *= 2
+        yield {"mesh.data": -1, "mesh.fsdp": devices // tensor, "mesh.tensor": tensor}
+    size = config.training.batch_size
+    if size % 2 == 0 and size // 2 >= devices:
+        yield {"training.batch_size": size // 2}
+
+
+def _may_fit(config: ConfigDict, target: Target, change: Changes) -> bool:
+    """Whether a setting is possible, and what it holds between steps leaves room."""
+    try:
+        run = abstract.prepare(changed(config, change), target.devices)
+    except UsageError:
+        return False
+    held = memory.held(run.state, run.teacher_variables, run.store, run.batches)
+    return sum(held.values()) < target.memory
+
+
+def settings(config: ConfigDict, target: Target) -> Iterator[list[Changes]]:
+    """The meshes of a target, each with its settings from the one that is fastest if it fits.
+
+    A layer that is computed again costs time, and an int8 teacher exactness: the next setting of a
+    mesh is of use only where the one before does not fit.
+    """
+    text, devices = config.data.name == schema.TEXT, len(target.devices)
+    dtypes = [{}]
+    if text and config.teacher.path and config.teacher.quantize == "none":
+        dtypes.append({"teacher.quantize": "int8"})
+    remats = [{"training.remat": name} for name in ("none", "dots", "full")] if text else [{}]
+    assert not text or {r["training.remat"] for r in remats} == set(REMAT)
+    tensor = 1
+    while tensor <= (min(devices, _MOST_TENSOR) if text else 1) and devices % tensor == 0:
+        fsdp = devices // tensor
+        while True:
+            mesh = {
+                "mesh.data": devices // tensor // fsdp,
+                "mesh.fsdp": fsdp,
+                "mesh.tensor": tensor,
+            }
+            yield [{**mesh, **dtype, **remat} for dtype in dtypes for remat in remats]
+            if fsdp % 2:
+                break
+            fsdp //= 2
+        tensor *= 2
+
+
+def search(
+    config: ConfigDict, target: Target, say: Callable[[str], None], most: int = MOST
+) -> tuple[list[Plan], int]:
+    """The settings of a target that fit, the fastest first.
+
+    Args:
+      config: resolved; its mesh, remat and int8 are replaced.
+      target: the devices.
+      say: is told what is compiled.
+      most: programs that are compiled at most.
+
+    Returns:
+      One plan a mesh, and how many meshes were not looked at for want of compilations.
+    """
+    found, left, skipped = [], most, 0
+    for choices in settings(config, target):
+        if not left:
+            skipped += 1
+        for change in choices:
+            if not left or not _may_fit(config, target, change):
+                continue
+            left -= 1
+            say(" ".join(f"{key}={value}" for key, value in change.items()))
+            plan = make(changed(config, change), target)
+            if plan.fits:
+                found.append(plan)
+                break
+    return sorted(
+        found, key=lambda p: (p.times.overlapped if p.times else 0, p.memory.total)
+    ), skipped

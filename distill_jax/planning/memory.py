@@ -1,0 +1,85 @@
+"""Bytes of a device: of what it holds between steps by its shardings, and within a step by XLA."""
+
+import dataclasses
+import math
+from typing import Any
+
+import jax
+
+#: What a device holds, in the order of a report. Gradients are a part of what XLA needs in a step.
+HELD = ("teacher", "student", "optimizer", "averages", "adapters", "data", "batch", "counters")
+
+
+def of(tree: Any) -> int:
+    """Bytes a device of arrays, or of `jax.ShapeDtypeStruct`s with shardings."""
+    total = 0
+    for leaf in jax.tree.leaves(tree):
+        shape = leaf.shape
+        if leaf.sharding is not None:
+            shape = leaf.sharding.shard_shape(shape)
+        total += math.prod(shape) * leaf.dtype.itemsize
+    return total
+
+
+@dataclasses.dataclass(frozen=True)
+class Memory:
+    """Bytes of one device.
+
+    Attributes:
+      held: of the arguments of a step by part, see `HELD`.
+      gradients: of the trained parameters' gradients, as they are kept.
+      temporaries: all that XLA needs within a step: gradients, activations, workspaces. None where
+        it is not known.
+      code: of the program.
+      padding: what the device's layout of arrays takes above `held`.
+      limit: of the device.
+    """
+
+    held: dict[str, int]
+    gradients: int
+    temporaries: int | None
+    code: int
+    padding: int
+    limit: int
+
+    @property
+    def arguments(self) -> int:
+        """What is there before a step begins."""
+        return sum(self.held.values()) + self.padding
+
+    @property
+    def total(self) -> int:
+        """The most that a step needs; without its temporaries where they are not known."""
+        within = self.gradients if self.temporaries is None else self.temporaries
+        return self.arguments + within + self.code
+
+    @property
+    def fits(self) -> bool:
+        """Whether the device has so much."""
+        return self.total <= self.limit
+
+
+def held(state: Any, teacher_variables: Any, store: Any, batches: Any) -> dict[str, int]:
+    """Bytes a device of the arguments of a step, by part.
+
+    Args:
+      state: a `TrainState`; as the others, of arrays or `jax.ShapeDtypeStruct`s with shardings.
+      teacher_variables: of the teachers.
+      store: the resident set.
+      batches: of the steps of one call.
+    """
+    counters = (state.step, state.seed, state.sums, state.bad_step)
+    base, teacher = {}, teacher_variables
+    if isinstance(teacher, dict):  # of text; an adapted student's base stands beside the teacher
+        base = {name: value for name, value in teacher.items() if name.startswith("base/")}
+        teacher = {name: value for name, value in teacher.items() if name not in base}
+    return {
+        "teacher": of(teacher),
+        "student": of((state.params, state.stats, base)),
+        "optimizer": of(state.optimizer),
+        "averages": of(state.average),
+        "adapters": of((state.adapters, state.memory)),
+        "data": of(store),
+        "batch": of(batches),
+        "counters": of(counters),
+    }

@@ -1,0 +1,190 @@
+"""One plan: the step of a config compiled for a target, and what that says of a run there."""
+
+import dataclasses
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from distill_jax import parallel
+from distill_jax.planning import abstract, hlo, memory, roofline, work
+from distill_jax.planning.collectives import Collective, collectives
+from distill_jax.planning.targets import Target
+from distill_jax.training.step import compile_steps
+
+_USED = re.compile(r"Used ([\d.]+)([KMG]?) of ([\d.]+)([KMG]?) hbm")
+_UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30}
+#: A part of a GPU's memory that JAX leaves to others (XLA_PYTHON_CLIENT_MEM_FRACTION).
+_GPU_FRACTION = 0.75
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What a config would be on a target.
+
+    Attributes:
+      config: resolved.
+      target: the devices.
+      mesh: their shape.
+      parameters: how many numbers "student" and "teacher" are.
+      memory: bytes of a device.
+      fits: whether the step has room there.
+      work: FLOPs of a step; None where the step was not compiled for want of room.
+      messages: what a device sends in a step; likewise.
+      times: of a step; None too where the chip is in no table.
+      unit: what a batch has so many of, "tokens" or "images".
+      units: of them a step.
+      steps: of the run; None where only the data can tell.
+      notes: what a reader must know of these figures, a line each.
+    """
+
+    config: ConfigDict
+    target: Target
+    mesh: Mesh
+    parameters: dict[str, int]
+    memory: memory.Memory
+    fits: bool
+    work: work.Work | None
+    messages: tuple[Collective, ...]
+    times: roofline.Times | None
+    unit: str
+    units: int
+    steps: int | None
+    notes: tuple[str, ...]
+
+    @property
+    def mfu(self) -> float | None:
+        """Model FLOPs over what the chips could have done in the time of an overlapped step."""
+        if self.times is None:
+            return None
+        peak = self.target.chip.flops * self.mesh.size * self.times.overlapped
+        return self.work.model / peak
+
+    @property
+    def units_per_second(self) -> float | None:
+        """Tokens or images, at best."""
+        return self.units / self.times.overlapped if self.times else None
+
+    @property
+    def chip_hours(self) -> float | None:
+        """Of the configured run's steps at best, without evaluations and checkpoints."""
+        if self.times is None or self.steps is None:
+            return None
+        return self.steps * self.times.overlapped * self.mesh.size / 3600
+
+
+def make(config: ConfigDict, target: Target) -> Plan:
+    """Compiles the step of a resolved config for a target; runs nothing.
+
+    Raises:
+      UsageError: the config does not fit the target's devices, or the teacher the student.
+    """
+    run = abstract.prepare(config, target.devices)
+    where = jax.tree.map(lambda a: a.sharding, run.state)
+    arguments = (run.state, run.teacher_variables, run.store, run.batches)
+    lowered = compile_steps(run.recipe, run.mesh, where).lower(*arguments)
+    held = memory.held(*arguments)
+    trained = {"student": run.state.params, "adapters": run.state.adapters}
+    gradients = memory.of(trained)
+    notes = [*_notes(run, target)]
+    limit = round(target.memory * _GPU_FRACTION) if _reserved(target) else target.memory
+    try:
+        compiled = lowered.compile()
+    except jax.errors.JaxRuntimeError as error:
+        used = _USED.search(str(error))
+        if used is None:
+            raise
+        total, limit = (
+            round(float(used[n]) * _UNITS[used[n + 1]]) for n in (1, 3)
+        )  # without what the compiler keeps for itself
+        within = max(total - sum(held.values()), 0)
+        found = memory.Memory(held, gradients, within, 0, 0, limit)
+        return _plan(run, target, found, False, None, (), None, notes)
+    stats = compiled.memory_analysis()
+    padding = stats.argument_size_in_bytes - sum(held.values())
+    fresh = stats.output_size_in_bytes - stats.alias_size_in_bytes
+    within = stats.temp_size_in_bytes + max(fresh, 0)
+    code = stats.generated_code_size_in_bytes
+    found = memory.Memory(held, gradients, within, code, padding, limit)
+    module = hlo.parse(compiled.as_text())
+    if hlo.executed(module)[1]:
+        notes.append("a loop whose turns depend on its values counts once in traffic and messages")
+    count = run.recipe.ahead
+    messages = tuple(
+        dataclasses.replace(c, count=c.count // count, bytes=c.bytes // count)
+        for c in collectives(module, run.mesh)
+    )
+    done, times = work.of(run), None
+    if target.chip is not None:
+        times = roofline.times(
+            target.chip,
+            run.mesh,
+            target.shape,
+            flops=done.program,
+            traffic=hlo.traffic(module) // count,
+            messages=messages,
+        )
+    compiler = target.devices[0].platform == "tpu"
+    fits = compiler or found.total <= limit  # the TPU compiler refuses what does not
+    return _plan(run, target, found, fits, done, messages, times, notes)
+
+
+def _reserved(target: Target) -> bool:
+    return target.chip is not None and target.chip.platform == "gpu" and target.stand_in
+
+
+def _plan(run, target, found, fits, done, messages, times, notes) -> Plan:
+    return Plan(
+        config=run.config,
+        target=target,
+        mesh=run.mesh,
+        parameters=run.parameters,
+        memory=found,
+        fits=fits,
+        work=done,
+        messages=messages,
+        times=times,
+        unit=run.unit,
+        units=run.units,
+        steps=run.total_steps,
+        notes=tuple(notes),
+    )
+
+
+def _notes(run: abstract.Abstract, target: Target) -> list[str]:
+    found = []
+    if target.stand_in:
+        found.append(
+            "compiled for CPUs in place of the GPUs: what is held is exact; activations, HBM "
+            "traffic and messages are those of that program, whose kernels differ from a GPU's"
+        )
+    if run.config.training.compute_dtype == "float32" and target.chip is not None:
+        found.append("the student computes in float32; the times are those of bfloat16's peak")
+    if target.shape:
+        found += _parts_of_dimensions(run.mesh, target.shape)
+    arrays = {"params": run.state.params, "adapters": run.state.adapters}
+    for name, shape, axis in _undivided((arrays, run.teacher_variables), run.mesh):
+        found.append(f"{name} {list(shape)} is whole over {axis}={run.mesh.shape[axis]}")
+    return found
+
+
+def _undivided(tree: Any, mesh: Mesh) -> list[tuple[str, tuple[int, ...], str]]:
+    return sorted(set(parallel.undivided(tree, mesh)))
+
+
+def _parts_of_dimensions(mesh: Mesh, shape: Sequence[int]) -> list[str]:
+    """Axes whose groups are parts of a dimension of the slice, and so closed rings on none."""
+    found = []
+    for axis in mesh.axis_names:
+        members = [mesh.devices.flat[n].coords for n in roofline.group(mesh, (axis,))]
+        for dimension, size in enumerate(shape):
+            if 1 < len({coords[dimension] for coords in members}) < size:
+                found.append(
+                    f"mesh.{axis}={mesh.shape[axis]} takes a part of a dimension of the slice, "
+                    "where rings are not closed"
+                )
+                break
+    return found
