@@ -1,5 +1,7 @@
 """Recipes that several configs share: the parts of a methods section that repeat."""
 
+import pathlib
+
 from ml_collections import ConfigDict
 
 
@@ -128,3 +130,26 @@ def fine_tuning(epochs: float, evaluations: int) -> ConfigDict:
     config.evaluation = dict(every_epochs=every, batch_size=32, select="nll")
     config.checkpoint = dict(every_epochs=every)
     return config
+
+
+def from_shapes(teacher: str, student: str, fsdp: int, tensor: int) -> ConfigDict:
+    """A large pair as `shapes/` describes it, to be planned; `fine_tuning` with a fifth of labels.
+
+    Args:
+      teacher: name of a folder of shapes/.
+      student: likewise.
+      fsdp: chips that share the batch and the parameters' shards.
+      tensor: chips that share a layer.
+    """
+    config = fine_tuning(epochs=1.0, evaluations=10)
+    config.teacher = dict(path=shape(teacher), compute_dtype="bfloat16")
+    config.student.path = shape(student)
+    config.method = dict(name="soft_target", temperature=1.0, hard_weight=0.2, soft_weight=0.8)
+    config.training.steps = 10_000
+    config.mesh = dict(fsdp=fsdp, tensor=tensor)
+    return config
+
+
+def shape(name: str) -> str:
+    """The folder of a model in shapes/."""
+    return str(pathlib.Path(__file__).with_name("shapes") / name)

@@ -1,0 +1,314 @@
+"""Plans: bytes against XLA's and the devices' own, verdicts, exit codes and what is written."""
+
+import dataclasses
+import importlib.util
+import json
+import os
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from small_plans import config
+
+from distill_jax import cli, parallel, planning
+from distill_jax import config as configs
+from distill_jax.errors import UsageError
+from distill_jax.planning import abstract, choices, memory, plan, report, roofline, targets
+from distill_jax.planning.chips import CHIPS
+from distill_jax.planning.collectives import Collective
+from distill_jax.training.step import compile_steps
+
+
+@pytest.fixture
+def local():
+    return targets.open_target("local")
+
+
+@pytest.fixture
+def kept_environment():
+    """The verb sets what JAX and libtpu read; a test leaves it as it was."""
+    before = dict(os.environ)
+    yield
+    os.environ.clear()
+    os.environ.update(before)
+
+
+def arguments(where, settings, mesh: dict) -> list[str]:
+    """Writes a config and gives the arguments of the verb."""
+    content = configs.to_json(settings)
+    file = where / "run.py"
+    file.write_text(f"import json\n\ndef get_config():\n    return json.loads({content!r})\n")
+    flags = [f"--config.mesh.{axis}={size}" for axis, size in mesh.items()]
+    return ["plan", f"--config={file}", "--target=local", *flags]
+
+
+@pytest.mark.parametrize(
+    "mesh",
+    [{}, {"mesh__fsdp": 4, "mesh__tensor": 2}, {"mesh__fsdp": 2, "student__lora_rank": 2}],
+)
+def test_the_parts_are_the_arguments_of_the_compiled_step(tmp_path, mesh):
+    run = abstract.prepare(config(tmp_path, **mesh), jax.devices())
+    given = (run.state, run.teacher_variables, run.store, run.batches)
+    where = jax.tree.map(lambda a: a.sharding, run.state)
+    compiled = compile_steps(run.recipe, run.mesh, where).lower(*given).compile()
+    held = memory.held(*given)
+    assert sum(held.values()) == compiled.memory_analysis().argument_size_in_bytes
+    assert held["optimizer"] > 1.9 * memory.of((run.state.params, run.state.adapters))
+
+
+def test_the_parts_are_what_live_arrays_take(tmp_path):
+    run = abstract.prepare(config(tmp_path, mesh__fsdp=4, mesh__tensor=2), jax.devices())
+    made = jax.tree.map(
+        lambda a: jax.device_put(jnp.zeros(a.shape, a.dtype), a.sharding), run.state
+    )
+    taken = sum(
+        shard.data.nbytes
+        for leaf in jax.tree.leaves(made)
+        for shard in leaf.addressable_shards
+        if shard.device == jax.devices()[3]
+    )
+    assert taken == memory.of(run.state)
+
+
+def test_an_image_run_needs_neither_data_nor_weights(local):
+    flat = {
+        "data.name": "mnist",
+        "data.validation": 0,
+        "student.name": "mlp",
+        "student.widths": (32,),
+        "teacher.path": ("mlp:widths=(64, 64)",),
+        "method.name": "soft_target",
+        "training.epochs": 2.0,
+        "training.batch_size": 80,
+        "evaluation.batch_size": 80,
+    }
+    found = plan.make(configs.resolve(configs.unflatten(flat)), local)
+    assert found.parameters["teacher"] == 784 * 64 + 64 + 64 * 64 + 64 + 64 * 10 + 10
+    assert found.memory.held["data"] == 60_000 * (28 * 28 + 4)
+    assert found.work.teacher_forward == 80 * 2 * (784 * 64 + 64 * 64 + 64 * 10)
+    assert found.work.student_forward == 80 * 2 * (784 * 32 + 32 * 10)
+    assert (found.unit, found.units, found.steps) == ("images", 80, 1500)
+    assert found.memory.padding == 0
+
+
+def test_a_teacher_that_is_neither_workdir_nor_model_is_refused(local):
+    flat = {"data.name": "mnist", "teacher.path": ("runs/none",), "method.name": "soft_target"}
+    flat["evaluation.batch_size"] = 8
+    with pytest.raises(UsageError, match=r"teacher.path='runs/none': no such workdir and no such"):
+        plan.make(configs.resolve(configs.unflatten(flat)), local)
+
+
+def test_a_shape_that_does_not_divide_is_told(tmp_path, local):
+    found = plan.make(config(tmp_path, mesh__fsdp=1, mesh__tensor=8), local)
+    # Two heads of keys and values, 16 wide, make 32 outputs, which 8 divides; 500 ids would not.
+    assert not any("embedding" in note for note in found.notes)
+    uneven = json.loads((tmp_path / "student" / "config.json").read_text()) | {"vocab_size": 508}
+    (tmp_path / "student" / "config.json").write_text(json.dumps(uneven))
+    settings = configs.resolve(found.config.to_dict())
+    notes = plan.make(settings, local).notes
+    assert "embedding [508, 32] is whole over tensor=8" in notes
+
+
+def test_what_does_not_fit_names_a_change_that_does(tmp_path, local):
+    settings = config(tmp_path, training__remat="full")
+    whole = plan.make(settings, local)
+    sharded = plan.make(choices.changed(settings, {"mesh.data": -1, "mesh.fsdp": 8}), local)
+    assert sharded.memory.total < whole.memory.total
+    small = dataclasses.replace(local, memory=(sharded.memory.total + whole.memory.total) // 2)
+    fits, text, content = planning.check(settings, small)
+    assert not fits and "does not fit" in text
+    assert content["advice"].startswith("it fits with --config.mesh.data=-1 --config.mesh.fsdp=")
+    flags = dict(
+        word.removeprefix("--config.").split("=") for word in content["advice"].split()[3:]
+    )
+    changes = {name: int(value) for name, value in flags.items()}
+    assert plan.make(choices.changed(settings, changes), small).fits
+
+
+def test_where_nothing_fits_more_chips_are_the_answer(tmp_path, local):
+    tiny = dataclasses.replace(local, memory=1000)
+
+    def never(settings, target):
+        raise AssertionError("what cannot fit need not be compiled")
+
+    said = choices.fix(config(tmp_path), tiny, never)
+    assert said.endswith("more chips")
+
+
+def test_a_search_ranks_what_fits(tmp_path, local):
+    settings = config(tmp_path)
+    chip = {"kind": "h100", "chip": CHIPS["h100"]}
+    chosen = dataclasses.replace(local, devices=local.devices[:2], **chip)
+    told = []
+    plans, skipped = choices.search(settings, chosen, told.append, most=2)
+    assert len(plans) == 2 == len(told) and skipped >= 1
+    steps = [found.times.overlapped for found in plans]
+    assert steps == sorted(steps)
+    meshes = [tuple(found.mesh.shape.values()) for found in plans]
+    assert set(meshes) == {(1, 2, 1), (2, 1, 1)}
+    lines = report.ranking(plans).splitlines()
+    assert len(lines) == 3 and lines[1].startswith(" 1")
+
+
+def test_the_verb_prints_and_writes(tmp_path, capsys, kept_environment):
+    given = arguments(tmp_path, config(tmp_path), {"fsdp": 2})
+    assert cli.main([*given, f"--workdir={tmp_path / 'out'}"]) == 0
+    page = capsys.readouterr().out
+    content = json.loads((tmp_path / "out" / "plan.json").read_text())
+    assert content["mesh"] == {"data": 4, "fsdp": 2, "tensor": 1} and content["fits"]
+    sizes = content["bytes_a_device"]
+    parts = ("teacher", "student", "optimizer", "averages", "adapters", "data", "batch")
+    parts += ("counters", "padding", "program")
+    temporaries = sizes["total"] - sum(sizes[part] for part in parts)
+    assert temporaries == sizes["gradients"] + sizes["activations"]
+    assert sizes["averages"] == sizes["student"] > 0
+    work = content["flops_a_step"]
+    assert (
+        work["model"]
+        == sum(work[f"{k}"] for k in ("teacher_forward", "student_forward"))
+        + (work["student_backward"])
+    )
+    assert any(c["axes"] == ["fsdp"] for c in content["collectives_a_step"])
+    assert content["seconds_a_step"] is None  # a CPU is in no table
+    assert "fits" in page and "teacher forward" in page and "not in the table" in page
+
+
+def test_the_verb_exits_1_where_it_does_not_fit(tmp_path, capsys, monkeypatch, kept_environment):
+    opened = targets.open_target
+
+    def small(said):
+        return dataclasses.replace(opened(said), memory=1000)
+
+    monkeypatch.setattr(targets, "open_target", small)
+    assert cli.main(arguments(tmp_path, config(tmp_path), {})) == 1
+    assert "more chips" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("target", "said"),
+    [
+        ("tpu:v9:2x2", "--target=tpu:v9:2x2: no tpu 'v9'; expected v4, v5e, v5p, v6e"),
+        ("gpu:v5p:8", "--target=gpu:v5p:8: no gpu 'v5p'; expected a100, h100, h200, b200"),
+        ("tpu:v5p:4x4", "--target=tpu:v5p:4x4: expected 3 sizes, as in tpu:v5p:4x4x4"),
+        ("tpu:v5e:32x32", "--target=tpu:v5e:32x32: expected sizes of at most 16"),
+        ("tpu:v5e", "--target=tpu:v5e: expected tpu:CHIP:SHAPE such as tpu:v5p:4x4x4"),
+        ("gpu:h100:0", "--target=gpu:h100:0: expected tpu:CHIP:SHAPE"),
+        ("gpu:h100:4096", "8 CPU devices are here to stand in for 4096"),
+    ],
+)
+def test_a_target_that_is_none_is_misuse(tmp_path, capsys, kept_environment, target, said):
+    given = arguments(tmp_path, config(tmp_path), {})
+    assert cli.main([f"--target={target}" if "--target" in g else g for g in given]) == 2
+    error = capsys.readouterr().err
+    assert said in error and len(error.splitlines()) == 1
+
+
+def test_a_mesh_that_does_not_fit_the_target_is_misuse(tmp_path, capsys, kept_environment):
+    assert cli.main(arguments(tmp_path, config(tmp_path), {"fsdp": 3})) == 2
+    assert "mesh.data=-1" in capsys.readouterr().err
+
+
+def test_gpus_are_stood_in_for(tmp_path, kept_environment):
+    targets.prepare_process("gpu:h100:8")
+    target = targets.open_target("gpu:h100:8")
+    found = plan.make(config(tmp_path, mesh__fsdp=8), target)
+    assert found.memory.limit == 60 * 10**9  # three quarters: what JAX takes of a GPU
+    assert found.times.bound in ("compute", "memory", "interconnect")
+    assert any("in place of the GPUs" in note for note in found.notes)
+
+
+def test_times_are_quotients():
+    chip, mesh = CHIPS["h100"], parallel.make_mesh(2, 2, 2)
+    sent = [Collective("all-gather", ("fsdp",), 2, 1, 900_000_000)]
+    found = roofline.times(chip, mesh, (), flops=8 * 989 * 10**9, traffic=3350, messages=sent)
+    assert np.isclose(found.compute, 1e-3)
+    assert np.isclose(found.memory, 1e-9)
+    assert np.isclose(found.interconnect, 2e-3)
+    assert found.bound == "interconnect" and found.overlapped == found.interconnect
+    assert np.isclose(found.apart, 3e-3 + 1e-9)
+
+
+class Placed:
+    """A device of a slice, which a test needs no libtpu for."""
+
+    platform, device_kind = "tpu", "TPU v5"
+
+    def __init__(self, *coords):
+        self.coords = coords
+
+
+def slice_mesh(shape, sizes):
+    """A mesh of a slice in the plain order of its chips."""
+    grid = np.array([Placed(*place) for place in np.ndindex(*shape)], object).reshape(sizes)
+    return type("Mesh", (), {"devices": grid, "axis_names": parallel.AXES})
+
+
+@pytest.mark.parametrize(
+    ("shape", "sizes", "axes", "links"),
+    [
+        ((4, 4, 4), (1, 16, 4), ("fsdp",), 4),  # two dimensions, each a closed ring
+        ((4, 4, 4), (1, 16, 4), ("tensor",), 2),
+        ((4, 4, 4), (1, 32, 2), ("tensor",), 1),  # half a dimension is a line
+        ((4, 4, 4), (1, 16, 4), ("fsdp", "tensor"), 6),
+        ((2, 2, 1), (1, 4, 1), ("fsdp",), 2),  # too short for rings
+    ],
+)
+def test_links_are_those_of_the_dimensions_that_an_axis_spans(shape, sizes, axes, links):
+    chip = CHIPS["v5p"]
+    assert roofline.speed(chip, slice_mesh(shape, sizes), shape, axes) == links * chip.link
+
+
+def test_gpus_of_one_host_have_nvlink_and_others_the_network():
+    chip = CHIPS["h100"]
+    grid = np.arange(16).reshape(2, 8, 1)
+    mesh = type("Mesh", (), {"devices": grid, "axis_names": parallel.AXES})
+    assert roofline.speed(chip, mesh, (), ("fsdp",)) == chip.link
+    assert roofline.speed(chip, mesh, (), ("data",)) == chip.network
+
+
+needs_libtpu = pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None,
+    reason="libtpu is not installed: pip install '.[plan]'",
+)
+
+
+@needs_libtpu
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("target", "mesh", "devices"),
+    [
+        ("tpu:v5e:2x2", {"mesh__fsdp": 2, "mesh__tensor": 2}, 4),
+        ("tpu:v5p:2x2x2", {"mesh__fsdp": 8}, 8),
+    ],
+)
+def test_tpu_slices_are_compiled_for(tmp_path, kept_environment, target, mesh, devices):
+    targets.prepare_process(target)
+    opened = targets.open_target(target)
+    found = plan.make(config(tmp_path, training__compute_dtype="bfloat16", **mesh), opened)
+    assert found.mesh.size == devices and found.fits
+    assert 0 <= found.memory.padding < found.memory.arguments
+    assert found.times.bound in ("compute", "memory", "interconnect")
+    assert {axis for c in found.messages for axis in c.axes} >= {"fsdp"}
+    assert found.work.student_backward == 2 * found.work.student_forward
+    grid = found.mesh.devices
+    neighbours = [sum(map(abs, np.subtract(a.coords, b.coords))) for a, b in _pairs(grid)]
+    assert max(neighbours) == 1
+
+
+def _pairs(grid):
+    """Devices that follow one another along the axis of shards."""
+    rows = np.moveaxis(grid, 1, -1).reshape(-1, grid.shape[1])
+    return [(row[i], row[i + 1]) for row in rows for i in range(len(row) - 1)]
+
+
+@needs_libtpu
+@pytest.mark.slow
+def test_the_tpu_compiler_refuses_what_does_not_fit(tmp_path, kept_environment):
+    targets.prepare_process("tpu:v5e:2x2")
+    opened = targets.open_target("tpu:v5e:2x2")
+    large = config(tmp_path, training__batch_size=4096, data__length=2048, training__remat="none")
+    found = plan.make(large, opened)
+    assert not found.fits and found.times is None
+    assert found.memory.total > found.memory.limit
+    assert 15 * 2**30 < found.memory.limit <= 16 * 2**30
