@@ -20,7 +20,11 @@ demo: $(VENV)/.installed
 test: $(VENV)/.installed check
 	$(BIN)/python -m pytest -n 2 -m "not slow"
 
-test-slow: $(VENV)/.installed
+$(VENV)/.plan: $(VENV)/.installed
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[plan]'
+	touch $@
+
+test-slow: $(VENV)/.installed $(VENV)/.plan
 	$(BIN)/python -m pytest -n 2 -m "slow"
 
 check: $(VENV)/.installed

@@ -59,6 +59,7 @@ setuptools.setup(
     extras_require={
         "cuda": ["jax[cuda13]>=0.10"],
         "tpu": ["jax[tpu]>=0.10"],
+        "plan": ["jax[tpu]>=0.10"],  # XLA's TPU compiler, libtpu, in the version that jax asks for
         "tfds": TFDS_PREPARE,
         "sentencepiece": ["sentencepiece>=0.2"],
         "wandb": ["wandb>=0.18"],

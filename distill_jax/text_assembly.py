@@ -59,7 +59,7 @@ class TextParts(Parts):
 
     def load(self, folder: str | os.PathLike) -> tuple[models.Flat, models.Flat]:
         """Of an adapted student the merged kernels, and adapters that add nothing to them."""
-        layout = _layout(self.config, self.mesh, "student")
+        layout = text_pairing.placement(self.config, self.mesh, "student")
         params = models.split(language.load(folder, key="--workdir", layout=layout))[1]
         params |= {
             name: jnp.zeros_like(value)

@@ -86,7 +86,7 @@ def open_teacher(
         param_dtype=dtype,
         dtype=dtype,
         quantize=config.teacher.quantize,
-        layout=_layout(config, mesh, "teacher"),
+        layout=placement(config, mesh, "teacher"),
         mesh=mesh,
     )
 
@@ -115,7 +115,7 @@ def open_own(
         teacher,
         vocab_size,
         seed=config.seed,
-        layout=None if load is language.blank else _layout(config, mesh, "student"),
+        layout=None if load is language.blank else placement(config, mesh, "student"),
         load=load,
         dtype=jnp.dtype(config.training.compute_dtype),
         remat=config.training.remat,
@@ -162,7 +162,7 @@ def where(config: ConfigDict, mesh: Mesh, arrays: models.Flat, part: str) -> Any
     return parallel.layout({part: arrays}, mesh, config.mesh.replicate)[part]
 
 
-def _layout(config: ConfigDict, mesh: Mesh, part: str) -> language.Placement | None:
+def placement(config: ConfigDict, mesh: Mesh, part: str) -> language.Placement | None:
     """Where the parameters of "student" or "teacher" go; None for the only device."""
     if mesh.size == 1:
         return None

@@ -15,7 +15,10 @@ from distill_jax.planning.collectives import Collective, collectives
 from distill_jax.planning.targets import Target
 from distill_jax.training.step import compile_steps
 
+# The TPU compiler's words for a program that has no room: of all that it needs, or of what it needs
+# beside its arguments.
 _USED = re.compile(r"Used ([\d.]+)([KMG]?) of ([\d.]+)([KMG]?) hbm")
+_WITHIN = re.compile(r"temporaries \(([\d.]+)([KMG]?)\) exceeds available HBM \(([\d.]+)([KMG]?)\)")
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30}
 #: A part of a GPU's memory that JAX leaves to others (XLA_PYTHON_CLIENT_MEM_FRACTION).
 _GPU_FRACTION = 0.75
@@ -89,18 +92,15 @@ def make(config: ConfigDict, target: Target) -> Plan:
     held = memory.held(*arguments)
     trained = {"student": run.state.params, "adapters": run.state.adapters}
     gradients = memory.of(trained)
-    notes = [*_notes(run, target)]
+    notes = notes_of(run, target)
     limit = round(target.memory * _GPU_FRACTION) if _reserved(target) else target.memory
     try:
         compiled = lowered.compile()
     except jax.errors.JaxRuntimeError as error:
-        used = _USED.search(str(error))
-        if used is None:
+        needed = _refused(str(error), sum(held.values()))
+        if needed is None:
             raise
-        total, limit = (
-            round(float(used[n]) * _UNITS[used[n + 1]]) for n in (1, 3)
-        )  # without what the compiler keeps for itself
-        within = max(total - sum(held.values()), 0)
+        within, limit = needed
         found = memory.Memory(held, gradients, within, 0, 0, limit)
         return _plan(run, target, found, False, None, (), None, notes)
     stats = compiled.memory_analysis()
@@ -132,6 +132,16 @@ def make(config: ConfigDict, target: Target) -> Plan:
     return _plan(run, target, found, fits, done, messages, times, notes)
 
 
+def _refused(said: str, held: int) -> tuple[int, int] | None:
+    """What a program needs beside its arguments, and what there is, of the compiler's refusal."""
+    for pattern, less in ((_USED, held), (_WITHIN, 0)):
+        found = pattern.search(said)
+        if found:
+            needed, limit = (round(float(found[n]) * _UNITS[found[n + 1]]) for n in (1, 3))
+            return max(needed - less, 0), limit
+    return None
+
+
 def _reserved(target: Target) -> bool:
     return target.chip is not None and target.chip.platform == "gpu" and target.stand_in
 
@@ -154,7 +164,8 @@ def _plan(run, target, found, fits, done, messages, times, notes) -> Plan:
     )
 
 
-def _notes(run: abstract.Abstract, target: Target) -> list[str]:
+def notes_of(run: abstract.Abstract, target: Target) -> list[str]:
+    """What a reader must know of a plan beside its figures: stand-ins, and what is not divided."""
     found = []
     if target.stand_in:
         found.append(
