@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -36,7 +37,8 @@ class Plan:
       memory: bytes of a device.
       fits: whether the step has room there.
       work: FLOPs of a step; None where the step was not compiled for want of room.
-      messages: what a device sends in a step; likewise.
+      traffic: bytes that a device moves from and to its HBM in a step; likewise.
+      messages: what it sends in a step; likewise.
       times: of a step; None too where the chip is in no table.
       unit: what a batch has so many of, "tokens" or "images".
       units: of them a step.
@@ -51,6 +53,7 @@ class Plan:
     memory: memory.Memory
     fits: bool
     work: work.Work | None
+    traffic: int | None
     messages: tuple[Collective, ...]
     times: roofline.Times | None
     unit: str
@@ -95,14 +98,17 @@ def make(config: ConfigDict, target: Target) -> Plan:
     notes = notes_of(run, target)
     limit = round(target.memory * _GPU_FRACTION) if _reserved(target) else target.memory
     try:
-        compiled = lowered.compile()
+        with warnings.catch_warnings():
+            # A persistent cache of programs cannot hold those for devices that are not here.
+            warnings.filterwarnings("ignore", message="Error reading persistent compilation cache")
+            compiled = lowered.compile()
     except jax.errors.JaxRuntimeError as error:
         needed = _refused(str(error), sum(held.values()))
         if needed is None:
             raise
         within, limit = needed
         found = memory.Memory(held, gradients, within, 0, 0, limit)
-        return _plan(run, target, found, False, None, (), None, notes)
+        return _plan(run, target, found, False, None, None, (), None, notes)
     stats = compiled.memory_analysis()
     padding = stats.argument_size_in_bytes - sum(held.values())
     fresh = stats.output_size_in_bytes - stats.alias_size_in_bytes
@@ -117,19 +123,19 @@ def make(config: ConfigDict, target: Target) -> Plan:
         dataclasses.replace(c, count=c.count // count, bytes=c.bytes // count)
         for c in collectives(module, run.mesh)
     )
-    done, times = work.of(run), None
+    done, traffic, times = work.of(run), hlo.traffic(module) // count, None
     if target.chip is not None:
         times = roofline.times(
             target.chip,
             run.mesh,
             target.shape,
             flops=done.program,
-            traffic=hlo.traffic(module) // count,
+            traffic=traffic,
             messages=messages,
         )
     compiler = target.devices[0].platform == "tpu"
     fits = compiler or found.total <= limit  # the TPU compiler refuses what does not
-    return _plan(run, target, found, fits, done, messages, times, notes)
+    return _plan(run, target, found, fits, done, traffic, messages, times, notes)
 
 
 def _refused(said: str, held: int) -> tuple[int, int] | None:
@@ -146,7 +152,7 @@ def _reserved(target: Target) -> bool:
     return target.chip is not None and target.chip.platform == "gpu" and target.stand_in
 
 
-def _plan(run, target, found, fits, done, messages, times, notes) -> Plan:
+def _plan(run, target, found, fits, done, traffic, messages, times, notes) -> Plan:
     return Plan(
         config=run.config,
         target=target,
@@ -155,6 +161,7 @@ def _plan(run, target, found, fits, done, messages, times, notes) -> Plan:
         memory=found,
         fits=fits,
         work=done,
+        traffic=traffic,
         messages=messages,
         times=times,
         unit=run.unit,

@@ -59,6 +59,7 @@ def to_json(plan: Plan, advice: str | None = None) -> dict[str, Any]:
         "flops_a_step": None
         if plan.work is None
         else dataclasses.asdict(plan.work) | {"model": plan.work.model},
+        "hbm_bytes_a_step": plan.traffic,
         "collectives_a_step": [dataclasses.asdict(message) for message in plan.messages],
         "seconds_a_step": times,
         "mfu": plan.mfu,
