@@ -33,7 +33,7 @@ def check(config: Any, target: Any) -> tuple[bool, str, dict[str, Any]]:
     from distill_jax.planning.choices import fix
 
     found = plan.make(config, target)
-    advice = None if found.fits else fix(config, target)
+    advice = None if found.fits else fix(config, target, _say)
     return found.fits, report.to_text(found, advice), report.to_json(found, advice)
 
 
@@ -41,9 +41,7 @@ def search(config: Any, target: Any) -> tuple[bool, str, dict[str, Any]]:
     """Plans a run in many ways, and ranks those that fit; as `check`."""
     from distill_jax.planning import choices, report
 
-    plans, skipped = choices.search(
-        config, target, lambda said: print(said, file=sys.stderr, flush=True)
-    )
+    plans, skipped = choices.search(config, target, _say)
     content = {
         "target": target.name,
         "plans": [report.to_json(found) for found in plans],
@@ -56,3 +54,8 @@ def search(config: Any, target: Any) -> tuple[bool, str, dict[str, Any]]:
         lines.append(f"{skipped} meshes were not tried: a search compiles a limited number")
     lines += ["", report.to_text(plans[0]), "", report.settings(plans[0])]
     return True, "\n".join(lines), content
+
+
+def _say(setting: str) -> None:
+    """Tells a waiting user what is compiled now."""
+    print(f"compiling {setting}", file=sys.stderr, flush=True)

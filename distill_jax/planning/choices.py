@@ -13,7 +13,6 @@ from ml_collections import ConfigDict
 from distill_jax import config as configs
 from distill_jax import schema
 from distill_jax.errors import UsageError
-from distill_jax.models.language.decoder import REMAT
 from distill_jax.planning import abstract, memory
 from distill_jax.planning.plan import Plan, make
 from distill_jax.planning.targets import Target
@@ -21,6 +20,7 @@ from distill_jax.planning.targets import Target
 #: Programs that a search compiles at most.
 MOST = 24
 _MOST_TENSOR = 16
+_REMAT = ("none", "dots", "full")  # of `training.remat`, by what is computed again
 Changes = dict[str, Any]
 
 
@@ -34,7 +34,12 @@ def changed(config: ConfigDict, changes: Changes) -> ConfigDict:
     return configs.resolve(configs.unflatten({**flat, **changes}))
 
 
-def fix(config: ConfigDict, target: Target, compiled: Callable[..., Plan] = make) -> str:
+def fix(
+    config: ConfigDict,
+    target: Target,
+    say: Callable[[str], None],
+    compiled: Callable[..., Plan] = make,
+) -> str:
     """What the cheapest change is with which a config that does not fit a target does.
 
     Each change is tried alone, the cheapest first, and then on top of all those before it.
@@ -42,6 +47,7 @@ def fix(config: ConfigDict, target: Target, compiled: Callable[..., Plan] = make
     Args:
       config: resolved.
       target: the devices.
+      say: is told what is compiled.
       compiled: makes a plan.
 
     Returns:
@@ -55,8 +61,11 @@ def fix(config: ConfigDict, target: Target, compiled: Callable[..., Plan] = make
         if together not in tried:
             tried.append(dict(together))
     for change in tried:
-        if _may_fit(config, target, change) and compiled(changed(config, change), target).fits:
-            said = " ".join(f"--config.{key}={value}" for key, value in change.items())
+        if not _may_fit(config, target, change):
+            continue
+        said = " ".join(f"--config.{key}={value}" for key, value in change.items())
+        say(said)
+        if compiled(changed(config, change), target).fits:
             return f"it fits with {said}"
     return "no change of mesh, remat, accumulation, teacher dtype or batch makes it fit: more chips"
 
@@ -108,8 +117,7 @@ def settings(config: ConfigDict, target: Target) -> Iterator[list[Changes]]:
     dtypes = [{}]
     if text and config.teacher.path and config.teacher.quantize == "none":
         dtypes.append({"teacher.quantize": "int8"})
-    remats = [{"training.remat": name} for name in ("none", "dots", "full")] if text else [{}]
-    assert not text or {r["training.remat"] for r in remats} == set(REMAT)
+    remats = [{"training.remat": name} for name in _REMAT] if text else [{}]
     tensor = 1
     while tensor <= (min(devices, _MOST_TENSOR) if text else 1) and devices % tensor == 0:
         fsdp = devices // tensor
@@ -148,7 +156,7 @@ def search(
             if not left or not _may_fit(config, target, change):
                 continue
             left -= 1
-            say(" ".join(f"{key}={value}" for key, value in change.items()))
+            say(" ".join(f"--config.{key}={value}" for key, value in change.items()))
             plan = make(changed(config, change), target)
             if plan.fits:
                 found.append(plan)

@@ -138,7 +138,7 @@ def test_the_cheapest_change_is_tried_first_and_all_together_last(tmp_path, loca
         last = settings.teacher.quantize == "int8" and settings.training.remat == "full"
         return dataclasses.make_dataclass("Judged", ["fits"])(last)
 
-    said = choices.fix(settings, roomy, judge)
+    said = choices.fix(settings, roomy, lambda said: None, judge)
     assert (tried[0].mesh.fsdp, tried[1].mesh.fsdp, tried[2].mesh.fsdp) == (2, 4, 8)
     assert tried[3].teacher.compute_dtype == "bfloat16" and tried[3].mesh.fsdp == 1
     for flag in ("mesh.fsdp=8", "training.remat=full", "teacher.quantize=int8"):
@@ -149,10 +149,10 @@ def test_the_cheapest_change_is_tried_first_and_all_together_last(tmp_path, loca
 def test_where_nothing_fits_more_chips_are_the_answer(tmp_path, local):
     tiny = dataclasses.replace(local, memory=1000)
 
-    def never(settings, target):
+    def never(*arguments):
         raise AssertionError("what cannot fit need not be compiled")
 
-    said = choices.fix(config(tmp_path), tiny, never)
+    said = choices.fix(config(tmp_path), tiny, never, never)
     assert said.endswith("more chips")
 
 
