@@ -40,8 +40,8 @@ def by_documents(parts, batch, temperature):
       {"soft", "hard", "kl", "teacher", "agreement", "count"}.
     """
     networks = parts.recipe.comparison
-    student = models.merge(networks.student.graphdef, parts.initial.params)
-    teacher = models.merge(networks.teacher.graphdef, parts.teacher_variables)
+    student = language.assemble(networks.student.config, jax.device_get(parts.initial.params))
+    teacher = language.assemble(networks.teacher.config, jax.device_get(parts.teacher_variables))
     real = networks.vocab_size
     sums = dict.fromkeys(("soft", "hard", "kl", "teacher", "agreement", "count"), 0.0)
     for row in range(len(batch["tokens"])):
