@@ -17,7 +17,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from distill_jax import config as configs
-from distill_jax import data, methods, models, parallel, text_prompts
+from distill_jax import data, hosts, methods, models, parallel, text_prompts
 from distill_jax.assembly import mesh_of
 from distill_jax.data import text
 from distill_jax.errors import UsageError
@@ -66,7 +66,9 @@ class TextParts(Parts):
         return self._order.ids(step * size, size)
 
     def batches(self, position: int) -> Iterator[dict[str, np.ndarray]]:
-        feed = text.training(self.rows, self._order, self.config.training.batch_size)
+        process, processes = parallel.share(self.mesh)
+        size = self.config.training.batch_size
+        feed = text.training(self.rows, self._order, size, process=process, processes=processes)
         return feed.at(position)
 
     def save(self, folder: str | os.PathLike, params: Any, stats: Any) -> str:
@@ -74,10 +76,16 @@ class TextParts(Parts):
         del stats  # a decoder has none
         config = self.recipe.comparison.student.config
         base, options = lora.base_of(self.teacher_variables), self.config.student
-        if base:
-            params = lora.merged(params, base, options.lora_alpha / options.lora_rank)
-        language.save(folder, language.assemble(config, jax.tree.map(jnp.asarray, params)))
-        return _fingerprint(config, params)
+        base = parallel.fetch(base)
+
+        def write() -> str:
+            whole = params
+            if base:
+                whole = lora.merged(params, base, options.lora_alpha / options.lora_rank)
+            language.save(folder, language.assemble(config, jax.tree.map(jnp.asarray, whole)))
+            return _fingerprint(config, whole)
+
+        return hosts.on_first(write)
 
     def load(self, folder: str | os.PathLike) -> tuple[models.Flat, models.Flat]:
         """Of an adapted student the merged kernels, and adapters that add nothing to them."""
@@ -87,7 +95,7 @@ class TextParts(Parts):
             for name, value in self.initial.params.items()
             if name not in params
         }
-        return jax.device_put(params, parallel.replicated(self.mesh)), {}
+        return parallel.place(params, parallel.replicated(self.mesh)), {}
 
 
 def prepare(config: ConfigDict) -> TextParts:
@@ -130,14 +138,14 @@ def prepare(config: ConfigDict) -> TextParts:
                 "quantize": config.teacher.quantize,
             }
         ]
-        teacher_params = jax.device_put(teacher_params, whole)
+        teacher_params = parallel.place(teacher_params, whole)
     if base:
         about["base"] = {
             "path": config.student.path or str(config.teacher.path[0]),
             "fingerprint": _fingerprint(student.config, base),
             "parameters": models.count(base),
         }
-        teacher_params |= jax.device_put(lora.frozen(base), whole)
+        teacher_params |= parallel.place(lora.frozen(base), whole)
     comparison = Comparison(
         Network(student.config, graphdef), other, divergences, terms, vocab_size
     )
@@ -158,8 +166,11 @@ def prepare(config: ConfigDict) -> TextParts:
     rollout = _rollout(config, comparison, tokenizer, mesh)
     recipe = _recipe(config, comparison, steps_per_epoch, rollout)
 
+    process, processes = parallel.share(mesh)
+
     def evaluator(name: str, held_out: text.Rows) -> Evaluate:
-        feed = text.evaluation(held_out, config.evaluation.batch_size)
+        size = config.evaluation.batch_size
+        feed = text.evaluation(held_out, size, process=process, processes=processes)
         evaluate = TextEvaluator(comparison, teacher_params, mesh, lambda: feed)
         return prompts.beside(evaluate, asked[name]) if name in asked else evaluate
 
@@ -167,7 +178,7 @@ def prepare(config: ConfigDict) -> TextParts:
         config=config,
         mesh=mesh,
         recipes=(recipe,),
-        initial=jax.device_get(
+        initial=parallel.fetch(
             state.initial(
                 params,
                 {},
@@ -373,4 +384,4 @@ def _recipe(
 
 def _fingerprint(config: language.DecoderConfig, params: models.Flat) -> str:
     """SHA-256, in hex, of what a decoder computes and of all its parameters."""
-    return models.fingerprint_of(dataclasses.asdict(config), jax.device_get(params))
+    return models.fingerprint_of(dataclasses.asdict(config), parallel.fetch(params))

@@ -14,13 +14,19 @@ from distill_jax.parallel.mesh import (
     make_mesh,
     replicated,
 )
+from distill_jax.parallel.placing import fetch, own_rows, place, place_rows, share
 
 __all__ = [
     "AXES",
     "batch_sharding",
     "check_divides",
     "describe_devices",
+    "fetch",
     "fix_gpu_order",
     "make_mesh",
+    "own_rows",
+    "place",
+    "place_rows",
     "replicated",
+    "share",
 ]

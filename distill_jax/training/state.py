@@ -9,6 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from distill_jax.parallel import place
+
 Flat = dict[str, jax.Array]
 
 
@@ -51,7 +53,7 @@ class TrainState:
 
 def placed(host: TrainState, sharding: jax.sharding.Sharding) -> TrainState:
     """A state on the devices, of one on the host; its buffers are its own, so may be donated."""
-    return jax.tree.map(lambda a: jax.device_put(np.array(a, copy=True), sharding), host)
+    return jax.tree.map(lambda a: place(np.array(a, copy=True), sharding), host)
 
 
 def initial(

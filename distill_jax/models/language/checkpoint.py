@@ -159,7 +159,10 @@ def _place(
         spec = (*where[0].spec, *(None,) * (held[0].ndim - len(where[0].spec)))[stacked:]
         turned = spec[:: -1 if tensor.transposed else 1]
         target = NamedSharding(where[0].mesh, PartitionSpec(*turned))
-    moved = jax.device_put(part, target)
+    if target is None or target.is_fully_addressable:
+        moved = jax.device_put(part, target)
+    else:  # each process puts the parts of its own devices
+        moved = jax.make_array_from_callback(part.shape, target, lambda index: part[index])
     return _update(where)(held, moved, tensor.layer or 0, stacked, tensor.transposed)
 
 
