@@ -261,6 +261,11 @@ def _failed(error: Exception) -> int:
             print("distill-jax: stopped by SIGTERM; the same command resumes", file=sys.stderr)
         hosts.finish()
         return 0
+    if hosts.many() and _of_devices(error):
+        gone = hosts.lost()
+        if gone is not None:
+            name = f"process {gone} of {hosts.processes()}"
+            hosts.end(1, f"distill-jax: failed: {name} has gone; all have stopped, {hosts.RESUMES}")
     if isinstance(error, (loop.Diverged, checkpoints.CheckpointError, hosts.HostsError)):
         return _ended(1, f"distill-jax: failed: {error}")
     if hosts.many():
@@ -269,6 +274,15 @@ def _failed(error: Exception) -> int:
         name = f"process {hosts.process()} of {hosts.processes()}"
         hosts.end(1, f"distill-jax: failed: {name}: {type(error).__name__}: {said}")
     raise error
+
+
+def _of_devices(error: BaseException | None) -> bool:
+    """Whether a computation on the devices has failed, by itself or as the cause of another."""
+    import jax
+
+    while error is not None and not isinstance(error, jax.errors.JaxRuntimeError):
+        error = error.__cause__ or error.__context__
+    return error is not None
 
 
 def _ended(code: int, line: str) -> int:

@@ -26,11 +26,15 @@ HOST_TIMEOUT = 100
 #: Seconds within which all processes have to have been started.
 JOIN_TIMEOUT = 300
 
+RESUMES = "and the same command goes on from the last checkpoint"
+
 _SAID = "distill_jax/said/"  # what the first process has told the others
 _ALIVE = "distill_jax/alive/"  # a number for each process, which grows
 _ENDED = "distill_jax/ended"  # the first error, in JSON
 _HEARD = "distill_jax/heard/"  # who knows of it
 _FAREWELL = 10.0  # seconds for everybody to know of it
+_LAST = 1.0  # more for the others to be gone: JAX aborts who loses the coordinator
+_LOOK = 5.0  # seconds in which a process that lives is heard of several times
 _FOR_EVER = 7 * 24 * 3600 * 1000  # milliseconds; whoever waits is ended by `_watch` long before
 
 _numbers = itertools.count()  # every process asks the same things in the same order
@@ -173,6 +177,19 @@ def end(code: int, line: str) -> None:
     _leave(client, about)
 
 
+def lost() -> int | None:
+    """A process that has gone, as it looks within some seconds; None when all are heard of.
+
+    For who finds that a computation of all of them has failed.
+    """
+    client, seen = _state().client, {}
+    deadline = time.monotonic() + _LOOK
+    while time.monotonic() < deadline:
+        gone = _silent(client, seen, 0.8 * _LOOK)
+        time.sleep(0.1)
+    return gone
+
+
 def _ended(client: Any) -> dict[str, Any] | None:
     try:
         return json.loads(client.key_value_try_get(_ENDED))
@@ -200,6 +217,8 @@ def _leave(client: Any, about: dict[str, Any]) -> None:
                 time.sleep(0.05)
             if own and awaited and not first():
                 _say(about["line"])
+            if first():
+                time.sleep(_LAST)
         except Exception:
             if own and not first():
                 _say(about["line"])
@@ -225,8 +244,7 @@ def _watch(timeout: float) -> None:
                 about = {"code": 1, "process": 0, "dead": dead}
                 about["line"] = (
                     f"distill-jax: failed: process {dead} of {processes()} was not heard of for "
-                    f"{timeout:g} s; all have stopped, and the same command goes on from the last "
-                    "checkpoint"
+                    f"{timeout:g} s; all have stopped, {RESUMES}"
                 )
                 client.key_value_set(_ENDED, json.dumps(about))
                 _leave(client, about)
