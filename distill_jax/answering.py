@@ -69,7 +69,7 @@ def open_teacher(
     where = parallel.layout(variables, mesh)
     if "teacher" in config.mesh.replicate:
         where = parallel.replicated(mesh)
-    variables = jax.device_put(variables, where)
+    variables = parallel.place(variables, where)
     answer = online_answer(teacher, variables, info.num_classes)
     described = zip(
         config.teacher.path, teacher.fingerprints, teacher.specs, teacher.parameters, strict=True
@@ -109,14 +109,16 @@ def _stored(config, method, mesh, splits, train_ids, resident_limit) -> Opened:
     finite = isinstance(teacher.scheme, teachers.Finite)
     wanted = config.teacher.resident
     if finite and (wanted == "yes" or wanted == "auto" and teacher.nbytes <= resident_limit):
-        variables = jax.device_put(teacher.resident(), parallel.replicated(mesh))
+        variables = parallel.place(teacher.resident(), parallel.replicated(mesh))
 
     def answer(split: str) -> Answer:
         def logits(store, batch):
-            ids = np.asarray(batch["id"])
+            ids = parallel.own_rows(batch["id"])
             if split == "test":
-                return teacher.test_answers()["logits"][ids]
-            return teacher.validation_answers(ids)["logits"]
+                found = teacher.test_answers()["logits"][ids]
+            else:
+                found = teacher.validation_answers(ids)["logits"]
+            return parallel.place_rows(found, parallel.batch_sharding(mesh))
 
         return logits
 

@@ -11,7 +11,6 @@ import os
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -19,7 +18,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from distill_jax import config as configs
-from distill_jax import data, methods, models, pairing, parallel, teachers
+from distill_jax import data, hosts, methods, models, pairing, parallel, teachers
 from distill_jax.answering import Opened, open_teacher
 from distill_jax.errors import UsageError
 from distill_jax.parts import Parts
@@ -53,19 +52,23 @@ class ImageParts(Parts):
         return self._order.ids(step * size, size)
 
     def save(self, folder: str | os.PathLike, params: Any, stats: Any) -> str:
-        return models.save(folder, self.recipe.spec, params, stats)
+        return hosts.on_first(lambda: models.save(folder, self.recipe.spec, params, stats))
 
     def load(self, folder: str | os.PathLike) -> tuple[models.Flat, models.Flat]:
         saved = models.load(folder, key="--workdir")
-        return jax.device_put((saved.params, saved.stats), (self.layout.params, self.layout.stats))
+        where = self.layout.params, self.layout.stats
+        return parallel.place((saved.params, saved.stats), where)
 
     def batches(self, position: int) -> Iterator[dict[str, np.ndarray]]:
+        process, processes = parallel.share(self.mesh)
         feed = data.training(
             self.train,
             self._order,
             self.config.training.batch_size,
             resident=bool(self.store),
             workers=self.config.data.workers,
+            process=process,
+            processes=processes,
         )
         if isinstance(self.recipe.teachers, teachers.Stored) and not self.teacher_variables:
             return self._with_answers(feed, position)
@@ -74,14 +77,16 @@ class ImageParts(Parts):
     def _with_answers(self, feed: data.Training, position: int) -> Iterator[dict[str, np.ndarray]]:
         """Batches with the stored answers to their views; of a store of steps, its own batches."""
         recipe, size = self.recipe, self.config.training.batch_size
-        teacher, first = recipe.teachers, position // size
+        teacher, first, part = recipe.teachers, position // size, feed.part
         if isinstance(teacher.scheme, teachers.Finite):
             for step_of, batch in enumerate(feed.at(position), start=first):
                 draws = teachers.host_draws(self.config.seed, step_of, size, recipe.augment)
+                draws = {name: each[part] for name, each in draws.items()}  # all of them [B]
                 yield {**batch, **teacher.gather(batch["id"], draws)}
         for step_of in itertools.count(first):
             (ids,), (key,), answers = teacher.rows(step_of, 1)
-            batch = {"id": ids, "view_key": key, **{name: a[0] for name, a in answers.items()}}
+            ids, answers = ids[part], {name: a[0][part] for name, a in answers.items()}
+            batch = {"id": ids, "view_key": key, **answers}
             if not self.store:
                 batch["image"], batch["label"] = self.train.batch(ids)
             yield batch
@@ -136,7 +141,7 @@ def prepare(config: ConfigDict) -> ImageParts:
     spec, graphdef = recipes[0].spec, recipes[0].graphdef
     whole = parallel.replicated(mesh)
     resident = {split: is_resident(config, examples.nbytes) for split, examples in splits.items()}
-    store = jax.device_put(data.store(train), whole) if resident["train"] else {}
+    store = parallel.place(data.store(train), whole) if resident["train"] else {}
     evaluators = {}
     for name, examples, ids in (
         ("validation", train, validation_ids),
@@ -375,12 +380,14 @@ def is_resident(config: ConfigDict, nbytes: int) -> bool:
 
 def _evaluator(config, spec, graphdef, mesh, examples, ids, resident, store, answer) -> Evaluator:
     if resident and not store:
-        store = jax.device_put(data.store(examples), parallel.replicated(mesh))
-    return Evaluator(
-        spec,
-        graphdef,
-        mesh,
-        lambda: data.evaluation(examples, ids, config.evaluation.batch_size, resident=resident),
-        store if resident else {},
-        answer,
+        store = parallel.place(data.store(examples), parallel.replicated(mesh))
+    process, processes = parallel.share(mesh)
+    feed = data.evaluation(
+        examples,
+        ids,
+        config.evaluation.batch_size,
+        resident=resident,
+        process=process,
+        processes=processes,
     )
+    return Evaluator(spec, graphdef, mesh, lambda: feed, store if resident else {}, answer)

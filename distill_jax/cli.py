@@ -9,17 +9,21 @@
     distill-jax generate --config=FILE[:arg] --workdir=DIR [--config.key=value ...]
     distill-jax export --workdir=DIR --out=DIR [--which=final|selected]
 
+`train` and `eval` run in many processes too, each started by the same command (docs/hosts.md).
+
 Exit codes: 0 done, or stopped by SIGTERM with the state saved; 1 the run failed, or does not fit
-where it is planned; 2 a mistake in the command, the config or a path, said in one line.
+where it is planned; 2 a mistake in the command, the config or a path, said in one line. Many
+processes end with the same code.
 """
 
 import argparse
 import json
 import pathlib
 import sys
+import traceback
 from collections.abc import Sequence
 
-from distill_jax import __version__
+from distill_jax import __version__, hosts, launch
 from distill_jax.errors import UsageError
 
 
@@ -41,7 +45,9 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument(
         "--print-config", action="store_true", help="print the resolved config, exit"
     )
+    _add_hosts(train)
     evaluate = verbs.add_parser("eval", help="evaluate the student of a finished run")
+    _add_hosts(evaluate)
     evaluate.add_argument("--workdir", type=pathlib.Path, required=True)
     evaluate.add_argument("--split", choices=("test", "validation"), default="test")
     evaluate.add_argument("--which", choices=("final", "selected"), default="final")
@@ -76,6 +82,29 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("--out", type=pathlib.Path, required=True, help="new folder")
     export.add_argument("--which", choices=("final", "selected"), default="final")
     return parser
+
+
+def _add_hosts(parser: argparse.ArgumentParser) -> None:
+    """The flags of a run in many processes; texts, so that `hosts` words their errors."""
+    group = parser.add_argument_group("many processes", "what SLURM, Open MPI and TPUs tell alone")
+    group.add_argument("--coordinator", metavar="HOST:PORT", help="of the first process")
+    group.add_argument("--num_processes", metavar="N", help="how many there are; 1: ask nobody")
+    group.add_argument("--process_id", metavar="I", help="which this is, from 0")
+    group.add_argument(
+        "--host_timeout",
+        metavar="SECONDS",
+        default=str(hosts.HOST_TIMEOUT),
+        help="a process that is not heard of for so long ends all (%(default)s)",
+    )
+
+
+def _join(arguments: argparse.Namespace) -> None:
+    """Joins the other processes of the run, before JAX is used."""
+    (timeout,) = _numbers("host_timeout", arguments.host_timeout, float)
+    if not 1 <= timeout <= 86400:
+        raise UsageError(f"--host_timeout={timeout:g}: expected seconds from 1 to 86400")
+    how = launch.launch(arguments.coordinator, arguments.num_processes, arguments.process_id)
+    hosts.start(how, stop_together=arguments.verb == "train", timeout=timeout)
 
 
 def _numbers(flag: str, said: str, kind: type) -> tuple:
@@ -164,6 +193,8 @@ def _train(arguments: argparse.Namespace, overrides: dict[str, str]) -> None:
     if arguments.help_config:
         print(schema.describe())
         return
+    if not arguments.print_config:
+        _join(arguments)
     if arguments.config is not None:
         config = configs.load(arguments.config, overrides)
     elif arguments.workdir is not None:
@@ -182,14 +213,20 @@ def _train(arguments: argparse.Namespace, overrides: dict[str, str]) -> None:
         raise UsageError("train: expected --workdir=DIR, the folder of the run")
     result = experiment.run(config, arguments.workdir)
     final = result.values["final"]
-    print(json.dumps({"workdir": str(result.workdir), **experiment.headline(final["test"])}))
+    _print_once(json.dumps({"workdir": str(result.workdir), **experiment.headline(final["test"])}))
 
 
 def _evaluate(arguments: argparse.Namespace, overrides: dict[str, str]) -> None:
+    _join(arguments)
     from distill_jax import experiment, reports
 
     values = experiment.evaluate(arguments.workdir, arguments.split, arguments.which, overrides)
-    print(reports.figures_text(values))
+    _print_once(reports.figures_text(values))
+
+
+def _print_once(text: str) -> None:
+    if hosts.first():
+        print(text)
 
 
 def _report(arguments: argparse.Namespace, overrides: dict[str, str]) -> None:
@@ -232,12 +269,16 @@ def main(argv: Sequence[str] | None = None) -> int:
             "generate": _generate,
             "export": _export,
         }
-        return run[arguments.verb](arguments, overrides) or 0
+        code = run[arguments.verb](arguments, overrides) or 0
+        hosts.finish()
+        return code
     except UsageError as error:
-        print(f"distill-jax: error: {error}", file=sys.stderr)
-        return 2
+        return _ended(2, f"distill-jax: error: {error}")
     except Exception as error:
         return _failed(error)
+    except KeyboardInterrupt:
+        hosts.end(1, "distill-jax: failed: interrupted")
+        raise
 
 
 def _failed(error: Exception) -> int:
@@ -245,12 +286,39 @@ def _failed(error: Exception) -> int:
     from distill_jax.training import checkpoints, loop
 
     if isinstance(error, loop.Preempted):
-        print("distill-jax: stopped by SIGTERM; the same command resumes", file=sys.stderr)
+        if hosts.first():
+            print("distill-jax: stopped by SIGTERM; the same command resumes", file=sys.stderr)
+        hosts.finish()
         return 0
-    if isinstance(error, (loop.Diverged, checkpoints.CheckpointError)):
-        print(f"distill-jax: failed: {error}", file=sys.stderr)
-        return 1
+    if hosts.many() and _of_devices(error):
+        gone = hosts.lost()
+        if gone is not None:
+            name = f"process {gone} of {hosts.processes()}"
+            hosts.end(1, f"distill-jax: failed: {name} has gone; all have stopped, {hosts.RESUMES}")
+    if isinstance(error, (loop.Diverged, checkpoints.CheckpointError, hosts.HostsError)):
+        return _ended(1, f"distill-jax: failed: {error}")
+    if hosts.many():
+        traceback.print_exc()
+        said = " ".join(str(error).split())[:300]
+        name = f"process {hosts.process()} of {hosts.processes()}"
+        hosts.end(1, f"distill-jax: failed: {name}: {type(error).__name__}: {said}")
     raise error
+
+
+def _of_devices(error: BaseException | None) -> bool:
+    """Whether a computation on the devices has failed, by itself or as the cause of another."""
+    import jax
+
+    while error is not None and not isinstance(error, jax.errors.JaxRuntimeError):
+        error = error.__cause__ or error.__context__
+    return error is not None
+
+
+def _ended(code: int, line: str) -> int:
+    """Says why a run ends; of many processes ends all of them."""
+    hosts.end(code, line)
+    print(line, file=sys.stderr)
+    return code
 
 
 if __name__ == "__main__":

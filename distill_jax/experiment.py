@@ -10,7 +10,7 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from distill_jax import assembly, models, parallel, reports, schema, text_assembly, workdir
+from distill_jax import assembly, hosts, models, parallel, reports, schema, text_assembly, workdir
 from distill_jax import config as configs
 from distill_jax.errors import UsageError
 from distill_jax.generation import METRICS
@@ -87,17 +87,27 @@ def run(config: Mapping[str, Any] | ConfigDict, where: str | os.PathLike) -> Res
     began = time.perf_counter()
     config = configs.resolve(config)
     paths = Workdir(pathlib.Path(where))
-    resumed = paths.check(config)
-    if resumed and paths.result.exists():
-        return Result(workdir.read_json(paths.result), paths.root)
+
+    def claim() -> tuple[bool, dict[str, Any] | None]:
+        resumed = paths.check(config)
+        done = resumed and paths.result.exists()
+        return resumed, workdir.read_json(paths.result) if done else None
+
+    resumed, done = hosts.on_first(claim)
+    if done is not None:
+        return Result(done, paths.root)
     if config.training.deterministic:
         parallel.fix_gpu_order()
     with loop.stop_on_sigterm() as stop_asked:
         values = _run(prepare(config), paths, resumed, stop_asked)
     values["wall_time_s"] = time.perf_counter() - began
-    workdir.write_json(paths.result, values)
-    reports.run_report(paths.root)
-    return Result(values, paths.root)
+
+    def write() -> dict[str, Any]:
+        workdir.write_json(paths.result, values)
+        reports.run_report(paths.root)
+        return values
+
+    return Result(hosts.on_first(write), paths.root)
 
 
 def _run(
@@ -105,26 +115,14 @@ def _run(
 ) -> dict[str, Any]:
     """The content of result.json, of a run whose parts are opened and checked."""
     config = parts.config
-    if resumed and paths.manifest.exists():
-        manifest = workdir.read_json(paths.manifest)
-        workdir.check_same_inputs(manifest, **parts.description)
-        workdir.check_same_prompts(manifest, parts.description["data"])
-        again = workdir.describe_run(**parts.description)
-        manifest["resumed"].append({key: again[key] for key in ("started", "command", "devices")})
-    else:
-        manifest = workdir.describe_run(**parts.description)
-    size = sum(leaf.nbytes for leaf in jax.tree.leaves(parts.initial))
-    copies = config.checkpoint.keep_last + 2  # the best one, and the one being written
-    checkpoints.free_space(paths.root, copies * size, key="workdir")
-    paths.root.mkdir(parents=True, exist_ok=True)
-    workdir.write_json(paths.config, config.to_dict())
-    workdir.write_json(paths.manifest, manifest)
+    paths.check_shared(hosts.on_first(lambda: _begun(parts, paths, resumed)))
 
     device, warning = parallel.describe_devices(parts.mesh)
     total = parts.total_steps
     title = f"{config.student.name} by {config.method.name}"
     unit = "rows" if config.data.name == schema.TEXT else "images"
-    with Progress(total, title=title, style=config.logging.progress, unit=unit) as progress:
+    style = config.logging.progress if hosts.first() else "off"
+    with Progress(total, title=title, style=style, unit=unit) as progress:
         progress.note(f"device: {device}; workdir: {paths.root}; {total} steps")
         if warning:
             progress.note(f"WARNING: {warning}")
@@ -133,6 +131,26 @@ def _run(
             return _train(session, stop_asked)
         finally:
             session.close()
+
+
+def _begun(parts: Parts, paths: Workdir, resumed: bool) -> str:
+    """Writes the config and the manifest of a run; returns when it has started."""
+    config = parts.config
+    now = workdir.describe_run(**parts.description)
+    manifest = now
+    if resumed and paths.manifest.exists():
+        manifest = workdir.read_json(paths.manifest)
+        workdir.check_same_inputs(manifest, **parts.description)
+        workdir.check_same_prompts(manifest, parts.description["data"])
+        kept = ("started", "command", "devices", "processes")
+        manifest["resumed"].append({key: now[key] for key in kept})
+    size = sum(leaf.nbytes for leaf in jax.tree.leaves(parts.initial))
+    copies = config.checkpoint.keep_last + 2  # the best one, and the one being written
+    checkpoints.free_space(paths.root, copies * size, key="workdir")
+    paths.root.mkdir(parents=True, exist_ok=True)
+    workdir.write_json(paths.config, config.to_dict())
+    workdir.write_json(paths.manifest, manifest)
+    return now["started"]
 
 
 def _train(session: Session, stop_asked: Callable[[], bool]) -> dict[str, Any]:
@@ -168,15 +186,16 @@ def _train(session: Session, stop_asked: Callable[[], bool]) -> dict[str, Any]:
     total = parts.total_steps
 
     def figures(now: state.TrainState, step_of: int, folder: pathlib.Path) -> dict[str, Any]:
-        evaluated = jax.device_get(now.evaluated)
+        evaluated = parallel.fetch(now.evaluated)
         fingerprint = parts.save(folder, *evaluated)
         found = {name: evaluator(*now.evaluated) for name, evaluator in parts.evaluators.items()}
         return {"step": step_of, "parameters_sha256": fingerprint, "validation": None, **found}
 
     final = figures(now, total, paths.model)
     selected = None
-    if session.checkpoints.best_step() == total:  # often, and evaluating is not free
-        parts.save(paths.selected, *jax.device_get(now.evaluated))
+    best = hosts.on_first(session.checkpoints.best_step)
+    if best == total:  # often, and evaluating is not free
+        parts.save(paths.selected, *parallel.fetch(now.evaluated))
         selected = final
     elif "validation" in parts.evaluators:
         best = session.checkpoints.restore_best(session.abstract())

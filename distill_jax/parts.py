@@ -65,7 +65,10 @@ class Parts(abc.ABC):
 
     @abc.abstractmethod
     def batches(self, position: int) -> Iterator[dict[str, np.ndarray]]:
-        """The batches of the run, without end, from the given number of examples on."""
+        """The batches of the run, without end, from the given number of examples on.
+
+        Of many processes each gets its own rows.
+        """
 
     @abc.abstractmethod
     def ids(self, step: int) -> np.ndarray:
@@ -73,7 +76,10 @@ class Parts(abc.ABC):
 
     @abc.abstractmethod
     def save(self, folder: str | os.PathLike, params: Any, stats: Any) -> str:
-        """Writes a student of this run; returns its fingerprint."""
+        """Writes a student of this run; returns its fingerprint.
+
+        All processes call it together, with whole arrays on the host; the first one writes.
+        """
 
     @abc.abstractmethod
     def load(self, folder: str | os.PathLike) -> tuple[Any, Any]:

@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 
+from distill_jax import hosts
 from distill_jax.generation import METRICS
 from distill_jax.parts import Parts
 from distill_jax.training import checkpoints, loop, state, writers
@@ -32,8 +33,8 @@ class Session:
             keep_best="validation" in parts.evaluators,
             warn=progress.note,
         )
-        self.metrics = writers.MetricsLog(paths.metrics)
-        self.performance = writers.MetricsLog(paths.performance)
+        log = writers.MetricsLog if hosts.first() else lambda path: writers.Silent()
+        self.metrics, self.performance = log(paths.metrics), log(paths.performance)
         self.boards: list[Any] = []
         self.resumed = resumed
 
@@ -58,9 +59,9 @@ class Session:
         self.logged_step, self.logged_seconds = at, self.seconds
         for log in (self.metrics, self.performance):
             log.truncate(at)
-        if self.config.logging.tensorboard:
+        if self.config.logging.tensorboard and hosts.first():
             self.boards.append(writers.TensorBoard(self.paths.tensorboard, purge_step=at + 1))
-        if self.config.logging.wandb:
+        if self.config.logging.wandb and hosts.first():
             self.boards.append(
                 writers.Wandb(self.config.logging.wandb, self.config.to_dict(), self.paths.root)
             )

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from distill_jax import data, models, text_pairing, text_prompts
+from distill_jax import data, hosts, models, parallel, text_pairing, text_prompts
 from distill_jax.assembly import initial_state, mesh_of
 from distill_jax.data import text
 from distill_jax.errors import UsageError
@@ -44,7 +44,9 @@ class TextParts(Parts):
         return self._order.ids(step * size, size)
 
     def batches(self, position: int) -> Iterator[dict[str, np.ndarray]]:
-        feed = text.training(self.rows, self._order, self.config.training.batch_size)
+        process, processes = parallel.share(self.mesh)
+        size = self.config.training.batch_size
+        feed = text.training(self.rows, self._order, size, process=process, processes=processes)
         return feed.at(position)
 
     def save(self, folder: str | os.PathLike, params: Any, stats: Any) -> str:
@@ -52,10 +54,16 @@ class TextParts(Parts):
         del stats  # a decoder has none
         config = self.recipe.comparison.student.config
         base, options = lora.base_of(self.teacher_variables), self.config.student
-        if base:
-            params = lora.merged(params, base, options.lora_alpha / options.lora_rank)
-        language.save(folder, language.assemble(config, jax.tree.map(jnp.asarray, params)))
-        return _fingerprint(config, params)
+        base = parallel.fetch(base)
+
+        def write() -> str:
+            whole = params
+            if base:
+                whole = lora.merged(params, base, options.lora_alpha / options.lora_rank)
+            language.save(folder, language.assemble(config, jax.tree.map(jnp.asarray, whole)))
+            return _fingerprint(config, whole)
+
+        return hosts.on_first(write)
 
     def load(self, folder: str | os.PathLike) -> tuple[models.Flat, models.Flat]:
         """Of an adapted student the merged kernels, and adapters that add nothing to them."""
@@ -105,9 +113,8 @@ def prepare(config: ConfigDict) -> TextParts:
             "parameters": models.count(base),
         }
         frozen = lora.frozen(base)
-        teacher_params |= jax.device_put(
-            frozen, text_pairing.where(config, mesh, frozen, "student")
-        )
+        where = text_pairing.where(config, mesh, frozen, "student")
+        teacher_params |= parallel.place(frozen, where)
     adapters = comparison.adapters(text_pairing.adapters_key(config))
     splits = _splits(config, tokenizer)
     asked = text_prompts.prepare(config, tokenizer, comparison, teacher_params, mesh)
@@ -123,8 +130,11 @@ def prepare(config: ConfigDict) -> TextParts:
     rollout = text_pairing.rollout_of(config, comparison, tokenizer.stops, mesh)
     recipe = text_pairing.recipe_of(config, comparison, steps_per_epoch, rollout)
 
+    process, processes = parallel.share(mesh)
+
     def evaluator(name: str, held_out: text.Rows) -> Evaluate:
-        feed = text.evaluation(held_out, config.evaluation.batch_size)
+        size = config.evaluation.batch_size
+        feed = text.evaluation(held_out, size, process=process, processes=processes)
         evaluate = TextEvaluator(comparison, teacher_params, mesh, lambda: feed)
         return prompts.beside(evaluate, asked[name]) if name in asked else evaluate
 

@@ -1,5 +1,6 @@
 """The folder of a run: what lies where, who may write into it, and how small files are written."""
 
+import contextlib
 import dataclasses
 import datetime
 import importlib.metadata
@@ -9,16 +10,18 @@ import pathlib
 import platform
 import subprocess
 import sys
+import time
 from typing import Any
 
 import jax
 from ml_collections import ConfigDict
 
-from distill_jax import __version__
+from distill_jax import __version__, hosts
 from distill_jax import config as configs
 from distill_jax.errors import UsageError
 from distill_jax.files import write_atomically
 
+SEEN_AFTER = 60.0  # seconds: network file systems show new files late
 LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
@@ -85,6 +88,28 @@ class Workdir:
             )
         return False
 
+    def check_shared(self, started: str) -> None:
+        """Of many processes: waits until each sees the manifest that the first one has written.
+
+        Args:
+          started: when the first one says that the run was started.
+
+        Raises:
+          UsageError: this process does not see it.
+        """
+        deadline = time.monotonic() + SEEN_AFTER
+        while hosts.many() and not hosts.first():
+            with contextlib.suppress(OSError, ValueError):
+                manifest = json.loads(self.manifest.read_text())
+                if started in (manifest["started"], *(r["started"] for r in manifest["resumed"])):
+                    return
+            if time.monotonic() > deadline:
+                raise UsageError(
+                    f"--workdir={self.root}: process {hosts.process()} does not see what the first "
+                    "one has written there; expected a folder that all hosts share"
+                )
+            time.sleep(0.1)
+
 
 def describe_run(
     teachers: list[dict[str, Any]], data: dict[str, Any], base: dict[str, Any] | None = None
@@ -99,6 +124,7 @@ def describe_run(
         "libraries": {name: importlib.metadata.version(name) for name in LIBRARIES},
         "platform": platform.platform(),
         "devices": [f"{device.platform}:{device.device_kind}" for device in devices],
+        "processes": jax.process_count(),
         "command": sys.argv,
         "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "teachers": teachers,

@@ -1,7 +1,9 @@
 """From examples to batches: resident (ids alone, pixels wait on the device) or streamed by grain.
 
-Both kinds give the same examples in the same order, from any position. Left out on purpose: device
-placement and sharding (training's work) and any change to the pixels (augment's).
+Both kinds give the same examples in the same order, from any position. Many processes feed one run:
+each is given the same arguments and its own number, and reads its part of every batch, so that
+position p means the same in all of them. Left out on purpose: device placement and sharding
+(training's work) and any change to the pixels (augment's).
 """
 
 import atexit
@@ -18,7 +20,7 @@ import grain
 import numpy as np
 from absl import flags
 
-from distill_jax.data.order import Order
+from distill_jax.data.order import Order, part_of
 from distill_jax.data.sources.base import Examples
 
 # Sets below this are read whole for statistics and fingerprints; larger ones are sampled.
@@ -48,6 +50,7 @@ class _Batches:
     examples: Examples
     order: Order
     batch_size: int
+    part: slice
     start: int
 
     def __len__(self) -> int:
@@ -55,7 +58,7 @@ class _Batches:
 
     def __getitem__(self, index: int) -> Batch:
         ids = self.order.ids(self.start + index * self.batch_size, self.batch_size)
-        return _load(self.examples, ids)
+        return _load(self.examples, ids[self.part])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,6 +68,7 @@ class Training:
     examples: Examples
     order: Order
     batch_size: int
+    part: slice
     resident: bool
     workers: int
 
@@ -72,11 +76,11 @@ class Training:
         """Batches from the example at `position` of the order on; `.close()` ends the workers.
 
         Args:
-          position: how many examples were used before, at least 0.
+          position: how many examples all processes together used before, at least 0.
 
         Returns:
           An endless iterator of {"id": int32 [B]}, and when streamed also "image": uint8
-          [B, H, W, C] and "label": int32 [B].
+          [B, H, W, C] and "label": int32 [B]; of B / processes rows each.
         """
         if self.resident:
             return self._ids(position)
@@ -86,13 +90,13 @@ class Training:
 
     def _ids(self, position: int) -> Generator[Batch, None, None]:
         while True:
-            yield {"id": self.order.ids(position, self.batch_size)}
+            yield {"id": self.order.ids(position, self.batch_size)[self.part]}
             position += self.batch_size
 
     def _stream(self, position: int) -> Generator[Batch, None, None]:
         # Whole batches are the unit that grain deals out to workers: dealing out single examples
         # would make the order depend on the number of workers.
-        source = _Batches(self.examples, self.order, self.batch_size, position)
+        source = _Batches(self.examples, self.order, self.batch_size, self.part, position)
         reader = grain.MapDataset.source(source).to_iter_dataset(
             grain.ReadOptions(READ_THREADS, READY_BATCHES)
         )
@@ -114,21 +118,33 @@ class Training:
 
 
 def training(
-    examples: Examples, order: Order, batch_size: int, *, resident: bool, workers: int
+    examples: Examples,
+    order: Order,
+    batch_size: int,
+    *,
+    resident: bool,
+    workers: int,
+    process: int = 0,
+    processes: int = 1,
 ) -> Training:
     """The feed of a training run.
 
     Args:
       examples: the full train split.
       order: the order over the ids that are trained on.
-      batch_size: B, over all devices.
+      batch_size: B, over all processes.
       resident: True when the pixels are on the device (`store`) and ids are all that is fed.
       workers: processes that read and decode streamed batches; 0 reads in threads of this process.
+      process, processes: which of how many this is.
 
     Returns:
       The feed; begin with `.at(position)`.
+
+    Raises:
+      UsageError: B is not a multiple of `processes`.
     """
-    return Training(examples, order, batch_size, resident, workers)
+    part = part_of(batch_size, process, processes)
+    return Training(examples, order, batch_size, part, resident, workers)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,10 +154,11 @@ class Evaluation:
     examples: Examples
     ids: np.ndarray
     batch_size: int
+    part: slice
     resident: bool
 
     def __len__(self) -> int:
-        """The number of batches."""
+        """The number of batches, the same in every process."""
         return -(-len(self.ids) // self.batch_size)
 
     def __getitem__(self, index: int) -> Batch:
@@ -150,9 +167,9 @@ class Evaluation:
         ids = self.ids[index * self.batch_size : (index + 1) * self.batch_size]
         mask = np.arange(self.batch_size) < len(ids)
         # The last id stands in for what is missing: a real image, masked out.
-        ids = np.pad(ids, (0, self.batch_size - len(ids)), mode="edge")
+        ids = np.pad(ids, (0, self.batch_size - len(ids)), mode="edge")[self.part]
         batch = {"id": ids} if self.resident else _load(self.examples, ids)
-        return {**batch, "mask": mask}
+        return {**batch, "mask": mask[self.part]}
 
     def __iter__(self) -> Generator[Batch, None, None]:
         if self.resident:
@@ -167,21 +184,32 @@ class Evaluation:
 
 
 def evaluation(
-    examples: Examples, ids: np.ndarray, batch_size: int, *, resident: bool
+    examples: Examples,
+    ids: np.ndarray,
+    batch_size: int,
+    *,
+    resident: bool,
+    process: int = 0,
+    processes: int = 1,
 ) -> Evaluation:
     """The feed of an evaluation.
 
     Args:
       examples: the split.
       ids: int [n], which examples, in which order.
-      batch_size: B, over all devices.
+      batch_size: B, over all processes.
       resident: as in `training`.
+      process, processes: which of how many this is.
 
     Returns:
       A sequence of batches as in `Training.at`, each with "mask", bool [B]: False where the last
       batch is filled up by repeating its last example.
+
+    Raises:
+      UsageError: B is not a multiple of `processes`.
     """
-    return Evaluation(examples, np.asarray(ids, np.int32), batch_size, resident)
+    part = part_of(batch_size, process, processes)
+    return Evaluation(examples, np.asarray(ids, np.int32), batch_size, part, resident)
 
 
 def store(examples: Examples) -> Batch:

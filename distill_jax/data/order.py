@@ -155,6 +155,25 @@ def _classes(key: str, wanted: Iterable[int | str], examples: "Examples") -> lis
     return numbers
 
 
+def part_of(batch_size: int, process: int, processes: int) -> slice:
+    """Which rows of a batch a process reads: neighbours, in the order of the processes.
+
+    Args:
+      batch_size: B, over all processes.
+      process, processes: which of how many this is.
+
+    Raises:
+      UsageError: B is not a positive multiple of `processes`.
+    """
+    if batch_size < 1 or batch_size % processes:
+        raise UsageError(
+            f"training.batch_size={batch_size}: expected a positive multiple of the {processes}"
+            " processes"
+        )
+    own = batch_size // processes
+    return slice(process * own, (process + 1) * own)
+
+
 # Two epochs: a batch may span the end of one and the start of the next.
 @functools.lru_cache(maxsize=2)
 def _epoch(count: int, seed: int, epoch: int) -> np.ndarray:

@@ -254,8 +254,9 @@ def generate(
         own = keys[np.array(rows + rows[:1] * (batch_size - len(rows)))]
         arrays = (jnp.asarray(tokens), jnp.asarray(lengths), own)
         if mesh is not None:
-            arrays = jax.device_put(arrays, parallel.batch_sharding(mesh))
-        drawn = jax.device_get(_respond(graphdef, params, *arrays, options=tuple(options.items())))
+            arrays = parallel.place(arrays, parallel.batch_sharding(mesh))
+        drawn = _respond(graphdef, params, *arrays, options=tuple(options.items()))
+        drawn = parallel.fetch(drawn)
         found |= {i: _response(drawn, place) for place, i in enumerate(rows)}
     return [found[i] for i in range(len(prompts))]
 

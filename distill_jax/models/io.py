@@ -26,6 +26,7 @@ import numpy as np
 import safetensors.numpy
 from jax import Array
 
+from distill_jax import parallel
 from distill_jax.errors import UsageError
 from distill_jax.files import flush
 from distill_jax.models.functional import Flat, split
@@ -80,7 +81,7 @@ def fingerprint_of(definition: Any, arrays: Mapping[str, Array]) -> str:
     for name, value in arrays.items():
         digest.update(f"\n{name} {value.dtype.name} {list(value.shape)}\n".encode())
         for part in value if value.ndim > 2 and value.nbytes > _LARGE else [value]:
-            digest.update(np.asarray(part).tobytes())
+            digest.update(parallel.fetch(part).tobytes())
     return digest.hexdigest()
 
 

@@ -16,6 +16,7 @@ from distill_jax.parallel.mesh import (
     replicated,
     ways,
 )
+from distill_jax.parallel.placing import fetch, own_rows, place, place_rows, share
 from distill_jax.parallel.rules import (
     GATHERED,
     PARTS,
@@ -35,11 +36,16 @@ __all__ = [
     "batch_sharding",
     "check_divides",
     "describe_devices",
+    "fetch",
     "fix_gpu_order",
     "gathered",
     "layout",
     "make_mesh",
+    "own_rows",
+    "place",
+    "place_rows",
     "replicated",
+    "share",
     "sharding",
     "undivided",
     "ways",

@@ -1,5 +1,6 @@
 """Making the mesh, and the shardings of a batch and of replicated arrays."""
 
+import collections
 import math
 import os
 import pathlib
@@ -19,6 +20,8 @@ BATCH = ("data", "fsdp")
 def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, devices: list | None = None) -> Mesh:
     """A mesh with the axes `data`, `fsdp` and `tensor`.
 
+    The devices of a process are neighbours, so that each process has rows of a batch of its own.
+
     Args:
       data: devices along the batch axis; -1 takes all that the other axes leave.
       fsdp: devices along the axis of parameter shards.
@@ -28,7 +31,8 @@ def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, devices: list | No
     Raises:
       UsageError: when the sizes ask for more devices than there are, or do not divide them.
     """
-    devices = jax.devices() if devices is None else devices
+    if devices is None:
+        devices = sorted(jax.devices(), key=lambda device: device.process_index)
     inner = fsdp * tensor
     if data == 0 or (data == -1 and len(devices) % inner):
         raise UsageError(
@@ -41,7 +45,15 @@ def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, devices: list | No
             f"mesh.data={data}: the mesh {data}x{fsdp}x{tensor} needs {data * inner} "
             f"devices; expected at most the {len(devices)} that are here"
         )
-    grid = _grid((data, fsdp, tensor), list(devices[: data * inner]), len(devices))
+    chosen = devices[: data * inner]
+    counts = collections.Counter(device.process_index for device in chosen)
+    if jax.process_count() > 1 and len({counts[p] for p in range(jax.process_count())}) > 1:
+        raise UsageError(
+            f"mesh.data={data}: the mesh {data}x{fsdp}x{tensor} takes {len(chosen)} devices of "
+            f"{len(devices)} in {jax.process_count()} processes; expected as many of each, such as "
+            "mesh.data=-1"
+        )
+    grid = _grid((data, fsdp, tensor), list(chosen), len(devices))
     return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * 3)
 
 
@@ -108,4 +120,5 @@ def describe_devices(mesh: Mesh) -> tuple[str, str | None]:
             "an NVIDIA GPU is present but JAX computes on the CPU; "
             "install the extra that serves it: pip install '.[cuda]'"
         )
-    return f"{len(devices)} x {kind}", warning
+    count = jax.process_count()
+    return f"{len(devices)} x {kind}" + (f" in {count} processes" if count > 1 else ""), warning

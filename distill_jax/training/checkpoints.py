@@ -32,10 +32,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
-import numpy as np
 import orbax.checkpoint as ocp
-from jax.experimental import multihost_utils
 
+from distill_jax import hosts
 from distill_jax.errors import UsageError
 from distill_jax.training import integrity
 from distill_jax.training.integrity import free_space
@@ -53,7 +52,7 @@ logging.getLogger("asyncio").addFilter(
     lambda record: not (record.exc_info and "orbax" in record.getMessage())
 )
 _open: "weakref.WeakSet[Checkpoints]" = weakref.WeakSet()
-_barriers = itertools.count()  # every host saves in the same order, so the numbers agree
+_saves = itertools.count()  # every host saves in the same order, so the numbers agree
 
 
 class CheckpointError(RuntimeError):
@@ -144,7 +143,8 @@ class Checkpoints:
             )
         except Exception as error:
             raise self._failed(step, error) from error
-        self._sealing = threading.Thread(target=self._finish, args=(step, about), name="seal")
+        key = f"sealed/{step}/{next(_saves)}"
+        self._sealing = threading.Thread(target=self._finish, args=(step, about, key), name="seal")
         self._sealing.start()
 
     def wait(self) -> None:
@@ -232,19 +232,29 @@ class Checkpoints:
     def _path(self, step: int) -> pathlib.Path:
         return self._directory / str(step)
 
-    def _finish(self, step: int, about: bytes) -> None:
-        """In the background: wait for orbax, seal, delete the old ones."""
-        try:
-            self._checkpointer.wait_until_finished()
+    def _finish(self, step: int, about: bytes, key: str) -> None:
+        """In the background: wait for orbax, seal, delete the old ones.
+
+        Orbax is done when the parts of all hosts are on the disk. The first host hashes them all:
+        so it has read what the others wrote before anything is called a checkpoint.
+        """
+        failure = None
+
+        def sealed() -> bool:
+            nonlocal failure
             try:
-                if jax.process_index() == 0:
-                    self._seal(step, about)
-            finally:
-                _meet(step)
-                sealed = self._path(step).is_dir()
-                _meet(step)  # before the first host goes on and, perhaps, renames it
-            if not sealed:
-                raise CheckpointError("the first host could not seal it")
+                self._checkpointer.wait_until_finished()
+                self._seal(step, about)
+            except Exception as error:
+                failure = error
+            return failure is None
+
+        try:
+            if not hosts.first():
+                self._checkpointer.wait_until_finished()
+            # Not by a computation on the devices, which the training step is using.
+            if not hosts.on_first(sealed, key):
+                raise failure or CheckpointError("the first host could not seal it")
         except Exception as error:
             self._failure = self._failed(step, error)
             self._failure.__cause__ = error
@@ -259,7 +269,7 @@ class Checkpoints:
         with contextlib.suppress(Exception):
             self._checkpointer.close()
         self._checkpointer = _checkpointer()
-        if jax.process_index() == 0:
+        if hosts.first():
             integrity.clear(integrity.unsealed(self._directory, step))
         kept = ", ".join(map(str, self.steps())) or "none"
         return CheckpointError(
@@ -278,12 +288,19 @@ class Checkpoints:
 
     def _agreed(self, decide: Callable[[], int]) -> int:
         """What the first host decides, on every host; an error there is raised on every host."""
-        decided = _FAILED
-        try:
-            if jax.process_index() == 0:
-                decided = int(decide())
-        finally:
-            decided = int(multihost_utils.broadcast_one_to_all(np.int32(decided)))
+        failure = None
+
+        def first() -> int:
+            nonlocal failure
+            try:
+                return int(decide())
+            except Exception as error:
+                failure = error
+                return _FAILED
+
+        decided = hosts.on_first(first)
+        if failure is not None:
+            raise failure
         if decided == _FAILED:
             raise CheckpointError(f"the first host failed in {self._directory}; see its message")
         return decided
@@ -344,13 +361,6 @@ def _checkpointer() -> ocp.AsyncCheckpointer:
     # Trained weights hardly compress (8 %), and compression takes three times as long.
     handler = ocp.PyTreeCheckpointHandler(use_ocdbt=True, use_compression=False)
     return ocp.AsyncCheckpointer(handler, timeout_secs=_TIMEOUT_SECONDS)
-
-
-def _meet(step: int) -> None:
-    """Wait for all hosts; not by a computation on the devices, which the training step is using."""
-    barrier = ocp.multihost.get_barrier_sync_fn()
-    key = f"distill_jax_checkpoint_{step}_{next(_barriers)}"
-    barrier(key=key, timeout_ms=_TIMEOUT_SECONDS * 1000)
 
 
 def _named_leaves(tree: Any) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 
 from distill_jax import data, models, parallel
 from distill_jax.models import Spec
-from distill_jax.parallel import batch_sharding
+from distill_jax.parallel import batch_sharding, fetch, place_rows, replicated
 from distill_jax.teachers import Teachers, mean_probabilities
 from distill_jax.training import metrics
 from distill_jax.training.images import examples_of
@@ -75,11 +75,11 @@ class Evaluator:
             return metrics.batch_sums(logits, labels, batch["mask"], answer)
 
         self._logits_of = jax.jit(logits_of)
-        self._sums = jax.jit(sums)
+        self._sums = jax.jit(sums, out_shardings=replicated(mesh))
 
     def _placed(self) -> Iterable[dict[str, jax.Array]]:
         for batch in self._batches():
-            yield jax.device_put(batch, batch_sharding(self._mesh))
+            yield place_rows(batch, batch_sharding(self._mesh))
 
     def __call__(self, params: models.Flat, stats: models.Flat) -> dict[str, Any]:
         """Every figure of `metrics.summarise` on the split."""
@@ -99,8 +99,9 @@ class Evaluator:
         """The student's logits [N, K] and the labels [N], in the order of the split."""
         logits, labels = [], []
         for batch in self._placed():
-            mask = np.asarray(batch["mask"])
             out = self._logits_of(params, stats, self._store, batch)
-            logits.append(np.asarray(out)[mask])
-            labels.append(np.asarray(examples_of(batch, self._store)[1])[mask])
+            found = out, examples_of(batch, self._store)[1], batch["mask"]
+            of_batch, of_labels, mask = fetch(found)
+            logits.append(of_batch[mask])
+            labels.append(of_labels[mask])
         return np.concatenate(logits), np.concatenate(labels)

@@ -2,14 +2,18 @@
 
 import contextlib
 import dataclasses
+import itertools
 import math
+import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
 import jax
+from jax.experimental import multihost_utils
 
+from distill_jax import hosts
 from distill_jax.training.state import TrainState
 
 
@@ -80,16 +84,45 @@ class Hooks(Protocol):
 
 @contextlib.contextmanager
 def stop_on_sigterm() -> Iterator[Callable[[], bool]]:
-    """While it lasts, SIGTERM asks for a stop at the next step; gives the question "was it?"."""
+    """While it lasts, SIGTERM asks for a stop at the next step; gives the question "was it?".
+
+    Of many processes any one may get the signal, or SIGINT: all stop at the same call. They all ask
+    the question equally often then.
+    """
     asked = threading.Event()
+    was_asked = _agreed_stop() if hosts.many() else asked.is_set
     if threading.current_thread() is not threading.main_thread():
-        yield asked.is_set
+        yield was_asked
         return
-    before = signal.signal(signal.SIGTERM, lambda *_: asked.set())
+    if hosts.many():
+        # JAX has its own handler of SIGTERM, which tells the others.
+        number, handler = signal.SIGINT, lambda *_: os.kill(os.getpid(), signal.SIGTERM)
+    else:
+        number, handler = signal.SIGTERM, lambda *_: asked.set()
+    before = signal.signal(number, handler)
     try:
-        yield asked.is_set
+        yield was_asked
     finally:
-        signal.signal(signal.SIGTERM, before)
+        signal.signal(number, before)
+
+
+_questions = itertools.count(1)  # of all runs of the process, so that no number comes twice
+
+
+def _agreed_stop() -> Callable[[], bool]:
+    """Whether all processes have agreed to stop: at one number, the next that none has passed.
+
+    Costs no communication until there is a signal.
+    """
+    stopped = False
+
+    def asked() -> bool:
+        nonlocal stopped
+        number = next(_questions)
+        stopped = stopped or multihost_utils.reached_preemption_sync_point(number)
+        return stopped
+
+    return asked
 
 
 def fit(

@@ -59,7 +59,7 @@ def placed(state: TrainState, layout: Any) -> TrainState:
       state: on the host or on devices of this process.
       layout: one sharding, or the tree of them.
     """
-    return jax.device_put(jax.tree.map(lambda a: np.array(a, copy=True), state), layout)
+    return parallel.place(jax.tree.map(lambda a: np.array(a, copy=True), state), layout)
 
 
 def initial(
@@ -117,4 +117,4 @@ def initial(
             layout,
         )
     # Moments of arrays in shards come in the same shards: no device ever holds them whole.
-    return jax.tree.map(jnp.copy, jax.device_put(make(*given), layout))
+    return jax.tree.map(jnp.copy, parallel.place(make(*given), layout))

@@ -15,7 +15,7 @@ import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from distill_jax.parallel import batch_sharding, layout, replicated
+from distill_jax.parallel import batch_sharding, layout, place, place_rows, replicated
 from distill_jax.training import optimizers
 from distill_jax.training.recipe import Batch, Recipe
 from distill_jax.training.state import TrainState
@@ -193,13 +193,13 @@ def compile_reset(
 def put_batches(batches: Sequence[dict[str, Any]], mesh: Mesh) -> Batch:
     """Host batches stacked along a new leading axis [n, B, ...] and split over the mesh.
 
-    A "view_key" is not of an example but of a whole batch, and stands on every device.
+    Of many processes each gives its own rows of every batch. A "view_key" is not of an example but
+    of a whole batch, and stands on every device.
     """
     split = NamedSharding(mesh, PartitionSpec(None, *batch_sharding(mesh).spec))
     whole = replicated(mesh)
+    stacked = {name: np.stack([batch[name] for batch in batches]) for name in batches[0]}
     return {
-        name: jax.device_put(
-            np.stack([batch[name] for batch in batches]), whole if name == "view_key" else split
-        )
-        for name in batches[0]
+        name: place(value, whole) if name == "view_key" else place_rows(value, split, axis=1)
+        for name, value in stacked.items()
     }

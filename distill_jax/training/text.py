@@ -18,7 +18,7 @@ from distill_jax import losses, models
 from distill_jax.methods import Term
 from distill_jax.methods.states import Reading
 from distill_jax.models.language import DecoderConfig, lora
-from distill_jax.parallel import batch_sharding
+from distill_jax.parallel import batch_sharding, place_rows, replicated
 from distill_jax.training.recipe import Batch, Flat, Moment, Recipe
 from distill_jax.training.rollouts import Rollout
 from distill_jax.training.state import TrainState
@@ -272,14 +272,14 @@ class TextEvaluator:
             _, measures = comparison.summed(params, teacher_params, batch, mask)
             return {**measures, "tokens": jnp.sum(mask)}
 
-        self._sums = jax.jit(sums)
+        self._sums = jax.jit(sums, out_shardings=replicated(mesh))
 
     def __call__(self, params: Flat, stats: Flat) -> dict[str, Any]:
         """Means over all tokens that the mask leaves, in nats a token, and the perplexities."""
         del stats
         totals: dict[str, float] = {}
         for batch in self._batches():
-            placed = jax.device_put(batch, batch_sharding(self._mesh))
+            placed = place_rows(batch, batch_sharding(self._mesh))
             for name, value in jax.device_get(
                 self._sums(params, self._teacher_params, placed)
             ).items():

@@ -133,6 +133,22 @@ def read(path: str | os.PathLike) -> list[dict[str, Any]]:
     return records
 
 
+class Silent:
+    """In place of a `MetricsLog` in every process but the first: writes nothing."""
+
+    def write(self, step: int, split: str, values: Mapping[str, Any]) -> None:
+        pass
+
+    def sync(self) -> None:
+        pass
+
+    def truncate(self, step: int) -> int:
+        return 0
+
+    def close(self) -> None:
+        pass
+
+
 class TensorBoard:
     """Writes scalars as TensorBoard event files, without TensorFlow; lists and text are left out.
 

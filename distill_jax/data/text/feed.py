@@ -11,9 +11,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from distill_jax.data.order import Order
+from distill_jax.data.order import Order, part_of
 from distill_jax.data.text.packing import Batch, Rows
-from distill_jax.errors import UsageError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,7 +58,7 @@ def training(
     Raises:
       UsageError: B is not a multiple of `processes`.
     """
-    return Training(rows, order, batch_size, _part(batch_size, process, processes))
+    return Training(rows, order, batch_size, part_of(batch_size, process, processes))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,15 +102,4 @@ def evaluation(rows: Rows, batch_size: int, *, process: int = 0, processes: int 
     Raises:
       UsageError: B is not a multiple of `processes`.
     """
-    return Evaluation(rows, batch_size, _part(batch_size, process, processes))
-
-
-def _part(batch_size: int, process: int, processes: int) -> slice:
-    """Which rows of a batch are this process's: neighbours, in the order of the processes."""
-    if batch_size < 1 or batch_size % processes:
-        raise UsageError(
-            f"training.batch_size={batch_size}: expected a positive multiple of the {processes}"
-            " processes"
-        )
-    own = batch_size // processes
-    return slice(process * own, (process + 1) * own)
+    return Evaluation(rows, batch_size, part_of(batch_size, process, processes))

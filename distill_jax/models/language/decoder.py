@@ -20,6 +20,7 @@ from jax import Array
 from jax.sharding import Mesh, Sharding
 from jax.typing import DTypeLike
 
+from distill_jax import parallel
 from distill_jax.errors import UsageError
 from distill_jax.models.functional import split
 from distill_jax.models.language.attention import (
@@ -33,11 +34,10 @@ from distill_jax.models.language.cache import Cache
 from distill_jax.models.language.config import DecoderConfig, Run, places, runs
 from distill_jax.models.language.layers import INITIAL, Linear, Norm, frequencies, rotation
 from distill_jax.models.language.layout import Layout
-from distill_jax.parallel import GATHERED
 
 _DOTS = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
 # Parameters that were put together are not kept for the gradient, or shards would save nothing.
-_UNGATHERED = jax.checkpoint_policies.save_anything_except_these_names(GATHERED)
+_UNGATHERED = jax.checkpoint_policies.save_anything_except_these_names(parallel.GATHERED)
 #: The matrices of a layer, by the part that they are in.
 PROJECTIONS = {"attention": ("query", "key", "value", "output"), "mlp": ("gate", "up", "down")}
 #: (flat name of a parameter, its shape) -> how it is laid out over devices; None for the default.
@@ -321,7 +321,7 @@ def create(
     with jax.default_device(jax.local_devices(backend="cpu")[0]):
         params = split(make())[1]
     for name, value in params.items():
-        params[name] = jax.device_put(value, layout(name, value.shape))
+        params[name] = parallel.place(value, layout(name, value.shape))
     return assemble(config, params, **options)
 
 
