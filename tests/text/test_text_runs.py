@@ -41,8 +41,10 @@ def by_documents(parts, batch, temperature):
       {"soft", "hard", "kl", "teacher", "agreement", "count"}.
     """
     networks = parts.recipe.comparison
-    student = language.assemble(networks.student.config, jax.device_get(parts.initial.params))
-    teacher = language.assemble(networks.teacher.config, jax.device_get(parts.teacher_variables))
+    # On one device, whatever the mesh of the run.
+    arrays = jax.device_put(jax.device_get((parts.initial.params, parts.teacher_variables)))
+    student = language.assemble(networks.student.config, arrays[0])
+    teacher = language.assemble(networks.teacher.config, arrays[1])
     real = networks.vocab_size
     sums = dict.fromkeys(("soft", "hard", "kl", "teacher", "agreement", "count"), 0.0)
     for row in range(len(batch["tokens"])):
