@@ -3,7 +3,6 @@
 import dataclasses
 
 import jax
-import numpy as np
 
 from distill_jax import losses, models
 from distill_jax.errors import UsageError
@@ -32,7 +31,7 @@ class Mutual(Method):
                 f"method.peer={self.peer!r}: mutual expects the name of a model, such as 'resnet20'"
             )
 
-    def _make(self, spec: models.Spec, seed: int | None = None):
+    def _make(self, spec: models.Spec, seed: jax.Array | int | None = None):
         options = spec.options if self.peer in ("", spec.name) else {}
         shape = dict(input_shape=spec.input_shape, num_classes=spec.num_classes)
         name = self.peer or spec.name
@@ -41,7 +40,7 @@ class Mutual(Method):
         return models.split(models.create(name, **shape, seed=seed, **options))
 
     def adapters(self, pair, key):
-        seed = int(np.asarray(jax.random.key_data(key)).ravel()[-1])
+        seed = jax.random.key_data(key).ravel()[-1]
         return dict(self._make(pair.student_spec, seed)[1])
 
     def memory(self, pair, key):
