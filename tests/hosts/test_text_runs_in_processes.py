@@ -11,7 +11,7 @@ from small_runs import changed
 KINDS = {
     "plain": {},
     # What is trained lies beside a frozen base on all devices, and is merged to be saved.
-    "adapted": {"student__lora_rank": 2},
+    "adapted": {"student": {"name": "decoder", "layers": (0, 1), "lora_rank": 2}},
     # The student itself writes some of the batches.
     "on_policy": {
         "rollout__probability": 0.5,
@@ -48,7 +48,9 @@ def outcome(workdir) -> tuple:
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_two_processes_take_the_steps_of_one(config, tmp_path, kind):
-    file = written(changed(config, **KINDS[kind]), tmp_path)
+    own = dict(KINDS[kind])
+    config = {**config, "student": own.pop("student", config["student"])}
+    file = written(changed(config, **own), tmp_path)
     for name, processes in (("one", 1), ("two", 2)):
         arguments = ["train", f"--config={file}", f"--workdir={tmp_path / name}"]
         finished(tmp_path / f"logs_{name}", arguments, processes=processes, devices=2 // processes)
