@@ -115,9 +115,10 @@ def prepare(config: ConfigDict) -> TextParts:
         frozen = lora.frozen(base)
         where = text_pairing.where(config, mesh, frozen, "student")
         teacher_params |= parallel.place(frozen, where)
+    measured = text_pairing.measured(comparison, teacher)
     adapters = comparison.adapters(text_pairing.adapters_key(config))
     splits = _splits(config, tokenizer)
-    asked = text_prompts.prepare(config, tokenizer, comparison, teacher_params, mesh)
+    asked = text_prompts.prepare(config, tokenizer, measured, teacher_params, mesh)
     if "validation" in asked and "validation" not in splits:
         raise UsageError(
             f"evaluation.prompts={config.evaluation.prompts!r}: data.validation="
@@ -135,7 +136,7 @@ def prepare(config: ConfigDict) -> TextParts:
     def evaluator(name: str, held_out: text.Rows) -> Evaluate:
         size = config.evaluation.batch_size
         feed = text.evaluation(held_out, size, process=process, processes=processes)
-        evaluate = TextEvaluator(comparison, teacher_params, mesh, lambda: feed)
+        evaluate = TextEvaluator(measured, teacher_params, mesh, lambda: feed)
         return prompts.beside(evaluate, asked[name]) if name in asked else evaluate
 
     return TextParts(

@@ -3,6 +3,7 @@
 No text is opened here, so that a plan, which has none, makes the very recipe of a run.
 """
 
+import dataclasses
 import math
 import os
 import pathlib
@@ -64,7 +65,7 @@ def _objective(config: ConfigDict) -> tuple[tuple[Divergence, ...], tuple[method
 def open_teacher(
     config: ConfigDict, mesh: Mesh, load: Callable[..., language.Decoder] = language.load
 ) -> language.Decoder | None:
-    """The teacher; None where the method asks none.
+    """The teacher; None where none is named and the method asks none.
 
     Args:
       config: resolved.
@@ -74,9 +75,9 @@ def open_teacher(
     Raises:
       UsageError: it cannot be used, or there are several.
     """
-    if not _objective(config)[0]:
-        return None
     paths = config.teacher.path
+    if not paths and not _objective(config)[0]:
+        return None
     if len(paths) != 1:
         raise UsageError(f"teacher.path={paths}: expected one teacher of text")
     dtype = jnp.dtype(config.teacher.compute_dtype)
@@ -147,8 +148,18 @@ def compare(
         other_graphdef, teacher_params, _ = models.split(teacher)
         other = Network(teacher.config, other_graphdef)
     own = Network(student.config, graphdef)
+    other = other if divergences else None
     comparison = Comparison(own, other, divergences, terms, vocab_size, mesh)
     return comparison, trained, teacher_params, base
+
+
+def measured(comparison: Comparison, teacher: language.Decoder | None) -> Comparison:
+    """What evaluations compare: also with a teacher that has no part in the loss."""
+    if comparison.teacher is not None or teacher is None:
+        return comparison
+    other = Network(teacher.config, models.split(teacher)[0])
+    measure = (Divergence("forward_kl", weight=0.0),)
+    return dataclasses.replace(comparison, teacher=other, divergences=measure)
 
 
 def adapters_key(config: ConfigDict) -> jax.Array:

@@ -13,12 +13,13 @@ from scipy.special import log_softmax
 from small_runs import changed
 
 from distill_jax import config as configs
-from distill_jax import experiment, models
+from distill_jax import experiment, models, parallel
 from distill_jax.data import text
 from distill_jax.errors import UsageError
 from distill_jax.models import language
 from distill_jax.session import Session
-from distill_jax.training import loop
+from distill_jax.training import loop, step
+from distill_jax.training.state import placed
 
 
 @pytest.fixture(scope="module")
@@ -268,3 +269,22 @@ def test_the_rows_are_those_of_the_documents(config):
     data = parts.description["data"]
     assert data["train"]["documents"] + 16 == 60
     assert data["fingerprint"] == text.fingerprint(parts.rows)
+
+
+@pytest.mark.slow
+def test_a_teacher_beside_the_text_alone_is_measured_and_trains_nothing(config, folders):
+    parts, batch, after = small_texts.first_step({**config, "method": {"name": "supervised"}})
+    assert parts.recipe.metrics == ("loss", "hard_loss", "student_entropy", "accuracy")
+    assert parts.description["teachers"][0]["path"] == str(folders[0])
+    compiled = step.compile_steps(parts.recipe, parts.mesh)
+    now = placed(parts.initial, parallel.replicated(parts.mesh))
+    without = compiled(now, {}, {}, step.put_batches([batch], parts.mesh))
+    for name, value in after.params.items():
+        np.testing.assert_array_equal(without.params[name], value, err_msg=name)
+    judged = experiment.prepare(configs.resolve(config))
+    figures, expected = (
+        one.evaluators["test"](judged.initial.params, {}) for one in (parts, judged)
+    )
+    assert expected["kl"] > 0.1
+    for name in ("nll", "kl", "agreement", "teacher_nll"):
+        np.testing.assert_allclose(figures[name], expected[name], rtol=1e-5, err_msg=name)
