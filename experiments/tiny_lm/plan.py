@@ -1,0 +1,158 @@
+"""What is trained, on which text, by which loss: the runs of the study.
+
+Every run is one of the configs `configs/lm_*.py` with the overrides that stand here, so each can be
+repeated alone with `distill-jax train`.
+"""
+
+import dataclasses
+import pathlib
+from collections.abc import Mapping
+
+from ml_collections import ConfigDict
+
+from distill_jax import config as configs
+from experiments.tiny_lm import corpus
+
+CONFIGS = pathlib.Path(__file__).resolve().parents[2] / "configs"
+ROWS = 8  # a step
+LENGTH = 2 * corpus.HALF
+STEPS = 100
+TEACHER_STEPS = 800
+WARMUP = 0.05  # of the steps
+EVALUATIONS = 4
+SEEDS = 3
+RESPONSES = "responses.jsonl"  # those that it ended itself, beside the other text
+
+# Chosen on validation documents by tune.py.
+LEARNING_RATE = 2e-3
+TEACHER_LEARNING_RATE = 2e-3
+
+
+@dataclasses.dataclass(frozen=True)
+class Arm:
+    """Students that differ in nothing but the seed: one row of the table.
+
+    Attributes:
+      name: the start of its runs' folders.
+      title: its row in the table.
+      config: of `configs/`.
+      text: the file that is trained on.
+      overrides: keys of the config that differ.
+    """
+
+    name: str
+    title: str
+    config: str
+    text: str = corpus.STUDENT
+    overrides: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+
+FORWARD = {"method.hard_weight": "0.0", "method.soft_weight": "1.0"}
+REVERSE = {**FORWARD, "method.name": "reverse_kl"}
+JSD = {"method.beta": "0.5"}
+OFF_POLICY = {"rollout.probability": "0.0"}
+ROLLOUT = {"rollout.max_new_tokens": str(corpus.HALF)}
+
+ARMS: tuple[Arm, ...] = (
+    Arm("hard", "the text alone", "lm_sequence"),
+    Arm("forward_kl", "forward KL", "lm_logits", overrides=FORWARD),
+    Arm("reverse_kl", "reverse KL", "lm_logits", overrides=REVERSE),
+    Arm("jsd", "JSD, β = 0.5", "lm_on_policy", overrides={**JSD, **OFF_POLICY}),
+    Arm(
+        "logits_and_hard", "forward KL and the text, 1 : 1", "lm_logits",
+        overrides={"method.hard_weight": "0.5", "method.soft_weight": "0.5"},
+    ),
+    Arm("sequence", "what the teacher wrote", "lm_sequence", RESPONSES),
+    Arm("on_policy", "JSD, half of the batches written by the student", "lm_on_policy",
+        overrides={**JSD, **ROLLOUT}),
+    Arm("few_hard", "an eighth of the text: the text alone", "lm_sequence", corpus.FEW),
+    Arm("few_forward_kl", "an eighth of the text: forward KL", "lm_logits", corpus.FEW, FORWARD),
+)  # fmt: skip
+ARM = {arm.name: arm for arm in ARMS}
+
+STUDENT = {"student.layers": "(0, 4)"}  # the first and the last of the teacher's five
+
+
+def _shared(steps: int, documents: float, seed: int) -> dict[str, str]:
+    """What teacher and students have in common; `documents` are rows of their text."""
+    epochs = steps * ROWS / documents
+    return {
+        "seed": str(seed),
+        "data.length": str(LENGTH),
+        "data.validation": "0",
+        "training.steps": str(steps),
+        "training.batch_size": str(ROWS),
+        "training.compute_dtype": "float32",
+        "training.remat": "none",
+        "optimizer.learning_rate": str(LEARNING_RATE),
+        "schedule.warmup_epochs": repr(WARMUP * epochs),
+        "evaluation.every_epochs": repr(epochs / EVALUATIONS),
+        "evaluation.batch_size": str(ROWS),
+        "checkpoint.every_epochs": repr(epochs / EVALUATIONS),
+        "logging.progress": "off",
+        "logging.tensorboard": "false",
+        "logging.every_steps": str(min(20, steps)),
+        "mesh.data": "1",
+    }
+
+
+def teacher_config(text: corpus.Corpus, steps: int) -> ConfigDict:
+    """The teacher: stories260K goes on, on all that is no validation or test document."""
+    return configs.load(
+        str(CONFIGS / "lm_sequence.py"),
+        {
+            # How many rows its documents fill is not known here, and nothing depends on it.
+            **_shared(steps, text.documents[corpus.TEACHER], 0),
+            "schedule.warmup_epochs": "0.0",
+            "evaluation.every_epochs": "0.0",
+            "checkpoint.every_epochs": "0.0",
+            "checkpoint.every_steps": "200",
+            "data.path": str(text.folder / corpus.TEACHER),
+            "data.test_path": str(text.folder / corpus.TEST),
+            "data.tokenizer": str(text.tokenizer),
+            "student.path": str(text.stories),
+            "optimizer.learning_rate": str(TEACHER_LEARNING_RATE),
+        },
+    )
+
+
+def student_config(
+    arm: Arm,
+    seed: int,
+    text: corpus.Corpus,
+    teacher: pathlib.Path,
+    steps: int,
+    overrides: Mapping[str, str] | None = None,
+) -> ConfigDict:
+    """The resolved config of a student.
+
+    Args:
+      arm: which.
+      seed: of the order of the text, and of the student's own draws.
+      text: prepared; also `RESPONSES`, where the arm reads them.
+      teacher: workdir of the teacher's run. Every arm names it; those without a term that reads it
+        meet it at the evaluations alone.
+      steps: of the training.
+      overrides: of all that is said here, such as another file of test documents.
+    """
+    return configs.load(
+        str(CONFIGS / f"{arm.config}.py"),
+        {
+            **_shared(steps, text.documents[arm.text], seed),
+            **STUDENT,
+            "data.packing": "single",
+            "data.long": "cut",
+            "data.path": str(text.folder / arm.text),
+            "data.test_path": str(text.folder / corpus.TEST),
+            "data.tokenizer": str(text.tokenizer),
+            "evaluation.track_test": "true",
+            "evaluation.test_prompts": str(text.folder / corpus.TEST),
+            "evaluation.max_prompts": "32",
+            "evaluation.prompt_batch_size": "32",
+            "evaluation.max_new_tokens": str(corpus.HALF),
+            "teacher.path": f"({str(teacher)!r},)",
+            "teacher.compute_dtype": "float32",
+            **arm.overrides,
+            **(overrides or {}),
+        },
+    )

@@ -1,0 +1,214 @@
+"""From the summary to the study's files: tables and answers in the README, and a figure.
+
+What stands between the two markers of the README is made from results/summary.json, so that no
+figure can drift from what was measured. Left out on purpose: training and measuring.
+"""
+
+import pathlib
+import statistics
+from collections.abc import Mapping
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from distill_jax.errors import UsageError
+from distill_jax.files import write_atomically
+from distill_jax.reports import drawing, tables
+from distill_jax.reports.tables import Column
+from experiments.tiny_lm import plan
+
+SUMMARY = "summary.json"
+CURVES = "curves.svg"
+BEGIN, END = "<!-- results: begin -->", "<!-- results: end -->"
+CAPTION = (
+    "Held-out NLL against the tokens of the text that a student has read; mean over seeds, in a "
+    "band of ± one standard deviation"
+)
+
+Summary = Mapping[str, Any]
+
+
+def main_table(summary: Summary) -> tables.Table:
+    """One row an arm, in the order of the plan, under the teacher's own figures."""
+    teacher = summary["teacher"]
+    rows = [
+        {
+            "title": "teacher",
+            "documents": summary["data"]["documents"]["teacher.jsonl"],
+            "seconds": teacher["training_time_s"],
+            "thousands": teacher["learned_tokens"] / 1000,
+            **teacher["test"],
+        }
+    ]
+    rows += [
+        {
+            **run["test"],
+            "title": arm.title,
+            "documents": run["documents"],
+            "seed": run["seed"],
+            "seconds": run["training_time_s"],
+            "thousands": run["learned_tokens"] / 1000,
+        }
+        for arm in plan.ARMS
+        for run in summary["runs"]
+        if run["arm"] == arm.name
+    ]
+    return tables.over_seeds(
+        rows,
+        by=(Column("title", "Trained by"), Column("documents", "Documents", "integer")),
+        columns=(
+            Column("perplexity", "Perplexity", "decimal", 3),
+            Column("kl", "KL from the teacher", "decimal", 3),
+            Column("agreement", "Agreement (%)", "percent"),
+            Column("rouge_l", "ROUGE-L (%)", "percent"),
+            Column("thousands", "Tokens learned (thousands)", "integer"),
+            Column("seconds", "Seconds", "integer"),
+        ),
+    )
+
+
+def against_the_text(summary: Summary) -> tables.Table:
+    """Held-out NLL of each arm less that of the text alone, of the same seed and documents."""
+    nll = {(run["arm"], run["seed"]): run["test"]["nll"] for run in summary["runs"]}
+    rows = []
+    for arm in plan.ARMS:
+        baseline = "few_hard" if arm.name.startswith("few_") else "hard"
+        rows += [
+            {
+                "title": arm.title,
+                "seed": seed,
+                "gain": nll[name, seed] - nll[baseline, seed],
+            }
+            for name, seed in nll
+            if name == arm.name != baseline
+        ]
+    return tables.over_seeds(
+        rows,
+        by=(Column("title", "Trained by"),),
+        columns=(Column("gain", "Test NLL, less that of the text alone", "decimal", 4),),
+    )
+
+
+def _evidence(summary: Summary) -> str:
+    """What ran, where, when, how long."""
+    libraries = ", ".join(f"{name} {version}" for name, version in summary["versions"].items())
+    data, written, teacher = summary["data"], summary["written"], summary["teacher"]
+    label = f"**{summary['label']}**\n\n" if summary["label"] else ""
+    students = summary["runs"]
+    return (
+        f"{label}A teacher of {teacher['parameters']:,} parameters and {len(students)} students of "
+        f"{students[0]['parameters']:,}, {students[0]['steps']} steps of {plan.ROWS} documents "
+        f"each; {summary['wall_time_s'] / 60:.0f} minutes in all on {summary['hardware']}, "
+        f"finished on {summary['date']}, by\n\n    {summary['command']}\n\n"
+        f"{data['test_tokens']:,} test tokens of {data['documents']['test.jsonl']} documents, "
+        f"{data['answered_prompts']} of which are answered (ROUGE-L). The teacher wrote "
+        f"{written['written']:,} solutions in {written['seconds']:.0f} seconds, and ended "
+        f"{written['kept']:,} of them itself. {libraries}; revision "
+        f"{summary['git_revision'] or 'not recorded'}.\n"
+    )
+
+
+def _answers(summary: Summary) -> str:
+    """The greedy answers to the first prompts, side by side."""
+    parts = []
+    for sample in summary["samples"]:
+        parts.append(f"> {_line(sample['prompt'])}\n")
+        lines = [("the text itself", sample["reference"]), ("teacher", sample["teacher"])]
+        lines += [(arm.title, sample[arm.name]) for arm in plan.ARMS if arm.name in sample]
+        parts.append(
+            tables.markdown(
+                tables.listing(
+                    [{"who": who, "said": _line(said)} for who, said in lines],
+                    (Column("who", "Trained by"), Column("said", "Greedy answer")),
+                )
+            )
+        )
+    return "\n".join(parts)
+
+
+def _line(said: str) -> str:
+    """A text on one line, without what Markdown would take for its own."""
+    return " / ".join(said.split("\n")).translate({ord(c): "\\" + c for c in "<>*_$#`"})
+
+
+def block(summary: Summary) -> str:
+    """What stands between the markers of the README."""
+    return "\n".join(
+        [
+            _evidence(summary),
+            tables.markdown(main_table(summary)),
+            "Test documents after the last step; mean ± sample standard deviation over seeds "
+            "(number of seeds). Tokens learned: of the text, with the batches that a student wrote "
+            "in place of it counted as the text's; the teacher's are those of its fine-tuning. "
+            "Seconds: of training alone.\n",
+            tables.markdown(against_the_text(summary)),
+            "Seed by seed, the same documents; below zero is better.\n",
+            f"![{CAPTION}](results/{CURVES})\n\n{CAPTION}.\n",
+            _answers(summary),
+        ]
+    )
+
+
+def curves(summary: Summary) -> Figure:
+    """Held-out NLL against tokens read: one panel for all the text, one for an eighth of it."""
+    panels = {
+        "All the text": [arm for arm in plan.ARMS if not arm.name.startswith("few_")],
+        "An eighth of it": [arm for arm in plan.ARMS if arm.name.startswith("few_")],
+    }
+    with drawing.style():
+        figure = Figure(figsize=(8.4, 4.2))
+        for axes, (title, arms) in zip(
+            figure.subplots(1, 2, sharey=True), panels.items(), strict=True
+        ):
+            axes.set_title(title)
+            axes.set_xlabel("Tokens learned (thousands)")
+            for index, arm in enumerate(arms):
+                runs = [run for run in summary["runs"] if run["arm"] == arm.name]
+                if not runs:
+                    continue
+                per_step = statistics.fmean(run["learned_tokens"] / run["steps"] for run in runs)
+                points = list(zip(*(run["curve"] for run in runs), strict=True))
+                places = [at[0]["step"] * per_step / 1000 for at in points]
+                spread = [tables.mean_and_deviation([one["nll"] for one in at]) for at in points]
+                colour = drawing.SERIES[index % len(drawing.SERIES)]
+                marker = drawing.MARKERS[index // len(drawing.SERIES)]
+                mean = [value for value, _ in spread]
+                axes.plot(places, mean, color=colour, marker=marker, label=arm.title)
+                low, high = (
+                    [value + sign * (deviation or 0.0) for value, deviation in spread]
+                    for sign in (-1, 1)
+                )
+                axes.fill_between(places, low, high, color=colour, alpha=0.18, lw=0)
+            axes.axhline(
+                summary["teacher"]["test"]["nll"], color=drawing.MUTED, ls="--", label="teacher"
+            )
+            axes.legend(loc="upper right")
+        figure.axes[0].set_ylabel("NLL (nats a token)")
+    return figure
+
+
+def draw(summary: Summary, folder: pathlib.Path) -> None:
+    """Writes the figure."""
+    drawing.save(curves(summary), folder / CURVES)
+
+
+def write_readme(summary: Summary, readme: pathlib.Path) -> pathlib.Path:
+    """Puts the block between the markers of the README; the prose around it stays.
+
+    Args:
+      summary: the content of summary.json.
+      readme: the file; made with nothing but the markers when it does not exist.
+
+    Returns:
+      The path of the README.
+
+    Raises:
+      UsageError: when the file has no pair of markers.
+    """
+    content = readme.read_text() if readme.exists() else f"{BEGIN}\n{END}\n"
+    before, begin, rest = content.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise UsageError(f"{readme}: expected the markers {BEGIN} and {END} in this file")
+    write_atomically(readme, f"{before}{BEGIN}\n{block(summary)}{END}{after}")
+    return readme
