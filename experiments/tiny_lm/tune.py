@@ -19,7 +19,7 @@ from distill_jax.reports.tables import Column
 from experiments.tiny_lm import corpus, plan, run
 
 RESULTS = pathlib.Path(__file__).resolve().parent / "results" / "tuning.json"
-RATES = (1e-3, 2e-3, 4e-3)
+RATES = (1e-3, 2e-3, 4e-3, 8e-3)
 SEED = 100
 
 
