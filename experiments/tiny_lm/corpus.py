@@ -124,6 +124,8 @@ def prepare(source: pathlib.Path, folder: pathlib.Path, most: int | None = None)
 def finished(responses: pathlib.Path, out: pathlib.Path) -> dict[str, int]:
     """Keeps the responses that the teacher ended itself: one cut off would teach a wrong end.
 
+    They are those that fit into a row, as the documents of the students do.
+
     Args:
       responses: of `distill-jax generate`.
       out: the JSONL that is written, with "prompt" and "response".

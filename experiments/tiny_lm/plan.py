@@ -21,6 +21,7 @@ TEACHER_STEPS = 800
 WARMUP = 0.05  # of the steps
 EVALUATIONS = 4
 SEEDS = 3
+SAMPLES = 4  # answers of the teacher to a question; about one of them fits into a row
 RESPONSES = "responses.jsonl"  # those that it ended itself, beside the other text
 
 # Chosen on validation documents by tune.py.

@@ -115,6 +115,7 @@ def write_responses(study: Study, teacher: pathlib.Path) -> dict[str, Any]:
             "prompts": str(study.text.folder / corpus.STUDENT),
             "generate.tokenizer": str(study.text.tokenizer),
             "generate.top_p": "1.0",  # its own distribution, which a student is to learn
+            "generate.samples": str(plan.SAMPLES),
             "generate.max_new_tokens": str(corpus.HALF),
             "generate.batch_size": "64",
             "generate.compute_dtype": "float32",
