@@ -139,7 +139,7 @@ def test_a_readme_without_markers_is_refused(tmp_path):
 
 @pytest.mark.slow
 def test_a_tiny_study_runs_resumes_and_reports(source, tmp_path, monkeypatch):
-    small = [plan.ARM[name] for name in ("hard", "sequence", "on_policy", "few_forward_kl")]
+    small = [plan.ARM[name] for name in ("hard", "sequence", "on_policy")]
     monkeypatch.setattr(plan, "ARMS", tuple(small))
     root, home = tmp_path / "study", tmp_path / "home"
     command = [
