@@ -1,1 +1,1 @@
-"""The demo: what a teacher is worth to a small student, on digits that need no download."""
+"""A tiny language model distilled in seven ways, and by less text, on two cores."""

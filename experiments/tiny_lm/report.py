@@ -18,6 +18,7 @@ from distill_jax.reports.tables import Column
 from experiments.tiny_lm import plan
 
 SUMMARY = "summary.json"
+SHOWN = 110  # characters of an answer
 CURVES = "curves.svg"
 BEGIN, END = "<!-- results: begin -->", "<!-- results: end -->"
 CAPTION = (
@@ -127,8 +128,9 @@ def _answers(summary: Summary) -> str:
 
 
 def _line(said: str) -> str:
-    """A text on one line, without what Markdown would take for its own."""
-    return " / ".join(said.split("\n")).translate({ord(c): "\\" + c for c in "<>*_$#`"})
+    """A text on one line, and no more than shows how it goes on: most of these repeat."""
+    line = " / ".join(said.strip().split("\n"))
+    return line if len(line) <= SHOWN else line[:SHOWN] + " …"
 
 
 def block(summary: Summary) -> str:
@@ -156,7 +158,7 @@ def curves(summary: Summary) -> Figure:
         "An eighth of it": [arm for arm in plan.ARMS if arm.name.startswith("few_")],
     }
     with drawing.style():
-        figure = Figure(figsize=(8.4, 4.2))
+        figure = Figure(figsize=(8.4, 4.6))
         for axes, (title, arms) in zip(
             figure.subplots(1, 2, sharey=True), panels.items(), strict=True
         ):
@@ -182,8 +184,10 @@ def curves(summary: Summary) -> Figure:
             axes.axhline(
                 summary["teacher"]["test"]["nll"], color=drawing.MUTED, ls="--", label="teacher"
             )
-            axes.legend(loc="upper right")
-        figure.axes[0].set_ylabel("NLL (nats a token)")
+        first = figure.axes[0]
+        first.set_ylabel("NLL (nats a token)")
+        # The arms of the second panel have the colours of their like in the first.
+        figure.legend(*first.get_legend_handles_labels(), loc="outside upper left", ncols=3)
     return figure
 
 

@@ -1,9 +1,10 @@
-"""How the learning rate was chosen: the text alone at several rates, on validation documents.
+"""How the learning rate was chosen: students at several rates, on validation documents.
 
     python -m experiments.tiny_lm.tune --workdir=runs/tiny_lm
 
 Beside the study's own runs, with a seed of its own; the test documents are not looked at. The rate
-that is best for the text alone is taken for every arm. What has finished is not trained again.
+that is best for the text alone is taken for every arm; two others show whether it suits them too.
+What has finished is not trained again.
 """
 
 import argparse
@@ -19,7 +20,11 @@ from distill_jax.reports.tables import Column
 from experiments.tiny_lm import corpus, plan, run
 
 RESULTS = pathlib.Path(__file__).resolve().parent / "results" / "tuning.json"
-RATES = (1e-3, 2e-3, 4e-3, 8e-3)
+RATES = {
+    "hard": (1e-3, 2e-3, 4e-3, 8e-3),
+    "reverse_kl": (2e-3, 4e-3, 8e-3),
+    "jsd": (2e-3, 4e-3, 8e-3),
+}
 SEED = 100
 
 
@@ -27,7 +32,7 @@ def measure(study: run.Study) -> list[dict[str, Any]]:
     """Trains the teacher and every setting; one entry a run, with its validation figures."""
     teacher = run.train_teacher(study)
     results = []
-    for rate in RATES:
+    for name, rate in [(name, rate) for name, rates in RATES.items() for rate in rates]:
         overrides = {
             "optimizer.learning_rate": str(rate),
             "data.test_path": str(study.text.folder / corpus.VALID),
@@ -35,20 +40,22 @@ def measure(study: run.Study) -> list[dict[str, Any]]:
             "evaluation.track_test": "false",
         }
         config = plan.student_config(
-            plan.ARM["hard"], SEED, study.text, teacher, study.steps, overrides
+            plan.ARM[name], SEED, study.text, teacher, study.steps, overrides
         )
-        found = experiment.run(config, study.root / "tuning" / f"{rate:g}").values["final"]["test"]
+        folder = study.root / "tuning" / f"{name}-{rate:g}"
+        found = experiment.run(config, folder).values["final"]["test"]
         figures = {figure: found[figure] for figure in ("count", "nll", "kl", "agreement")}
-        results.append({"learning_rate": rate, **figures})
-        print(f"rate {rate:g}: NLL {found['nll']:.4f}, KL {found['kl']:.4f}", flush=True)
+        results.append({"arm": name, "learning_rate": rate, **figures})
+        print(f"{name}, rate {rate:g}: NLL {found['nll']:.4f}, KL {found['kl']:.4f}", flush=True)
     return results
 
 
 def table(results: Sequence[Mapping[str, Any]]) -> tables.Table:
     """Validation figures of every setting."""
     return tables.listing(
-        results,
+        [{**row, "title": plan.ARM[row["arm"]].title} for row in results],
         (
+            Column("title", "Trained by"),
             Column("learning_rate", "Learning rate", "general", 3),
             Column("nll", "NLL", "decimal", 4),
             Column("kl", "KL from the teacher", "decimal", 4),
