@@ -60,6 +60,55 @@ def test_any_position_gives_the_suffix(digits, order, resident, position):
     assert ids.tolist() == whole[position : position + 64].tolist()
 
 
+class Counted:
+    """Examples that note which ids are read."""
+
+    def __init__(self, examples):
+        self._examples, self.read = examples, []
+        self.info = examples.info
+
+    def batch(self, ids):
+        self.read.extend(int(i) for i in ids)
+        return self._examples.batch(ids)
+
+
+@pytest.mark.parametrize("resident", [True, False])
+@pytest.mark.parametrize("processes", [2, 4])
+def test_processes_share_out_each_batch(digits, order, resident, processes):
+    whole = _take(data.training(digits, order, 16, resident=resident, workers=0), 37, 3)
+    tested = data.evaluation(digits, np.arange(40), 16, resident=resident)
+    for process in range(processes):
+        part = slice(process * 16 // processes, (process + 1) * 16 // processes)
+        own = Counted(digits)
+        said = {"resident": resident, "process": process, "processes": processes}
+        feed_of_it = data.training(own, order, 16, workers=0, **said)
+        _assert_parts(_take(feed_of_it, 37, 3), whole, part)
+        expected = [int(i) for batch in whole for i in batch["id"][part]]
+        # A streamed feed reads ahead, of its own rows alone.
+        assert resident or set(expected) <= set(own.read)
+        assert set(own.read) <= {int(i) for n in range(9) for i in order.ids(37 + 16 * n, 16)[part]}
+        shared = data.evaluation(digits, np.arange(40), 16, **said)
+        assert len(shared) == len(tested) == 3
+        _assert_parts(list(shared), list(tested), part)
+
+
+def _assert_parts(found, whole, part):
+    for own, batch in zip(found, whole, strict=True):
+        assert own.keys() == batch.keys()
+        for name, values in own.items():
+            assert np.array_equal(values, batch[name][part]), name
+
+
+@pytest.mark.parametrize(("batch_size", "processes"), [(6, 4), (0, 1)])
+def test_a_batch_that_cannot_be_shared_is_refused(digits, order, batch_size, processes):
+    message = f"training.batch_size={batch_size}: expected a positive multiple of the {processes}"
+    said = {"resident": True, "processes": processes}
+    with pytest.raises(UsageError, match=message):
+        data.training(digits, order, batch_size, workers=0, **said)
+    with pytest.raises(UsageError, match=message):
+        data.evaluation(digits, np.arange(5), batch_size, **said)
+
+
 def test_a_damaged_image_is_named_through_a_worker(tmp_path):
     folder = tmp_path / "train" / "a"
     folder.mkdir(parents=True)
