@@ -75,3 +75,19 @@ def test_a_stopped_run_goes_on_in_one_process(config, tmp_path):
     arguments = ["train", f"--config={file}", f"--workdir={tmp_path / 'whole'}"]
     finished(tmp_path / "logs_whole", arguments, processes=1, devices=2)
     assert outcome(tmp_path / "stopped") == outcome(tmp_path / "whole")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("axes", [{"fsdp": 2, "tensor": 2}], ids=str)
+def test_shards_over_processes(config, tmp_path, axes):
+    """Parameters, optimizer and teacher lie in shards that no process has all of."""
+    own = {f"mesh__{axis}": size for axis, size in axes.items()}
+    file = written(changed(config, training__steps=6, **own), tmp_path)
+    for name, processes in (("one", 1), ("two", 2)):
+        arguments = ["train", f"--config={file}", f"--workdir={tmp_path / name}"]
+        finished(tmp_path / f"logs_{name}", arguments, processes=processes, devices=4 // processes)
+    for line, same in zip(records(tmp_path / "two"), records(tmp_path / "one"), strict=True):
+        assert line.keys() == same.keys()
+        for key, value in line.items():
+            if isinstance(value, float):
+                assert value == pytest.approx(same[key], rel=1e-4, abs=1e-5), key
