@@ -56,12 +56,12 @@ def test_decoding_with_a_cache_gives_the_states_of_the_whole_text(name, request)
     cache = language.init_cache(model.config, batch=2, length=11)
     hidden, cache = step(state, prompt, segments, cache)
     for row, length in enumerate(lengths):
-        np.testing.assert_allclose(hidden[row, :length], whole[row, :length], rtol=0, atol=2e-5)
+        np.testing.assert_allclose(hidden[row, :length], whole[row, :length], rtol=1e-5, atol=4e-5)
     for _ in range(4):
         at = np.asarray(cache.lengths)
         new = tokens[np.arange(2), at][:, None]
         hidden, cache = step(state, new, np.ones((2, 1), np.int32), cache)
-        np.testing.assert_allclose(hidden[:, 0], whole[np.arange(2), at], rtol=0, atol=2e-5)
+        np.testing.assert_allclose(hidden[:, 0], whole[np.arange(2), at], rtol=1e-5, atol=4e-5)
     np.testing.assert_array_equal(cache.lengths, lengths + 4)
     assert traces == [(2, 7), (2, 1)]
 
