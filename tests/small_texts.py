@@ -3,6 +3,7 @@
 import json
 import pathlib
 
+import jax
 import numpy as np
 import tokenizers
 from tokenizers import models, pre_tokenizers, trainers
@@ -92,3 +93,11 @@ def first_step(config: dict):
     now = placed(parts.initial, parts.layout)
     batches = step.put_batches([batch], parts.mesh)
     return parts, batch, compiled(now, parts.teacher_variables, {}, batches)
+
+
+def networks(parts) -> tuple[language.Decoder, language.Decoder]:
+    """Student and teacher of a run before its first step, on one device whatever its mesh."""
+    compared = parts.recipe.comparison
+    arrays = jax.device_put(jax.device_get((parts.initial.params, parts.teacher_variables)))
+    pairs = zip((compared.student, compared.teacher), arrays, strict=True)
+    return tuple(language.assemble(network.config, params) for network, params in pairs)

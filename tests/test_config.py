@@ -68,7 +68,8 @@ REFUSED = {
     "accumulation": ({"training": {"batch_size": 10, "accumulate": 3}}, "training.accumulate=3: expected a divisor of training.batch_size=10"),
     "milestones": ({"schedule": {"name": "step"}}, "schedule.milestones=(): schedule.name='step' needs epochs"),
     "class in both": ({"data": {"only_classes": 3, "exclude_classes": 3}}, "data.exclude_classes=(3,): class 3 is in data.only_classes too"),
-    "fsdp": ({"mesh": {"fsdp": 2}}, "mesh.fsdp=2: expected an integer from 1 to 1"),
+    "fsdp": ({"mesh": {"fsdp": 0}}, "mesh.fsdp=0: expected an integer >= 1"),
+    "replicate": ({"mesh": {"replicate": ("teachers",)}}, "mesh.replicate=('teachers',): expected some of student,"),
 }  # fmt: skip
 
 

@@ -177,7 +177,8 @@ def notes_of(run: abstract.Abstract, target: Target) -> list[str]:
     if target.stand_in:
         found.append(
             "compiled for CPUs in place of the GPUs: what is held is exact; activations, HBM "
-            "traffic and messages are those of that program, whose kernels differ from a GPU's"
+            "traffic and messages are those of that program, whose kernels are others than a GPU's "
+            "and which seems to move bfloat16 as float32, twice the bytes"
         )
     if run.config.training.compute_dtype == "float32" and target.chip is not None:
         found.append("the student computes in float32; the times are those of bfloat16's peak")

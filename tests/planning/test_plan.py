@@ -48,9 +48,14 @@ def arguments(where, settings, mesh: dict) -> list[str]:
     [
         {},
         {"mesh__fsdp": 4, "mesh__tensor": 2},
-        {"mesh__fsdp": 2, "student__lora_rank": 2},
-        {"teacher__quantize": "int8", "mesh__tensor": 2},
-        {"student__path": "", "student__layers": (0, 2), "mesh__fsdp": 2},
+        *(
+            pytest.param(changes, marks=pytest.mark.slow)
+            for changes in (
+                {"mesh__fsdp": 2, "student__lora_rank": 2},
+                {"teacher__quantize": "int8", "mesh__tensor": 2},
+                {"student__path": "", "student__layers": (0, 2), "mesh__fsdp": 2},
+            )
+        ),
     ],
 )
 def test_the_parts_are_the_arguments_of_the_compiled_step(tmp_path, mesh):

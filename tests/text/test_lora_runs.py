@@ -162,6 +162,7 @@ def after_steps(config, count):
     return now
 
 
+@pytest.mark.slow
 def test_eight_devices_train_the_adapters_of_one_and_the_base_stays(config):
     # Adam would make much of the rounding in gradients near 0.
     optimizer = {"name": "sgd", "learning_rate": 0.5}

@@ -126,6 +126,7 @@ def test_a_reader_sees_what_was_written(finished):
     assert f"{expected(3)['rouge_l']:.2%}" in page
 
 
+@pytest.mark.slow
 def test_training_is_the_same_without_prompts_and_any_devices_answer_alike(
     config, finished, tmp_path
 ):

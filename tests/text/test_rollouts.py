@@ -14,7 +14,7 @@ from scipy.special import log_softmax, softmax
 from small_runs import changed
 
 from distill_jax import config as configs
-from distill_jax import experiment, models
+from distill_jax import experiment
 from distill_jax.errors import UsageError
 from distill_jax.session import Session
 from distill_jax.training import loop
@@ -57,7 +57,7 @@ def greedy_rows(parts, batch):
     Returns:
       [(ids, tokens of the prompt)]; None for a row without room.
     """
-    student = models.merge(parts.recipe.comparison.student.graphdef, parts.initial.params)
+    student, _ = small_texts.networks(parts)
     length = batch["tokens"].shape[1]
     forward = jax.jit(lambda ids: student.logits(student(ids[None]).hidden)[0])
     rows = []
@@ -103,8 +103,7 @@ def test_a_row_is_its_prompt_and_what_the_student_writes(parts):
 
 def test_the_teacher_judges_what_the_student_wrote_and_no_label_does(parts, config):
     batch = next(parts.batches(0))
-    student = models.merge(parts.recipe.comparison.student.graphdef, parts.initial.params)
-    teacher = models.merge(parts.recipe.comparison.teacher.graphdef, parts.teacher_variables)
+    student, teacher = small_texts.networks(parts)
     total, count = 0.0, 0
     for number, row in enumerate(greedy_rows(parts, batch)):
         if row is None:

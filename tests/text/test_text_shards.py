@@ -17,7 +17,10 @@ from distill_jax.session import Session
 from distill_jax.training import loop, step
 from distill_jax.training.state import placed
 
-MESHES = [(8, 1, 1), (1, 8, 1), (2, 2, 2), (1, 1, 8)]
+MESHES = [
+    (2, 2, 2),
+    *(pytest.param(s, marks=pytest.mark.slow) for s in ((8, 1, 1), (1, 8, 1), (1, 1, 8))),
+]
 
 
 @pytest.fixture(scope="module")

@@ -51,8 +51,7 @@ def relations(decoder, decoded, layer):
 def by_documents(parts, batch):
     """Sums over the learned tokens, each document by itself: divergence, states, relations."""
     networks = parts.recipe.comparison
-    student = models.merge(networks.student.graphdef, parts.initial.params)
-    teacher = models.merge(networks.teacher.graphdef, parts.teacher_variables)
+    student, teacher = small_texts.networks(parts)
     kernels = np.float64(parts.initial.adapters["hidden_states/projections"])
     sums = dict.fromkeys(("soft", "states", "relations", "count"), 0.0)
     for row in range(len(batch["tokens"])):

@@ -87,6 +87,7 @@ def test_stored_answers_are_those_of_the_teacher(digits_teacher, store, tmp_path
         assert ours["accuracy"] == pytest.approx(theirs["accuracy"], abs=0.01)
 
 
+@pytest.mark.slow
 def test_resident_and_streamed_answers_are_the_same_bits(digits_teacher, store, tmp_path):
     config = student(digits_teacher, teacher__store=str(store))
     found = {
@@ -99,6 +100,7 @@ def test_resident_and_streamed_answers_are_the_same_bits(digits_teacher, store, 
     assert len(hashes) == 1
 
 
+@pytest.mark.slow
 def test_half_precision_is_close(digits_teacher, online, tmp_path):
     storing.write(student(digits_teacher), tmp_path / "half", dtype="float16")
     stored = student(digits_teacher, teacher__store=str(tmp_path / "half"))

@@ -51,7 +51,14 @@ def alone(student):
     return trained(student, 5)[1]
 
 
-@pytest.mark.parametrize("shape", [(8, 1, 1), (1, 8, 1), (2, 2, 2), (1, 1, 8)])
+@pytest.mark.parametrize(
+    "shape",
+    [
+        (8, 1, 1),
+        (2, 2, 2),
+        *(pytest.param(s, marks=pytest.mark.slow) for s in ((1, 8, 1), (1, 1, 8))),
+    ],
+)
 def test_one_device_equals_eight(student, alone, shape):
     axes = dict(zip(("mesh__data", "mesh__fsdp", "mesh__tensor"), shape, strict=True))
     parts, eight, _ = trained(changed(student, **axes), 5)
@@ -83,6 +90,7 @@ def test_accumulation_equals_the_large_batch(digits_teacher):
     close(whole.params, sharded.params)
 
 
+@pytest.mark.slow
 def test_several_steps_a_call_equal_single_ones(student):
     _, single, _ = trained(student, 4)
     _, together, _ = trained(student, 4, per_call=4)
