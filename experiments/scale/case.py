@@ -1,0 +1,88 @@
+"""One plan, in a process of its own: `python -m experiments.scale.case CASE.json OUT.json`.
+
+What JAX and libtpu read when they start depends on the target, so that two targets cannot share a
+process. What a device would hold between steps is looked at first: where that alone is more than
+its memory, nothing is compiled.
+"""
+
+import dataclasses
+import json
+import pathlib
+import sys
+import time
+from typing import Any
+
+from distill_jax.errors import UsageError
+from distill_jax.planning import targets
+from experiments.scale import plan
+
+
+def make(case: plan.Case) -> dict[str, Any]:
+    """The plan of a case, as `distill_jax.planning.report.to_json`, with how it was made.
+
+    Raises:
+      UsageError: the case is refused.
+    """
+    targets.prepare_process(case.target)  # before JAX is there
+    from distill_jax import config as configs
+    from distill_jax.planning import report
+    from distill_jax.planning.plan import make as compiled
+
+    began = time.perf_counter()
+    config = configs.resolve(plan.config(case))
+    target = targets.open_target(case.target)
+    found = _ruled_out(config, target)
+    content = report.to_json(found or compiled(config, target))
+    return content | {
+        "case": dataclasses.asdict(case),
+        "compiled": found is None,
+        "cpu_s": round(time.process_time(), 1),
+        "wall_s": round(time.perf_counter() - began, 1),
+    }
+
+
+def _ruled_out(config: Any, target: Any) -> Any:
+    """A plan without a compiled step where the step's arguments have no room; else None."""
+    from distill_jax.planning import abstract, memory
+    from distill_jax.planning import plan as planned
+
+    run = abstract.prepare(config, target.devices)
+    held = memory.held(run.state, run.teacher_variables, run.store, run.batches)
+    if sum(held.values()) < target.memory:
+        return None
+    gradients = memory.of({"student": run.state.params, "adapters": run.state.adapters})
+    return planned.Plan(
+        config=run.config,
+        target=target,
+        mesh=run.mesh,
+        parameters=run.parameters,
+        memory=memory.Memory(held, gradients, None, 0, 0, target.memory),
+        fits=False,
+        work=None,
+        traffic=None,
+        messages=(),
+        times=None,
+        unit=run.unit,
+        units=run.units,
+        steps=run.total_steps,
+        notes=tuple(planned.notes_of(run, target)),
+    )
+
+
+def main(argv: list[str]) -> int:
+    """Makes one plan; returns the exit code: 0 it is there, 2 it was refused."""
+    given, out = argv
+    case = plan.Case(**json.loads(pathlib.Path(given).read_text()))
+    try:
+        content = make(case)
+    except UsageError as error:
+        print(f"scale: error: {error}", file=sys.stderr)
+        return 2
+    from distill_jax.workdir import write_json
+
+    write_json(pathlib.Path(out), content)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

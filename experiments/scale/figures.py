@@ -1,0 +1,140 @@
+"""The study's two figures: the parts of a step by target, and what a million tokens cost."""
+
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from distill_jax.reports import drawing
+from experiments.scale import plan
+
+STEPS, COST = "steps.svg", "cost.svg"
+STEPS_CAPTION = (
+    "Seconds of compute, HBM and interconnect in a step, one upon the other: the whole bar is a "
+    "step in which nothing overlaps, the mark its longest part, which no step can beat; a cross "
+    "does not fit, a dash was not planned"
+)
+COST_CAPTION = (
+    "Chip-seconds a million tokens, at the step's bound: against chips, and against the teacher's "
+    "parameters on " + plan.HUB
+)
+_PARTS = ("compute", "hbm", "interconnect")
+
+Row = Mapping[str, Any]
+
+
+def _ruled(rows: Sequence[Row]) -> list[Row]:
+    return [
+        row
+        for row in rows
+        if row["teacher"] == plan.AS_CONFIGURED and row["rows"] == plan.rows(row["target"])
+    ]
+
+
+def steps(rows: Sequence[Row]) -> Figure:
+    """A panel a pair, a bar a target."""
+    with drawing.style():
+        figure = Figure(figsize=(8.4, 6.4))
+        every = figure.subplots(len(plan.PAIRS), 1, sharex=True)
+        for axes, pair in zip(every, plan.PAIRS, strict=True):
+            axes.set_title(pair)
+            axes.set_ylabel("Seconds a step")
+            found = {row["target"]: row for row in _ruled(rows) if row["pair"] == pair}
+            for place, target in enumerate(plan.TARGETS):
+                _bar(axes, place, found.get(target))
+            axes.set_ylim(bottom=0)
+        every[-1].set_xticks(
+            range(len(plan.TARGETS)),
+            [name.partition(":")[2].replace(":", "\n") for name in plan.TARGETS],
+        )
+        handles, labels = every[0].get_legend_handles_labels()
+        labels, handles = zip(*dict(zip(labels, handles, strict=True)).items(), strict=True)
+        figure.legend(handles, labels, loc="outside upper left", ncols=len(_PARTS))
+    return figure
+
+
+def _bar(axes: Axes, place: int, row: Row | None) -> None:
+    """One target's; its labels stand in every panel, so that a legend has them all."""
+    below = 0.0
+    for part, colour in zip(_PARTS, drawing.SERIES, strict=False):
+        value = (row and row[part]) or 0.0
+        axes.bar(place, value, 0.62, bottom=below, color=colour, label=part)
+        below += value
+    if row and row["step"]:
+        axes.plot([place - 0.4, place + 0.4], [row["step"]] * 2, color=drawing.INK, lw=1.4)
+    else:
+        mark = "×" if row else "–"
+        axes.annotate(
+            mark, (place, 0), (0, 3), textcoords="offset points", ha="center", color=drawing.MUTED
+        )
+
+
+def cost(rows: Sequence[Row]) -> Figure:
+    """Against chips, a line a pair and chip; against the teacher's size, a line a student."""
+    with drawing.style():
+        figure = Figure(figsize=(8.4, 4.4))
+        left, right = figure.subplots(1, 2)
+        left.set_title("Chips")
+        left.set_xlabel("Chips, a row each")
+        left.set_ylabel("Chip-seconds a million tokens")
+        left.set_xscale("log", base=2)
+        left.set_yscale("log")
+        kinds = list(dict.fromkeys(_kind(target) for target in plan.TARGETS))
+        for marker, pair in zip(drawing.MARKERS, plan.PAIRS, strict=False):
+            for colour, kind in zip(drawing.SERIES, kinds, strict=False):
+                line = [
+                    row
+                    for row in _ruled(rows)
+                    if row["pair"] == pair and _kind(row["target"]) == kind and row["cost"]
+                ]
+                if line:
+                    line.sort(key=lambda row: row["chips"])
+                    left.plot(
+                        [row["chips"] for row in line],
+                        [row["cost"] for row in line],
+                        color=colour,
+                        marker=marker,
+                        label=f"{pair}, {kind}",
+                    )
+        left.set_xticks(sorted(set(plan.TARGETS.values())), sorted(set(plan.TARGETS.values())))
+        _legend(left)
+        right.set_title("The teacher")
+        right.set_xlabel("Teacher's parameters (10⁹; 0: the student alone)")
+        for index, pair in enumerate(plan.PAIRS):
+            line = [
+                row
+                for row in rows
+                if (row["pair"], row["target"], row["rows"])
+                == (pair, plan.HUB, plan.rows(plan.HUB))
+                and row["cost"]
+            ]
+            if line:
+                line.sort(key=lambda row: row["teacher_parameters"])
+                right.plot(
+                    [row["teacher_billions"] for row in line],
+                    [row["cost"] for row in line],
+                    color=drawing.SERIES[index],
+                    marker=drawing.MARKERS[index],
+                    label=f"{pair}: student {line[0]['student_billions']:.1f}",
+                )
+        right.set_xlim(left=-2)
+        right.set_ylim(bottom=0)
+        _legend(right)
+    return figure
+
+
+def _legend(axes: Axes) -> None:
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(fontsize=6.5)
+
+
+def _kind(target: str) -> str:
+    return target.split(":")[1]
+
+
+def draw(rows: Sequence[Row], folder: pathlib.Path) -> None:
+    """Writes both."""
+    drawing.save(steps(rows), folder / STEPS)
+    drawing.save(cost(rows), folder / COST)

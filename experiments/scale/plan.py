@@ -1,0 +1,124 @@
+"""The cases of the study: which pair, on which chips, with how many rows; those worth most first.
+
+JAX is not imported with this file: what it says is read before JAX may start.
+"""
+
+import dataclasses
+import pathlib
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+CONFIGS = ROOT / "configs"
+SHAPES = CONFIGS / "shapes"
+#: Rows of a step at least, which is what the configs of the pairs have.
+LEAST_ROWS = 32
+LENGTH = 2048  # tokens of a row
+LLAMA, QWEN, GEMMA = "llama_70b_to_8b", "qwen3_32b_to_4b", "gemma3_27b_to_4b"
+PAIRS = (LLAMA, QWEN, GEMMA)
+#: Where the pairs are compared with each other, and rows and teachers are varied.
+HUB = "tpu:v5p:4x4x4"
+#: Chips of each target, in the order of the tables.
+TARGETS = {
+    "tpu:v5e:4x4": 16,
+    "tpu:v5e:8x8": 64,
+    "tpu:v5e:16x16": 256,
+    "tpu:v5p:2x2x4": 16,
+    "tpu:v5p:4x4x4": 64,
+    "tpu:v5p:4x8x8": 256,
+    "tpu:v6e:4x4": 16,
+    "tpu:v6e:8x8": 64,
+    "tpu:v6e:16x16": 256,
+    "gpu:h100:8": 8,
+    "gpu:h100:64": 64,
+}
+SIXTY_FOUR = tuple(name for name, chips in TARGETS.items() if chips == 64)
+AS_CONFIGURED, ALONE = "as configured", ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """One plan.
+
+    Attributes:
+      pair: a file of configs/, without its suffix.
+      target: as `distill-jax plan` has it.
+      rows: of a step.
+      teacher: a folder of configs/shapes, or any other with a config.json; `ALONE` for the
+        student's step without a teacher.
+      student: likewise.
+    """
+
+    pair: str
+    target: str
+    rows: int
+    teacher: str = AS_CONFIGURED
+    student: str = AS_CONFIGURED
+
+    @property
+    def name(self) -> str:
+        """Of its file."""
+        parts = [self.pair, self.target.replace(":", "-"), f"{self.rows}rows"]
+        if self.teacher == ALONE:
+            parts.append("alone")
+        elif self.teacher != AS_CONFIGURED:
+            parts.append(f"from-{pathlib.PurePath(self.teacher).name}")
+        return "-".join(parts)
+
+    @property
+    def changes(self) -> dict[str, object]:
+        """Values of the config in place of the pair's own.
+
+        All chips share the parameters' shards (`mesh.fsdp`), none splits a layer, and every layer
+        is computed again for its gradient: what needs the least memory without splitting layers.
+        """
+        changes = {
+            "mesh.data": 1,
+            "mesh.fsdp": TARGETS[self.target],
+            "mesh.tensor": 1,
+            "training.remat": "full",
+            "training.batch_size": self.rows,
+            "evaluation.batch_size": self.rows,  # no part of a plan, but the mesh divides it too
+            "data.length": LENGTH,
+        }
+        if self.student != AS_CONFIGURED:
+            changes["student.path"] = str(SHAPES / self.student)
+        if self.teacher == ALONE:
+            changes |= {"teacher.path": (), "method": {"name": "supervised"}}
+        elif self.teacher != AS_CONFIGURED:
+            changes["teacher.path"] = (str(SHAPES / self.teacher),)
+        return changes
+
+
+def rows(target: str) -> int:
+    """A row a chip, and `LEAST_ROWS` at least."""
+    return max(LEAST_ROWS, TARGETS[target])
+
+
+def _at(pair: str, target: str, teacher: str = AS_CONFIGURED) -> Case:
+    return Case(pair, target, rows(target), teacher)
+
+
+def cases() -> tuple[Case, ...]:
+    """All cases, each once, in the order in which they are made."""
+    ordered = [_at(LLAMA, HUB), _at(LLAMA, HUB, ALONE), _at(QWEN, HUB)]
+    ordered += [_at(LLAMA, "gpu:h100:64"), _at(LLAMA, "tpu:v5p:2x2x4"), _at(LLAMA, "tpu:v5e:8x8")]
+    ordered += [_at(LLAMA, HUB, "llama-3.1-8b"), _at(LLAMA, "tpu:v5p:4x8x8")]
+    ordered += [_at(LLAMA, "tpu:v6e:8x8"), Case(LLAMA, HUB, 256), _at(QWEN, HUB, ALONE)]
+    ordered += [_at(LLAMA, target) for target in TARGETS]
+    ordered += [Case(LLAMA, HUB, count) for count in (128, 512)]
+    ordered += [_at(QWEN, target) for target in TARGETS]
+    ordered += [_at(LLAMA, target, ALONE) for target in SIXTY_FOUR]
+    ordered += [_at(QWEN, target, ALONE) for target in SIXTY_FOUR]
+    ordered += [_at(GEMMA, HUB), _at(GEMMA, HUB, ALONE)]
+    ordered += [_at(GEMMA, target) for target in TARGETS]
+    return tuple(dict.fromkeys(ordered))
+
+
+def config(case: Case) -> dict[str, object]:
+    """The config of a case, not resolved: that of its pair, with the case's changes."""
+    from distill_jax import config as configs
+
+    flat = configs.flatten(configs.read(str(CONFIGS / f"{case.pair}.py")))
+    changes = configs.flatten(case.changes)
+    if "method.name" in changes:  # the pair's options are another method's
+        flat = {key: value for key, value in flat.items() if not key.startswith("method.")}
+    return configs.unflatten(flat | changes)

@@ -1,0 +1,233 @@
+"""From the summary to the study's files: tables in the README, and two figures.
+
+What stands between the two markers of the README is made from results/summary.json, so that no
+figure can drift from what was planned. Left out on purpose: planning.
+"""
+
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from distill_jax import workdir
+from distill_jax.reports import tables
+from distill_jax.reports.tables import Column
+from experiments import markers
+from experiments.scale import figures, plan
+
+SUMMARY = "summary.json"
+#: What a stored answer of a token is: so many of the largest logits, of two bytes, with their ids
+#: in the vocabulary, of four.
+STORED = 64
+STORED_BYTES = STORED * (2 + 4)
+
+Summary = Mapping[str, Any]
+_COST = Column("cost", "Chip-seconds a million tokens", "decimal", 1)
+_TIMES = (
+    Column("compute", "Compute, s", "decimal", 3),
+    Column("hbm", "HBM, s", "decimal", 3),
+    Column("interconnect", "Interconnect, s", "decimal", 3),
+    Column("bound", "Bound"),
+    Column("step", "At least, s", "decimal", 3),
+    Column("apart", "No overlap, s", "decimal", 3),
+    Column("mfu", "MFU at most (%)", "percent", 1),
+)
+
+
+def row(found: Mapping[str, Any]) -> dict[str, Any]:
+    """The figures of one plan, as the tables and the figures have them.
+
+    Args:
+      found: of the summary's plans.
+
+    Returns:
+      Among others "cost", chip-seconds for a million tokens at the step's bound; "parameters", of
+      the teacher, 0 without one. The values of times and costs are None where it does not fit.
+    """
+    case, size = found["case"], found["bytes_a_device"]
+    times = found["seconds_a_step"] if found["fits"] else None
+    times, tokens = times or {}, found["tokens_a_step"]
+    step = times.get("step")
+    return {
+        **case,
+        "teacher_parameters": found["parameters"].get("teacher", 0),
+        "teacher_billions": found["parameters"].get("teacher", 0) / 1e9,
+        "student_billions": found["parameters"]["student"] / 1e9,
+        "chips": found["devices"],
+        "tokens": tokens,
+        "gib": size["total"] / 2**30,
+        "limit": size["limit"] / 2**30,
+        "fits": "yes" if found["fits"] else "no" if found["compiled"] else "no, not compiled",
+        "compute": times.get("compute"),
+        "hbm": times.get("memory"),
+        "interconnect": times.get("interconnect"),
+        "bound": {"memory": "HBM"}.get(times.get("bound"), times.get("bound")),
+        "step": step,
+        "apart": times.get("step_without_overlap"),
+        "mfu": found["mfu"] if found["fits"] else None,
+        "speed": tokens / step if step else None,
+        "cost": step * found["devices"] / tokens * 1e6 if step else None,
+    }
+
+
+def rows(summary: Summary) -> list[dict[str, Any]]:
+    """`row` of each plan."""
+    return [row(found) for found in summary["plans"]]
+
+
+def by_rule(found: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Those of the pairs with their own teachers and a row a chip, by pair and target."""
+    order = {name: n for n, name in enumerate((*plan.PAIRS, *plan.TARGETS))}
+    kept = [
+        one
+        for one in found
+        if one["teacher"] == plan.AS_CONFIGURED and one["rows"] == plan.rows(one["target"])
+    ]
+    return sorted(kept, key=lambda one: (order[one["pair"]], order[one["target"]]))
+
+
+def targets_table(summary: Summary) -> tables.Table:
+    """What fits and what bounds the step: a line a pair and target."""
+    return tables.listing(
+        by_rule(rows(summary)),
+        (
+            Column("pair", "Pair"),
+            Column("target", "Target"),
+            Column("rows", "Rows", "integer"),
+            Column("gib", "GiB a device", "decimal", 1),
+            Column("limit", "of", "decimal", 1),
+            Column("fits", "Fits"),
+            *_TIMES,
+            Column("speed", "Tokens/s at most", "integer"),
+            _COST,
+        ),
+    )
+
+
+def tokens_table(summary: Summary) -> tables.Table:
+    """One pair on one slice with more and more rows."""
+    kept = [
+        one
+        for one in rows(summary)
+        if (one["pair"], one["target"], one["teacher"])
+        == (plan.LLAMA, plan.HUB, plan.AS_CONFIGURED)
+    ]
+    return tables.listing(
+        sorted(kept, key=lambda one: one["rows"]),
+        (
+            Column("rows", "Rows", "integer"),
+            Column("tokens", "Tokens a step", "integer"),
+            Column("gib", "GiB a device", "decimal", 1),
+            Column("fits", "Fits"),
+            *_TIMES,
+            _COST,
+        ),
+    )
+
+
+def teachers_table(summary: Summary) -> tables.Table:
+    """All pairs on one slice, the student alone first, by the teacher's size."""
+    kept = [
+        one
+        for one in rows(summary)
+        if one["target"] == plan.HUB and one["rows"] == plan.rows(plan.HUB)
+    ]
+    order = {name: n for n, name in enumerate(plan.PAIRS)}
+    return tables.listing(
+        sorted(kept, key=lambda one: (order[one["pair"]], one["teacher_parameters"])),
+        (
+            Column("pair", "Pair"),
+            Column("teacher_billions", "Teacher (10⁹)", "decimal", 1),
+            Column("student_billions", "Student (10⁹)", "decimal", 1),
+            Column("gib", "GiB a device", "decimal", 1),
+            *_TIMES,
+            _COST,
+        ),
+    )
+
+
+def stored_table(summary: Summary) -> tables.Table:
+    """The teacher in the step against the same student's step without one."""
+    found = rows(summary)
+    alone = {(one["pair"], one["target"]): one for one in found if one["teacher"] == plan.ALONE}
+    listed = []
+    for one in by_rule(found):
+        other = alone.get((one["pair"], one["target"]))
+        if other is None or not (one["cost"] and other["cost"]):
+            continue
+        listed.append(
+            {
+                **one,
+                "alone": other["cost"],
+                "ratio": one["cost"] / other["cost"],
+                "apart_ratio": one["apart"] / other["apart"],
+                "gib_alone": other["gib"],
+                "read": other["speed"] * STORED_BYTES / 1e9,
+            }
+        )
+    return tables.listing(
+        listed,
+        (
+            Column("pair", "Pair"),
+            Column("target", "Target"),
+            Column("cost", "Online", "decimal", 1),
+            Column("alone", "Student alone", "decimal", 1),
+            Column("ratio", "Ratio", "decimal", 2),
+            Column("apart_ratio", "Ratio, no overlap", "decimal", 2),
+            Column("gib", "GiB online", "decimal", 1),
+            Column("gib_alone", "GiB alone", "decimal", 1),
+            Column("read", "Stored answers read, GB/s", "decimal", 2),
+        ),
+    )
+
+
+def _evidence(summary: Summary) -> str:
+    """What was planned, by what, when, and what is missing."""
+    made, total = (
+        len(summary["plans"]),
+        sum(len(summary[k]) for k in ("plans", "failed", "not_made")),
+    )
+    libraries = ", ".join(f"{name} {version}" for name, version in summary["versions"].items())
+    spent = sum(found["cpu_s"] for found in summary["plans"])
+    lines = [
+        f"{made} of {total} cases, {spent / 60:.0f} CPU minutes on {summary['hardware']}, up to "
+        f"{summary['date']}, by\n\n    {summary['command']}\n\n{libraries}; revision "
+        f"{summary['git_revision'] or 'not recorded'}.\n"
+    ]
+    if summary["failed"]:
+        failed = "; ".join(f"{one['name']} ({one['error']})" for one in summary["failed"])
+        lines.append(f"**Failed:** {failed}.\n")
+    if summary["not_made"]:
+        lines.append(f"**Not made yet:** {', '.join(summary['not_made'])}.\n")
+    return "\n".join(lines)
+
+
+def block(summary: Summary) -> str:
+    """What stands between the markers of the README."""
+    volume = STORED_BYTES * 1e9 / 1e12
+    return "\n".join(
+        [
+            _evidence(summary),
+            "### What fits, and what bounds the step\n",
+            tables.markdown(targets_table(summary)),
+            f"![{figures.STEPS_CAPTION}](results/{figures.STEPS})\n\n{figures.STEPS_CAPTION}.\n",
+            f"### Tokens: {plan.LLAMA} on {plan.HUB}\n",
+            tables.markdown(tokens_table(summary)),
+            f"### The teacher's size: {plan.HUB}, {plan.rows(plan.HUB)} rows\n",
+            tables.markdown(teachers_table(summary)),
+            f"![{figures.COST_CAPTION}](results/{figures.COST})\n\n{figures.COST_CAPTION}.\n",
+            "### Teacher online against teacher stored\n",
+            tables.markdown(stored_table(summary)),
+            f"Chip-seconds a million tokens. A stored answer of the {STORED} largest logits takes "
+            f"{STORED_BYTES} bytes a token (ids of 4 bytes, logits of 2): {volume:.2f} TB for 10⁹ "
+            "tokens. Read at the speed of the student alone, over all chips together.\n",
+        ]
+    )
+
+
+def write(summary: Summary, folder: pathlib.Path) -> pathlib.Path:
+    """Writes results/summary.json, the figures and the README of a folder; the README's path."""
+    results = folder / "results"
+    results.mkdir(parents=True, exist_ok=True)
+    workdir.write_json(results / SUMMARY, summary)
+    figures.draw(rows(summary), results)
+    return markers.fill(folder / "README.md", block(summary))
