@@ -6,21 +6,22 @@ from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from distill_jax.reports import drawing
 from experiments.scale import plan
 
 STEPS, COST = "steps.svg", "cost.svg"
 STEPS_CAPTION = (
-    "Seconds of compute, HBM and interconnect in a step, one upon the other: the whole bar is a "
-    "step in which nothing overlaps, the mark its longest part, which no step can beat; a cross "
-    "does not fit, a dash was not planned"
+    "Seconds that compute, HBM and interconnect take in a step at the chip's peaks, each alone: "
+    "the highest is the bound, which no step can beat; a cross does not fit, a dash was not planned"
 )
 COST_CAPTION = (
     "Chip-seconds a million tokens, at the step's bound: against chips, and against the teacher's "
     "parameters on " + plan.HUB
 )
-_PARTS = ("compute", "hbm", "interconnect")
+_PARTS = {"compute": "compute", "hbm": "HBM", "interconnect": "interconnect"}
+_WIDTH = 0.26  # of a bar
 
 Row = Mapping[str, Any]
 
@@ -37,38 +38,43 @@ def steps(rows: Sequence[Row]) -> Figure:
     """A panel a pair, a bar a target."""
     with drawing.style():
         figure = Figure(figsize=(8.4, 6.4))
-        every = figure.subplots(len(plan.PAIRS), 1, sharex=True)
+        every = figure.subplots(len(plan.PAIRS), 1, sharex=True, sharey=True)
         for axes, pair in zip(every, plan.PAIRS, strict=True):
             axes.set_title(pair)
             axes.set_ylabel("Seconds a step")
             found = {row["target"]: row for row in _ruled(rows) if row["pair"] == pair}
             for place, target in enumerate(plan.TARGETS):
-                _bar(axes, place, found.get(target))
-            axes.set_ylim(bottom=0)
+                _bars(axes, place, found.get(target))
         every[-1].set_xticks(
-            range(len(plan.TARGETS)),
+            list(range(len(plan.TARGETS))),
             [name.partition(":")[2].replace(":", "\n") for name in plan.TARGETS],
         )
-        handles, labels = every[0].get_legend_handles_labels()
-        labels, handles = zip(*dict(zip(labels, handles, strict=True)).items(), strict=True)
-        figure.legend(handles, labels, loc="outside upper left", ncols=len(_PARTS))
+        _logarithmic(every[0])
+        every[0].set_xlim(-0.6, len(plan.TARGETS) - 0.4)
+        known = {}
+        for axes in every:
+            handles, labels = axes.get_legend_handles_labels()
+            known |= dict(zip(labels, handles, strict=True))
+        figure.legend(known.values(), known.keys(), loc="outside upper left", ncols=len(_PARTS))
     return figure
 
 
-def _bar(axes: Axes, place: int, row: Row | None) -> None:
-    """One target's; its labels stand in every panel, so that a legend has them all."""
-    below = 0.0
-    for part, colour in zip(_PARTS, drawing.SERIES, strict=False):
-        value = (row and row[part]) or 0.0
-        axes.bar(place, value, 0.62, bottom=below, color=colour, label=part)
-        below += value
+def _bars(axes: Axes, place: int, row: Row | None) -> None:
+    """One target's; labelled for each, since a panel may have none."""
     if row and row["step"]:
-        axes.plot([place - 0.4, place + 0.4], [row["step"]] * 2, color=drawing.INK, lw=1.4)
-    else:
-        mark = "×" if row else "–"
-        axes.annotate(
-            mark, (place, 0), (0, 3), textcoords="offset points", ha="center", color=drawing.MUTED
-        )
+        for index, (part, label) in enumerate(_PARTS.items()):
+            colour = drawing.SERIES[index]
+            axes.bar(place + (index - 1) * _WIDTH, row[part], _WIDTH, color=colour, label=label)
+        return
+    axes.annotate(
+        "×" if row else "–",
+        (place, 0),
+        (0, 3),
+        xycoords=("data", "axes fraction"),
+        textcoords="offset points",
+        ha="center",
+        color=drawing.MUTED,
+    )
 
 
 def cost(rows: Sequence[Row]) -> Figure:
@@ -77,10 +83,10 @@ def cost(rows: Sequence[Row]) -> Figure:
         figure = Figure(figsize=(8.4, 4.4))
         left, right = figure.subplots(1, 2)
         left.set_title("Chips")
-        left.set_xlabel("Chips, a row each")
+        left.set_xlabel("Chips")
         left.set_ylabel("Chip-seconds a million tokens")
         left.set_xscale("log", base=2)
-        left.set_yscale("log")
+        _logarithmic(left)
         kinds = list(dict.fromkeys(_kind(target) for target in plan.TARGETS))
         for marker, pair in zip(drawing.MARKERS, plan.PAIRS, strict=False):
             for colour, kind in zip(drawing.SERIES, kinds, strict=False):
@@ -101,7 +107,7 @@ def cost(rows: Sequence[Row]) -> Figure:
         left.set_xticks(sorted(set(plan.TARGETS.values())), sorted(set(plan.TARGETS.values())))
         _legend(left)
         right.set_title("The teacher")
-        right.set_xlabel("Teacher's parameters (10⁹; 0: the student alone)")
+        right.set_xlabel("Teacher's parameters (10⁹; 0: none)")
         for index, pair in enumerate(plan.PAIRS):
             line = [
                 row
@@ -123,6 +129,14 @@ def cost(rows: Sequence[Row]) -> Figure:
         right.set_ylim(bottom=0)
         _legend(right)
     return figure
+
+
+def _logarithmic(axes: Axes) -> None:
+    """Scales the vertical axis, with ticks in plain numbers."""
+    axes.set_yscale("log")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_formatter("{x:,g}")
+    axes.yaxis.set_minor_formatter(NullFormatter())
 
 
 def _legend(axes: Axes) -> None:

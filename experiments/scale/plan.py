@@ -100,14 +100,17 @@ def _at(pair: str, target: str, teacher: str = AS_CONFIGURED) -> Case:
 def cases() -> tuple[Case, ...]:
     """All cases, each once, in the order in which they are made."""
     ordered = [_at(LLAMA, HUB), _at(LLAMA, HUB, ALONE), _at(QWEN, HUB)]
-    ordered += [_at(LLAMA, "gpu:h100:64"), _at(LLAMA, "tpu:v5p:2x2x4"), _at(LLAMA, "tpu:v5e:8x8")]
-    ordered += [_at(LLAMA, HUB, "llama-3.1-8b"), _at(LLAMA, "tpu:v5p:4x8x8")]
-    ordered += [_at(LLAMA, "tpu:v6e:8x8"), Case(LLAMA, HUB, 256), _at(QWEN, HUB, ALONE)]
+    gpus = [target for target in TARGETS if target.startswith("gpu")]  # planned in a minute
+    ordered += [_at(pair, target) for pair in (LLAMA, QWEN) for target in gpus]
+    ordered += [_at(pair, "gpu:h100:64", ALONE) for pair in (LLAMA, QWEN)]
+    ordered += [_at(LLAMA, target) for target in ("tpu:v5p:2x2x4", "tpu:v5e:8x8")]
+    ordered += [Case(LLAMA, HUB, 256), _at(LLAMA, "tpu:v5p:4x8x8"), _at(LLAMA, "tpu:v6e:8x8")]
+    ordered += [_at(LLAMA, HUB, "llama-3.1-8b"), _at(QWEN, HUB, ALONE)]
+    ordered += [_at(GEMMA, target) for target in gpus]
     ordered += [_at(LLAMA, target) for target in TARGETS]
     ordered += [Case(LLAMA, HUB, count) for count in (128, 512)]
     ordered += [_at(QWEN, target) for target in TARGETS]
-    ordered += [_at(LLAMA, target, ALONE) for target in SIXTY_FOUR]
-    ordered += [_at(QWEN, target, ALONE) for target in SIXTY_FOUR]
+    ordered += [_at(pair, target, ALONE) for pair in (LLAMA, QWEN) for target in SIXTY_FOUR]
     ordered += [_at(GEMMA, HUB), _at(GEMMA, HUB, ALONE)]
     ordered += [_at(GEMMA, target) for target in TARGETS]
     return tuple(dict.fromkeys(ordered))
