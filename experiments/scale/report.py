@@ -47,6 +47,8 @@ def row(found: Mapping[str, Any]) -> dict[str, Any]:
     times = found["seconds_a_step"] if found["fits"] else None
     times, tokens = times or {}, found["tokens_a_step"]
     step = times.get("step")
+    sent = found["collectives_a_step"] if found["fits"] else []
+    most = max(sent, key=lambda one: one["bytes"], default=None)
     return {
         **case,
         "teacher_parameters": found["parameters"].get("teacher", 0),
@@ -61,6 +63,8 @@ def row(found: Mapping[str, Any]) -> dict[str, Any]:
         "hbm": times.get("memory"),
         "interconnect": times.get("interconnect"),
         "bound": {"memory": "HBM"}.get(times.get("bound"), times.get("bound")),
+        "sent": sum(one["bytes"] for one in sent) / 1e9 if sent else None,
+        "most": most and most["kind"],
         "step": step,
         "apart": times.get("step_without_overlap"),
         "mfu": found["mfu"] if found["fits"] else None,
@@ -97,6 +101,8 @@ def targets_table(summary: Summary) -> tables.Table:
             Column("limit", "of", "decimal", 1),
             Column("fits", "Fits"),
             *_TIMES,
+            Column("sent", "GB sent a chip", "integer"),
+            Column("most", "most of it by"),
             Column("speed", "Tokens/s at most", "integer"),
             _COST,
         ),

@@ -31,6 +31,10 @@ def content(case: plan.Case, *, fits: bool = True, compiled: bool = True) -> dic
         "bytes_a_device": {"total": 40 * GIB, "limit": 95 * GIB},
         "tokens_a_step": case.rows * plan.LENGTH,
         "mfu": 0.5 if fits else None,
+        "collectives_a_step": [
+            {"kind": "all-gather", "bytes": 30 * 10**9},
+            {"kind": "all-reduce", "bytes": 90 * 10**9},
+        ],
         "seconds_a_step": {
             "compute": compute,
             "memory": 1.0,
@@ -159,6 +163,8 @@ def test_what_does_not_fit_has_no_times_and_what_is_missing_is_named(summary, tm
     no = [one for one in lines if one["Fits"] == "no"]
     assert no and all(one["Target"].startswith("tpu:v5e") for one in no)
     assert all(one["At least, s"] == tables.MISSING for one in no)
+    sent = {(one["GB sent a chip"], one["most of it by"]) for one in lines if one not in no}
+    assert sent == {("120", "all-reduce")}
     missing = plan.cases()[-1].name
     assert summary["not_made"] == [missing]
     page = report.write(summary, tmp_path / "out").read_text()
