@@ -16,10 +16,11 @@ from distill_jax.planning.collectives import Collective, collectives
 from distill_jax.planning.targets import Target
 from distill_jax.training.step import compile_steps
 
-# The TPU compiler's words for a program that has no room: of all that it needs, or of what it needs
-# beside its arguments.
+# The TPU compiler's words for a program that has no room: of all that it needs, of what it needs
+# beside its arguments, or of a single array of that.
 _USED = re.compile(r"Used ([\d.]+)([KMG]?) of ([\d.]+)([KMG]?) hbm")
 _WITHIN = re.compile(r"temporaries \(([\d.]+)([KMG]?)\) exceeds available HBM \(([\d.]+)([KMG]?)\)")
+_ARRAY = re.compile(r"Allocation \(size=(\d+)()\) would exceed memory \(size=(\d+)()\)")
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30}
 #: A part of a GPU's memory that JAX leaves to others (XLA_PYTHON_CLIENT_MEM_FRACTION).
 _GPU_FRACTION = 0.75
@@ -140,7 +141,7 @@ def make(config: ConfigDict, target: Target) -> Plan:
 
 def _refused(said: str, held: int) -> tuple[int, int] | None:
     """What a program needs beside its arguments, and what there is, of the compiler's refusal."""
-    for pattern, less in ((_USED, held), (_WITHIN, 0)):
+    for pattern, less in ((_USED, held), (_WITHIN, 0), (_ARRAY, 0)):
         found = pattern.search(said)
         if found:
             needed, limit = (round(float(found[n]) * _UNITS[found[n + 1]]) for n in (1, 3))

@@ -342,6 +342,20 @@ def test_tpu_slices_are_compiled_for(tmp_path, kept_environment, target, mesh, d
     assert len({tuple(device.coords) for device in found.mesh.devices.flat}) == devices
 
 
+@pytest.mark.parametrize(
+    ("said", "expected"),
+    [
+        ("Used 21.50G of 15.75G hbm. Exceeded hbm capacity by 5.75G", (16.5, 15.75)),
+        ("temporaries (3.5G) exceeds available HBM (2.25G)", (3.5, 2.25)),
+        ("Allocation (size=137438953472) would exceed memory (size=17179869184) :: %s0", (128, 16)),
+        ("INTERNAL: something else", None),
+    ],
+)
+def test_what_the_tpu_compiler_says_when_there_is_no_room(said, expected):
+    found = plan._refused(said, held=5 * 2**30)
+    assert found == (expected and tuple(number * 2**30 for number in expected))
+
+
 @needs_libtpu
 @pytest.mark.slow
 def test_the_tpu_compiler_refuses_what_does_not_fit(tmp_path, kept_environment):
