@@ -1,6 +1,7 @@
 """A README of which one block is made from a study's results: the prose around it stays."""
 
 import pathlib
+from collections.abc import Callable
 
 from distill_jax.errors import UsageError
 from distill_jax.files import write_atomically
@@ -8,12 +9,12 @@ from distill_jax.files import write_atomically
 BEGIN, END = "<!-- results: begin -->", "<!-- results: end -->"
 
 
-def fill(readme: pathlib.Path, block: str) -> pathlib.Path:
+def fill(readme: pathlib.Path, block: Callable[[], str]) -> pathlib.Path:
     """Puts a block between the markers of a README, in place of what stands there.
 
     Args:
       readme: the file; made with nothing but the markers when it does not exist.
-      block: Markdown that ends with a line end.
+      block: makes Markdown that ends with a line end; called once the markers are found.
 
     Returns:
       The path of the README.
@@ -26,5 +27,5 @@ def fill(readme: pathlib.Path, block: str) -> pathlib.Path:
     _, end, after = rest.partition(END)
     if not begin or not end:
         raise UsageError(f"{readme}: expected the markers {BEGIN} and {END} in this file")
-    write_atomically(readme, f"{before}{BEGIN}\n{block}{END}{after}")
+    write_atomically(readme, f"{before}{BEGIN}\n{block()}{END}{after}")
     return readme

@@ -11,14 +11,12 @@ from typing import Any
 
 import numpy as np
 
-from distill_jax.errors import UsageError
-from distill_jax.files import write_atomically
 from distill_jax.reports import figures, tables
 from distill_jax.reports.tables import Column
+from experiments import markers
 from experiments.hinton2015 import plan
 
 SUMMARY = "summary.json"
-BEGIN, END = "<!-- results: begin -->", "<!-- results: end -->"
 DIGITS = tuple("0123456789")
 
 # Section 3 of the paper, beside the test errors that the plan names: errors on the digit left out
@@ -206,11 +204,5 @@ def write_readme(summary: Summary, readme: pathlib.Path, results: pathlib.Path) 
     Raises:
       UsageError: when the file has no pair of markers.
     """
-    content = readme.read_text() if readme.exists() else f"{BEGIN}\n{END}\n"
-    before, begin, rest = content.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
-        raise UsageError(f"{readme}: expected the markers {BEGIN} and {END} in this file")
     drawn = [name for name in FIGURES if (results / name).exists()]
-    write_atomically(readme, f"{before}{BEGIN}\n{block(summary, drawn)}{END}{after}")
-    return readme
+    return markers.fill(readme, lambda: block(summary, drawn))

@@ -236,4 +236,4 @@ def write(summary: Summary, folder: pathlib.Path) -> pathlib.Path:
     results.mkdir(parents=True, exist_ok=True)
     workdir.write_json(results / SUMMARY, summary)
     figures.draw(rows(summary), results)
-    return markers.fill(folder / "README.md", block(summary))
+    return markers.fill(folder / "README.md", lambda: block(summary))

@@ -11,16 +11,14 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from distill_jax.errors import UsageError
-from distill_jax.files import write_atomically
 from distill_jax.reports import drawing, tables
 from distill_jax.reports.tables import Column
+from experiments import markers
 from experiments.tiny_lm import plan
 
 SUMMARY = "summary.json"
 SHOWN = 110  # characters of an answer
 CURVES = "curves.svg"
-BEGIN, END = "<!-- results: begin -->", "<!-- results: end -->"
 CAPTION = (
     "Held-out NLL against the tokens of the text that a student has read; mean over seeds, in a "
     "band of ± one standard deviation"
@@ -209,10 +207,4 @@ def write_readme(summary: Summary, readme: pathlib.Path) -> pathlib.Path:
     Raises:
       UsageError: when the file has no pair of markers.
     """
-    content = readme.read_text() if readme.exists() else f"{BEGIN}\n{END}\n"
-    before, begin, rest = content.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
-        raise UsageError(f"{readme}: expected the markers {BEGIN} and {END} in this file")
-    write_atomically(readme, f"{before}{BEGIN}\n{block(summary)}{END}{after}")
-    return readme
+    return markers.fill(readme, lambda: block(summary))

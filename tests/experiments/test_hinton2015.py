@@ -8,6 +8,7 @@ import pytest
 
 from distill_jax import experiment
 from distill_jax.errors import UsageError
+from experiments import markers
 from experiments.hinton2015 import analysis, plan, report, run
 
 SMALL = (
@@ -118,7 +119,7 @@ def test_the_readme_says_what_the_results_say():
     summary = json.loads((results / report.SUMMARY).read_text())
     drawn = [name for name in report.FIGURES if (results / name).exists()]
     readme = (run.HERE / "README.md").read_text()
-    assert f"{report.BEGIN}\n{report.block(summary, drawn)}{report.END}" in readme
+    assert f"{markers.BEGIN}\n{report.block(summary, drawn)}{markers.END}" in readme
     assert drawn == list(report.FIGURES) and not summary["label"]
 
 
@@ -202,7 +203,7 @@ def test_a_tiny_study_runs_resumes_and_reports(small_data, tmp_path, monkeypatch
     # The report alone is made again from the summary, around the prose that stands there.
     (home / "results").mkdir(parents=True)
     (home / "results" / report.SUMMARY).write_text(json.dumps(again))
-    (home / "README.md").write_text(f"Before\n{report.BEGIN}\nold\n{report.END}\nAfter\n")
+    (home / "README.md").write_text(f"Before\n{markers.BEGIN}\nold\n{markers.END}\nAfter\n")
     assert run.main(["--report-only"], home=home) == 0
     text = (home / "README.md").read_text()
     assert text.startswith("Before\n") and text.endswith("\nAfter\n") and "\nold\n" not in text

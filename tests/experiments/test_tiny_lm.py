@@ -8,6 +8,7 @@ import pytest
 from distill_jax import experiment
 from distill_jax.data import text as texts
 from distill_jax.errors import UsageError
+from experiments import markers
 from experiments.tiny_lm import corpus, plan, report, run
 
 
@@ -123,7 +124,7 @@ def test_the_readme_says_what_the_results_say():
     """The committed table is the one that the committed results give."""
     summary = json.loads((run.HERE / "results" / report.SUMMARY).read_text())
     readme = (run.HERE / "README.md").read_text()
-    assert f"{report.BEGIN}\n{report.block(summary)}{report.END}" in readme
+    assert f"{markers.BEGIN}\n{report.block(summary)}{markers.END}" in readme
     assert (run.HERE / "results" / report.CURVES).exists() and not summary["label"]
     seeds = {(one["arm"], one["seed"]) for one in summary["runs"]}
     assert seeds == {(arm.name, seed) for arm in plan.ARMS for seed in range(plan.SEEDS)}
@@ -185,7 +186,7 @@ def test_a_tiny_study_runs_resumes_and_reports(source, tmp_path, monkeypatch):
     # The report alone is made again from the summary, around the prose that stands there.
     (home / "results").mkdir(parents=True)
     (home / "results" / report.SUMMARY).write_text(json.dumps(again))
-    (home / "README.md").write_text(f"Before\n{report.BEGIN}\nold\n{report.END}\nAfter\n")
+    (home / "README.md").write_text(f"Before\n{markers.BEGIN}\nold\n{markers.END}\nAfter\n")
     assert run.main(["--report-only"], home=home) == 0
     written = (home / "README.md").read_text()
     assert written.startswith("Before\n") and written.endswith("\nAfter\n")
