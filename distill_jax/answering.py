@@ -66,9 +66,7 @@ def open_teacher(
     )
     images = jax.ShapeDtypeStruct((1, *info.image_shape), jnp.float32)
     outputs = jax.eval_shape(teacher, variables, images)
-    where = parallel.layout(variables, mesh)
-    if "teacher" in config.mesh.replicate:
-        where = parallel.replicated(mesh)
+    where = parallel.layout({"teacher": variables}, mesh, config.mesh.replicate)["teacher"]
     variables = parallel.place(variables, where)
     answer = online_answer(teacher, variables, info.num_classes)
     described = zip(
