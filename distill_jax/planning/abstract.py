@@ -159,10 +159,8 @@ def _images(config: ConfigDict, mesh: Mesh) -> Abstract:
     recipe = made[-1][-1]
     variables = opened.variables
     if variables:
-        layout = parallel.layout(variables, mesh)
-        if "teacher" in config.mesh.replicate:
-            layout = jax.tree.map(lambda a: parallel.replicated(mesh), variables)
-        variables = _placed(variables, layout)
+        layout = parallel.layout({"teacher": variables}, mesh, config.mesh.replicate)
+        variables = _placed(variables, layout["teacher"])
     rows, integers = config.training.batch_size, jnp.dtype(jnp.int32)
     image = (info.image_shape, jnp.dtype(jnp.uint8))
     shapes, store = {"id": ((rows,), integers)}, {}

@@ -135,7 +135,7 @@ def make(config: ConfigDict, target: Target) -> Plan:
             messages=messages,
         )
     compiler = target.devices[0].platform == "tpu"
-    fits = compiler or found.total <= limit  # the TPU compiler refuses what does not
+    fits = compiler or found.fits  # the TPU compiler refuses what does not
     return _plan(run, target, found, fits, done, traffic, messages, times, notes)
 
 
