@@ -21,7 +21,7 @@ test: $(VENV)/.installed check
 	$(BIN)/python -m pytest -n 2 -m "not slow"
 
 $(VENV)/.plan: $(VENV)/.installed
-	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[plan]'
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[plan,plan-gpu]'
 	touch $@
 
 test-slow: $(VENV)/.installed $(VENV)/.plan

@@ -15,6 +15,12 @@ JAX = [
     "flax>=0.12.8; python_version<'3.12'",
     "flax>=0.12.10; python_version>='3.12'",
 ]
+# XLA's GPU compiler, in the version of jax above, and the assembler and library that it calls.
+GPU_COMPILER = [
+    "jax-cuda13-plugin>=0.10,<0.11; python_version<'3.12'",
+    "jax-cuda13-plugin>=0.10; python_version>='3.12'",
+    "nvidia-cuda-nvcc>=13",
+]
 TFDS_PREPARE = ["tensorflow-cpu>=2.18", "importlib_resources>=6"]
 TEST = [
     "pytest>=8.3",
@@ -61,6 +67,7 @@ setuptools.setup(
         "cuda": ["jax[cuda13]>=0.10"],
         "tpu": ["jax[tpu]>=0.10"],
         "plan": ["jax[tpu]>=0.10"],  # XLA's TPU compiler, libtpu, in the version that jax asks for
+        "plan-gpu": GPU_COMPILER,
         "tfds": TFDS_PREPARE,
         "sentencepiece": ["sentencepiece>=0.2"],
         "wandb": ["wandb>=0.18"],

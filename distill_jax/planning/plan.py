@@ -22,8 +22,6 @@ _USED = re.compile(r"Used ([\d.]+)([KMG]?) of ([\d.]+)([KMG]?) hbm")
 _WITHIN = re.compile(r"temporaries \(([\d.]+)([KMG]?)\) exceeds available HBM \(([\d.]+)([KMG]?)\)")
 _ARRAY = re.compile(r"Allocation \(size=(\d+)()\) would exceed memory \(size=(\d+)()\)")
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30}
-#: A part of a GPU's memory that JAX leaves to others (XLA_PYTHON_CLIENT_MEM_FRACTION).
-_GPU_FRACTION = 0.75
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,7 +95,7 @@ def make(config: ConfigDict, target: Target) -> Plan:
     trained = {"student": run.state.params, "adapters": run.state.adapters}
     gradients = memory.of(trained)
     notes = notes_of(run, target)
-    limit = round(target.memory * _GPU_FRACTION) if _reserved(target) else target.memory
+    limit = target.memory
     try:
         with warnings.catch_warnings():
             # A persistent cache of programs cannot hold those for devices that are not here.
@@ -149,10 +147,6 @@ def _refused(said: str, held: int) -> tuple[int, int] | None:
     return None
 
 
-def _reserved(target: Target) -> bool:
-    return target.chip is not None and target.chip.platform == "gpu" and target.stand_in
-
-
 def _plan(run, target, found, fits, done, traffic, messages, times, notes) -> Plan:
     return Plan(
         config=run.config,
@@ -175,12 +169,6 @@ def _plan(run, target, found, fits, done, traffic, messages, times, notes) -> Pl
 def notes_of(run: abstract.Abstract, target: Target) -> list[str]:
     """What a reader must know of a plan beside its figures: stand-ins, and what is not divided."""
     found = []
-    if target.stand_in:
-        found.append(
-            "compiled for CPUs in place of the GPUs: what is held is exact; activations, HBM "
-            "traffic and messages are those of that program, whose kernels are others than a GPU's "
-            "and which seems to move bfloat16 as float32, twice the bytes"
-        )
     if run.config.training.compute_dtype == "float32" and target.chip is not None:
         found.append("the student computes in float32; the times are those of bfloat16's peak")
     if target.shape:

@@ -1,7 +1,7 @@
 """What a plan is made for: TPU slices that are not here, GPUs that are not here, or what is here.
 
     tpu:v5p:4x4x4    the slice as libtpu describes it; XLA's TPU compiler runs without a chip
-    gpu:h100:8       CPU devices stand in for the GPUs, since XLA compiles for a GPU only beside one
+    gpu:h100:8       GPUs as a table describes them; XLA's GPU compiler runs without one
     local            the devices of this machine
 
 Left out on purpose: several slices, and pods that mix chips.
@@ -15,13 +15,14 @@ import re
 from typing import Any
 
 from distill_jax.errors import UsageError
-from distill_jax.planning import chips
+from distill_jax.planning import chips, gpus
 
 EXPECTED = (
     "tpu:CHIP:SHAPE such as tpu:v5p:4x4x4, gpu:CHIP:COUNT such as gpu:h100:8, or local; chips: "
     + ", ".join(chips.CHIPS)
 )
-_FLAG = "--xla_force_host_platform_device_count"
+#: The part of a GPU's memory that JAX takes (XLA_PYTHON_CLIENT_MEM_FRACTION's default).
+_GPU_FRACTION = 0.75
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,8 +35,7 @@ class Target:
       chip: its numbers; None for one that is not in the table.
       devices: to compile for.
       shape: of the slice of a TPU; () otherwise.
-      stand_in: whether the devices stand for others, for which XLA cannot compile here.
-      memory: bytes that a device has.
+      memory: bytes of a device that a program may take.
     """
 
     name: str
@@ -43,7 +43,6 @@ class Target:
     chip: chips.Chip | None
     devices: tuple[Any, ...]
     shape: tuple[int, ...]
-    stand_in: bool
     memory: int
 
 
@@ -84,48 +83,38 @@ def prepare_process(said: str) -> None:
         return
     # Nothing of a plan runs, and another process may hold this machine's accelerators.
     os.environ["JAX_PLATFORMS"] = "cpu"
+    wanted = {"TF_CPP_MIN_LOG_LEVEL": "3"}
     if platform == "tpu":
-        for name, value in (
-            ("TPU_SKIP_MDS_QUERY", "1"),
-            ("ALLOW_MULTIPLE_LIBTPU_LOAD", "1"),  # no chip is opened
-            ("TPU_WORKER_HOSTNAMES", "localhost"),
-            ("TPU_ACCELERATOR_TYPE", ""),
-            ("TPU_MIN_LOG_LEVEL", "3"),
-            ("TF_CPP_MIN_LOG_LEVEL", "3"),
-        ):
-            os.environ.setdefault(name, value)
-    elif _FLAG not in os.environ.get("XLA_FLAGS", ""):
-        flags = f"{os.environ.get('XLA_FLAGS', '')} {_FLAG}={sizes[0]}"
-        os.environ["XLA_FLAGS"] = flags.strip()
+        wanted |= {
+            "TPU_SKIP_MDS_QUERY": "1",
+            "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # no chip is opened
+            "TPU_WORKER_HOSTNAMES": "localhost",
+            "TPU_ACCELERATOR_TYPE": "",
+            "TPU_MIN_LOG_LEVEL": "3",
+        }
+    for name, value in wanted.items():
+        os.environ.setdefault(name, value)
 
 
 def open_target(said: str) -> Target:
     """The devices of a target.
 
     Raises:
-      UsageError: the target is none, libtpu is missing or knows no such slice, or this process
-        started with too few devices to stand in for the GPUs.
+      UsageError: the target is none, or its compiler is missing or knows no such slice.
     """
     platform, name, sizes = parse(said)
     if platform == "tpu":
         return _slice(said, name, sizes)
+    if platform == "gpu":
+        return _gpus(said, name, *sizes)
     import jax
 
-    if platform == "local":
-        devices = tuple(jax.devices())
-        kind = chips.of_kind(devices[0].device_kind) or ""
-        chip = chips.CHIPS.get(kind)
-        stats = devices[0].memory_stats() or {}
-        memory = stats.get("bytes_limit") or (chip.memory if chip else _host_memory(len(devices)))
-        return Target(said, kind, chip, devices, (), False, memory)
-    (count,), found = sizes, jax.devices("cpu")
-    if len(found) < count:
-        raise UsageError(
-            f"--target={said}: {len(found)} CPU devices are here to stand in for {count}; expected "
-            f"XLA_FLAGS={_FLAG}={count}, set before JAX starts"
-        )
-    chip = chips.CHIPS[name]
-    return Target(said, name, chip, tuple(found[:count]), (), True, chip.memory)
+    devices = tuple(jax.devices())
+    kind = chips.of_kind(devices[0].device_kind) or ""
+    chip = chips.CHIPS.get(kind)
+    stats = devices[0].memory_stats() or {}
+    memory = stats.get("bytes_limit") or (chip.memory if chip else _host_memory(len(devices)))
+    return Target(said, kind, chip, devices, (), memory)
 
 
 def _host_memory(devices: int) -> int:
@@ -138,26 +127,49 @@ def _slice(said: str, name: str, sizes: tuple[int, ...]) -> Target:
         raise UsageError(
             f"--target={said}: compiling for a TPU needs libtpu; expected pip install '.[plan]'"
         )
-    from jax.experimental import topologies
-
     layout = "x".join(map(str, sizes))
     options = {"chip_config_name": "megacore"} if name == "v4" else {}
     if sizes[0] % 2 or sizes[1] % 2:
         # Hosts have 2x2 chips, but for slices of a part of a host.
         options["chips_per_host_bounds"] = [1, 1, 1]
+    chip, devices = chips.CHIPS[name], _topology(said, f"{name}:{layout}", "tpu", **options)
+    return Target(said, name, chip, devices, sizes, chip.memory)
+
+
+def _gpus(said: str, name: str, count: int) -> Target:
+    chip, layout = chips.CHIPS[name], gpus.topology(count)
+    if layout is None:
+        raise UsageError(
+            f"--target={said}: expected up to {chips.GPUS_A_HOST} GPUs, or a multiple of "
+            f"{chips.GPUS_A_HOST}"
+        )
+    if not gpus.installed():
+        raise UsageError(
+            f"--target={said}: compiling for a GPU needs JAX's CUDA plugin; expected "
+            "pip install '.[plan-gpu]'"
+        )
+    described = gpus.description(name, chip)
+    devices = _topology(said, name, "cuda", topology=layout, target_config=described)
+    return Target(said, name, chip, devices, (), round(chip.memory * _GPU_FRACTION))
+
+
+def _topology(said: str, name: str, platform: str, **options: Any) -> tuple[Any, ...]:
+    from jax.experimental import topologies
+
     try:
         with _silent():
-            found = topologies.get_topology_desc(f"{name}:{layout}", platform="tpu", **options)
-    except Exception as error:  # libtpu's own, of no fixed kind
+            found = topologies.get_topology_desc(name, platform=platform, **options)
+    except Exception as error:  # the compiler's own, of no fixed kind
         reason = str(error).splitlines()[0]
-        raise UsageError(f"--target={said}: libtpu knows no such slice: {reason}") from error
-    chip, devices = chips.CHIPS[name], tuple(found.devices)
-    return Target(said, name, chip, devices, sizes, False, chip.memory)
+        raise UsageError(
+            f"--target={said}: its compiler knows no such devices: {reason}"
+        ) from error
+    return tuple(found.devices)
 
 
 @contextlib.contextmanager
 def _silent():
-    """Drops what libtpu says on the file of standard errors about metadata that are not there."""
+    """Drops what the compilers say on standard error of the devices that are not there."""
     kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     try:
         os.dup2(nowhere, 2)
