@@ -12,6 +12,7 @@ from distill_jax.data.text.packing import LONG
 from distill_jax.data.text.packing import STRATEGIES as PACKING
 from distill_jax.data.text.sources import DOCUMENTS, FIELDS
 from distill_jax.generation import METRICS
+from distill_jax.models.language.attention import IMPLEMENTATIONS as ATTENTION
 from distill_jax.models.language.decoder import REMAT
 from distill_jax.models.language.int8 import CHOICES as QUANTIZE
 from distill_jax.models.language.student import STUDENT_NAME as DECODER
@@ -231,6 +232,13 @@ SCHEMA: dict[str, keys.Key] = {
     "training.remat": keys.choice(
         "none", REMAT, "what a decoder's layer computes again for its gradient", lasting=False
     ),
+    "training.attention": keys.choice(
+        "auto",
+        ATTENTION,
+        "what computes the attention of decoders; auto: splash on a TPU, cudnn on a GPU, where "
+        "they fit, else xla",
+        lasting=False,
+    ),
     "training.compute_dtype": keys.choice("float32", DTYPES, "dtype of the student's computation"),
     "training.steps_per_call": keys.integer(
         0, "steps in one compiled call; 0: 1 on a CPU, up to 32 on others", lasting=False
@@ -314,7 +322,7 @@ ANSWERS = tuple(
 TEXT_ALONE = (
     *ANSWERS,
     *("data." + name for name in ("tokenizer", "length", "packing", "long", "documents")),
-    *("data.fields", "data.test_path", "training.remat", "teacher.quantize"),
+    *("data.fields", "data.test_path", "teacher.quantize", "training.remat", "training.attention"),
     *("rollout." + name for name in ("probability", "max_new_tokens", "prompt_tokens")),
     *("rollout." + name for name in ("temperature", "top_k", "top_p")),
 )

@@ -88,6 +88,7 @@ def open_teacher(
         dtype=dtype,
         quantize=config.teacher.quantize,
         layout=placement(config, mesh, "teacher"),
+        attention=config.training.attention,
         mesh=mesh,
     )
 
@@ -120,6 +121,7 @@ def open_own(
         load=load,
         dtype=jnp.dtype(config.training.compute_dtype),
         remat=config.training.remat,
+        attention=config.training.attention,
         mesh=mesh,
     )
 

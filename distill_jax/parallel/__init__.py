@@ -13,6 +13,7 @@ from distill_jax.parallel.mesh import (
     describe_devices,
     fix_gpu_order,
     make_mesh,
+    platform,
     replicated,
     ways,
 )
@@ -44,6 +45,7 @@ __all__ = [
     "own_rows",
     "place",
     "place_rows",
+    "platform",
     "replicated",
     "share",
     "sharding",

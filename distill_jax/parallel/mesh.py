@@ -78,6 +78,16 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
+def platform(mesh: Mesh | None) -> str:
+    """What a program runs on: "cpu", "gpu" or "tpu", even where another platform compiles it.
+
+    Args:
+      mesh: of the program; None for the default devices of JAX.
+    """
+    found = jax.default_backend() if mesh is None else mesh.devices.flat[0].platform
+    return "gpu" if found == "cuda" else found
+
+
 def ways(mesh: Mesh) -> int:
     """Into how many parts a batch is split."""
     return math.prod(mesh.shape[axis] for axis in BATCH)

@@ -3,18 +3,26 @@
 XLA's cost analysis sees the body of a loop once, and a count by formula has to know every model.
 Here every matrix product and convolution of the traced function is counted, and the body of a scan
 as often as it turns: 2 operations for a multiplication and an addition. Products with zeros that
-masks or causality would allow to leave out are counted, since they are computed. Left out on
-purpose: elementwise functions, which are a few in a hundred of a network.
+masks or causality would allow to leave out are counted, since they are computed. The splash kernel
+of attention counts as the plain attention that it stands for: neither the blocks that it leaves out
+nor the logits that its gradient computes again are seen. Left out on purpose: elementwise
+functions, which are a few in a hundred of a network.
 """
 
 import math
+import re
 from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr
 from jax.interpreters import partial_eval
+
+# Matrix products of [T, H] and [H, S], or as large, that the parts of splash attention stand for:
+# logits and mixing; of the gradients that of the queries; those of chances, keys and values.
+_SPLASH = {"fwd": 2, "dq": 1, "dkv": 3}
 
 
 def count(function: Callable[..., Any], *args: Any) -> int:
@@ -42,6 +50,8 @@ def _equation(equation: Any) -> int:
         return _product(equation)
     if name == "conv_general_dilated":
         return _convolution(equation)
+    if name == "pallas_call":
+        return _kernel(equation)
     if name == "cond":
         return max(_of(branch.jaxpr) for branch in params["branches"])
     inner = sum(_of(jaxpr) for jaxpr in _inner(params))
@@ -63,6 +73,17 @@ def _inner(params: dict[str, Any]) -> list[Jaxpr]:
             elif isinstance(part, Jaxpr):
                 found.append(part)
     return found
+
+
+def _kernel(equation: Any) -> int:
+    """Of splash attention the dense products; of another kernel those of its body, in each turn."""
+    params = equation.params
+    found = re.match(r"splash_m[hq]a_(fwd|dq|dkv)_", params["name"] or "")
+    if found is None:
+        return sum(map(_of, _inner(params))) * math.prod(params["grid_mapping"].grid)
+    arrays = [v.aval for v in equation.invars if jnp.issubdtype(v.aval.dtype, jnp.floating)]
+    query, key = arrays[:2]
+    return _SPLASH[found[1]] * 2 * math.prod(query.shape) * key.shape[-2]
 
 
 def _product(equation: Any) -> int:

@@ -6,9 +6,11 @@ import pathlib
 import jax
 import jax.numpy as jnp
 import pytest
+from jax.experimental import pallas
 from jax.sharding import PartitionSpec
-from small_plans import LLAMA, STUDENT, config
+from small_plans import LLAMA, STUDENT, config, folder
 
+from distill_jax import config as configs
 from distill_jax import models, parallel
 from distill_jax.models import language
 from distill_jax.planning import abstract, flops, work
@@ -193,6 +195,47 @@ def test_a_step_is_split_into_teacher_student_and_backward(tmp_path, mesh):
     # gradient needs; the head is not.
     last = STUDENT["num_hidden_layers"] * 2 * (8 * 32) * 96 * 32
     assert found.program - found.model == student[0] - last
+
+
+@pytest.mark.parametrize("remat", ["none", "full"])
+def test_the_splash_kernel_counts_as_the_attention_that_it_stands_for(tmp_path, remat):
+    small = {"num_hidden_layers": 2, "head_dim": 64, "num_key_value_heads": 2}
+    paths = {
+        f"{part}__path": folder(tmp_path, f"{part}_of_64", content | small)
+        for part, content in (("teacher", LLAMA), ("student", STUDENT))
+    }
+    asked = {"data__length": 256, "training__remat": remat, "mesh__tensor": 2, **paths}
+    settings = config(tmp_path, **asked)
+    plain, kernel = (
+        work.of(abstract.prepare(configs.apply_overrides(settings, chosen), jax.devices()))
+        for chosen in ({"training.attention": "xla"}, {"training.attention": "splash"})
+    )
+    if remat == "none":
+        assert kernel == plain
+    else:
+        assert kernel.model == plain.model
+        # The kernel's result is what its gradient needs, so that all of it is computed once more.
+        mixing = 2 * 2 * 8 * 4 * 256 * 256 * 64
+        assert kernel.program - plain.program in (0, mixing)
+
+
+def test_a_kernel_of_another_kind_counts_what_its_body_does_in_each_turn():
+    def kernel(x, y, out):
+        out[...] = x[...] @ y[...]
+
+    def product(x, y):
+        return pallas.pallas_call(
+            kernel,
+            grid=(4, 2),
+            in_specs=[
+                pallas.BlockSpec((8, 32), lambda i, j: (i, 0)),
+                pallas.BlockSpec((32, 16), lambda i, j: (0, j)),
+            ],
+            out_specs=pallas.BlockSpec((8, 16), lambda i, j: (i, j)),
+            out_shape=shape(32, 32),
+        )(x, y)
+
+    assert flops.count(product, shape(32, 32), shape(32, 32)) == 2 * 32**3
 
 
 def test_adapters_save_the_gradients_of_what_is_frozen(tmp_path):

@@ -1,20 +1,30 @@
 """Causal self-attention with fewer heads of keys and values, windows, caps, segments and a cache.
 
-`jax.nn.dot_product_attention` computes it, by cuDNN's kernel where that fits. A soft cap is beyond
-that function: then it is plain einsums with a float32 softmax, which keep all [B, N, T, S] logits.
+On a TPU the kernel of `splash` computes it where that fits. Elsewhere, and with a cache, it is
+`jax.nn.dot_product_attention`, by cuDNN's kernel where that fits. A soft cap is beyond that
+function: then it is plain einsums with a float32 softmax, which keep all [B, N, T, S] logits.
 """
+
+import dataclasses
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
+from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
+from distill_jax import parallel
+from distill_jax.errors import UsageError
+from distill_jax.models.language import splash
+from distill_jax.models.language.cache import Cache
 from distill_jax.models.language.config import DecoderConfig
 from distill_jax.models.language.layers import Linear, Norm, rotate
 
-#: What computes an uncapped attention; "auto" is cuDNN on a GPU where it fits, else XLA.
-IMPLEMENTATIONS = ("auto", "xla", "cudnn")
+#: What computes an attention; "auto" is splash on a TPU and cuDNN on a GPU where they fit, else
+#: XLA. Splash is for attention without a cache, cuDNN for attention without a cap: others are XLA's
+#: whatever is asked for.
+IMPLEMENTATIONS = ("auto", "xla", "cudnn", "splash")
 
 
 class Attention(nnx.Module):
@@ -82,16 +92,87 @@ def visible(queries: Array, keys: Array, window: int | None) -> Array:
     return seen if window is None else seen & (distance < window)
 
 
-def attend(
-    query: Array,
-    key: Array,
-    value: Array,
+@dataclasses.dataclass(frozen=True)
+class Seen:
+    """Which keys a query sees, as what computes the attention reads it.
+
+    Attributes:
+      implementation: "xla", "cudnn" or "splash".
+      window: as in `visible`; not read where there is a mask, which says it too.
+      mask: bool [B, T, S]; None for all up to a query's own place in S = T. Not for splash.
+      segments: int32 [B, T]: only what is of a query's own segment; None for one. Splash alone.
+      mesh: over which splash is laid out; None for none.
+    """
+
+    implementation: str
+    window: int | None
+    mask: Array | None = None
+    segments: Array | None = None
+    mesh: Mesh | None = None
+
+
+def look(
+    config: DecoderConfig,
+    asked: str,
+    mesh: Mesh | None,
+    dtype: DTypeLike,
+    index: Array,
+    segments: Array | None,
+    cache: Cache | None,
     *,
-    scale: float,
-    cap: float | None,
-    window: int | None,
-    mask: Array | None,
-    implementation: str = "auto",
+    local: bool,
+) -> Seen:
+    """What queries see in the layers with a window (`local`), or in those without.
+
+    Args:
+      config: of the decoder.
+      asked: one of `IMPLEMENTATIONS`.
+      mesh: of the program; None for the default devices of JAX.
+      dtype: of queries, keys and values.
+      index: int32 [B, T], 0 .. T - 1.
+      segments: int32 [B, T] or None, as the decoder takes them.
+      cache: likewise.
+
+    Raises:
+      UsageError: splash is asked for and cannot be had.
+    """
+    window, length = config.window if local else None, index.shape[1]
+    if cache is not None:
+        # Padding comes after a row's tokens: no token sees it.
+        held = jnp.arange(cache.capacity, dtype=jnp.int32)
+        mask = visible(cache.lengths[:, None] + index, held[None], window)
+        dense = _without_splash(asked, mesh, config, dtype, (length, cache.capacity))
+        return Seen(dense, window, mask)
+    platform = parallel.platform(mesh)
+    if asked == "splash":
+        splash.check(length, config.head_dim, platform)
+    fits = platform == "tpu" and splash.fits(length, config.head_dim)
+    if asked == "splash" or (asked == "auto" and fits):
+        return Seen("splash", window, segments=segments, mesh=mesh)
+    mask = None
+    if segments is not None:
+        same = segments[:, :, None] == segments[:, None, :]
+        mask = visible(index, index, window) & same
+    return Seen(_without_splash(asked, mesh, config, dtype, (length, length)), window, mask)
+
+
+def _without_splash(
+    asked: str,
+    mesh: Mesh | None,
+    config: DecoderConfig,
+    dtype: DTypeLike,
+    lengths: tuple[int, int],
+) -> str:
+    """cuDNN's kernel takes half precision, heads of up to 128 in steps of 8, and even lengths."""
+    if config.attention_cap is not None or asked in ("xla", "splash"):
+        return "xla"
+    half, size = dtype in (jnp.bfloat16, jnp.float16), config.head_dim
+    fits = half and size % 8 == 0 and size <= 128 and all(n % 2 == 0 for n in lengths)
+    return "cudnn" if asked == "cudnn" or (parallel.platform(mesh) == "gpu" and fits) else "xla"
+
+
+def attend(
+    query: Array, key: Array, value: Array, seen: Seen, *, scale: float, cap: float | None
 ) -> Array:
     """softmax(cap(scale * query @ key)) @ value.
 
@@ -99,15 +180,17 @@ def attend(
       query: [B, T, N, H].
       key: [B, S, K, H], K a divisor of N.
       value: likewise.
+      seen: what each query sees.
       scale: the factor of the logits.
       cap: c of c * tanh(logits / c); None for no cap.
-      window: as in `visible`; read where `mask` is None, as the mask says it otherwise.
-      mask: bool [B, T, S], what each query sees; None for all up to its own place in S = T.
-      implementation: one of `IMPLEMENTATIONS`.
 
     Returns:
       [B, T, N, H], in the dtype of `value`.
     """
+    window, mask = seen.window, seen.mask
+    if seen.implementation == "splash":
+        found = dict(scale=scale, cap=cap, window=window, segments=seen.segments, mesh=seen.mesh)
+        return splash.attend(query, key, value, **found)
     if cap is not None:
         if mask is None:
             places = jnp.arange(query.shape[1])
@@ -121,19 +204,8 @@ def attend(
         scale=scale,
         is_causal=mask is None,
         local_window_size=None if mask is not None or window is None else (window - 1, 0),
-        implementation=_implementation(implementation, query, key),
+        implementation=seen.implementation,
     )
-
-
-def _implementation(chosen: str, query: Array, key: Array) -> str:
-    """cuDNN's kernel takes half precision, heads of up to 128 in steps of 8, and even lengths."""
-    if chosen != "auto":
-        return chosen
-    half = query.dtype in (jnp.bfloat16, jnp.float16)
-    size = query.shape[-1]
-    even = query.shape[1] % 2 == 0 and key.shape[1] % 2 == 0
-    fits = half and even and size % 8 == 0 and size <= 128
-    return "cudnn" if fits and jax.default_backend() == "gpu" else "xla"
 
 
 def _capped(query: Array, key: Array, value: Array, scale: float, cap: float, mask: Array) -> Array:
@@ -166,8 +238,10 @@ def write(cache: Array, layer: Array, new: Array, places: Array) -> Array:
 
 
 def check_implementation(name: str, dtype: DTypeLike) -> None:
-    """Raises ValueError for an attention that there is not, or that the dtype rules out."""
+    """UsageError for an attention that there is not, or that the dtype rules out."""
     if name not in IMPLEMENTATIONS:
-        raise ValueError(f"attention={name!r}: expected one of {', '.join(IMPLEMENTATIONS)}")
+        raise UsageError(f"attention={name!r}: expected one of {', '.join(IMPLEMENTATIONS)}")
     if name == "cudnn" and jnp.dtype(dtype) not in (jnp.bfloat16, jnp.float16):
-        raise ValueError(f"attention='cudnn' computes in bfloat16 or float16, not {dtype}")
+        raise UsageError(
+            f"attention='cudnn' computes in bfloat16 or float16, not {jnp.dtype(dtype)}"
+        )

@@ -26,7 +26,7 @@ from distill_jax.models.functional import split
 from distill_jax.models.language.attention import (
     attend,
     check_implementation,
-    visible,
+    look,
     write,
 )
 from distill_jax.models.language.block import Block
@@ -79,7 +79,7 @@ class Decoder(nnx.Module):
       dtype: in which it computes; norms, softmax and rotations are float32 whatever it is.
       param_dtype: of the parameters.
       remat: "none", "full" or "dots"; see `REMAT`.
-      attention: "auto", "xla" or "cudnn"; see `attention.IMPLEMENTATIONS`.
+      attention: "auto", "xla", "cudnn" or "splash"; see `attention.IMPLEMENTATIONS`.
       mesh: over which activations are laid out; None leaves it to the compiler.
       rngs: of the initial values.
     """
@@ -159,8 +159,13 @@ class Decoder(nnx.Module):
         elif positions is None:
             positions = slots
         x = self._embed(tokens, positions)
+        mesh = self.layout and self.layout.mesh
+        asked = (self.config, self.implementation, mesh, self.dtype)
         context = {
-            local: (self._turns(positions, local), self._mask(index, segments, cache, local))
+            local: (
+                self._turns(positions, local),
+                look(*asked, index, segments, cache, local=local),
+            )
             for local in set(self.config.kinds())
         }
         states, keys, values = [x[None]], [], []
@@ -233,17 +238,6 @@ class Decoder(nnx.Module):
             theta, scaling = config.rope_local_theta, None
         return rotation(positions, frequencies(config.head_dim, theta, scaling))
 
-    def _mask(self, index, segments, cache: Cache | None, local: bool) -> Array | None:
-        """bool [B, T, S], or None where the attention needs no mask beside the window."""
-        window = self.config.window if local else None
-        if cache is not None:
-            # Padding comes after a row's tokens: no token sees it.
-            held = jnp.arange(cache.capacity, dtype=jnp.int32)
-            return visible(cache.lengths[:, None] + index, held[None], window)
-        if segments is None:
-            return None
-        return visible(index, index, window) & (segments[:, :, None] == segments[:, None, :])
-
     def _scan(self, index: int, run: Run, x, context, cached, slots):
         """A run of layers: the stream and the cache after it, and the stream after each layer."""
         graphdef, stacked = nnx.split(self.runs[index])
@@ -251,7 +245,7 @@ class Decoder(nnx.Module):
         stacked = jax.tree.map(lambda a: a.reshape(run.repeats, size, *a.shape[1:]), stacked)
 
         def layer(x, cached, number, state, local: bool):
-            turns, mask = context[local]
+            turns, seen = context[local]
             if layout is not None:
                 state = layout.weights(f"runs/{index}", state, self.dtype)
             part = nnx.merge(graphdef, state)
@@ -262,16 +256,8 @@ class Decoder(nnx.Module):
                 pairs = zip(cached, (key, value), strict=True)
                 cached = tuple(write(held, number, new, slots) for held, new in pairs)
                 key, value = (held[number].astype(x.dtype) for held in cached)
-            mixed = attend(
-                query,
-                key,
-                value,
-                scale=self.config.scale,
-                cap=self.config.attention_cap,
-                window=self.config.window if local else None,
-                mask=mask,
-                implementation=self.implementation,
-            )
+            scale, cap = self.config.scale, self.config.attention_cap
+            mixed = attend(query, key, value, seen, scale=scale, cap=cap)
             x = part.finish(x, mixed)
             return x if layout is None else layout.stream(x), cached
 

@@ -236,7 +236,7 @@ def test_on_a_gpu_the_kernel_is_asked_for_what_it_can_do(
     "options, message",
     [
         (dict(remat="some"), "remat='some': expected one of none, full, dots"),
-        (dict(attention="flash"), "attention='flash': expected one of auto, xla, cudnn"),
+        (dict(attention="flash"), "attention='flash': expected one of auto, xla, cudnn, splash"),
         (dict(attention="cudnn"), "attention='cudnn' computes in bfloat16 or float16, not"),
     ],
     ids=["remat", "attention", "dtype"],
