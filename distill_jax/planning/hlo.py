@@ -130,7 +130,7 @@ def parse(text: str) -> Module:
         if head:
             current = computations.setdefault(head[2], {})
             entry = head[2] if head[1] else entry
-        elif line.startswith("}"):
+        elif line == "}":  # what a kernel says of itself has lines that begin so
             current = None
         elif current is not None:
             match = _LINE.match(line)

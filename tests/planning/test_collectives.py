@@ -236,3 +236,24 @@ def test_a_scan_reads_the_slice_of_a_stack_and_not_the_stack_each_time():
     text = jax.jit(function).lower(*shapes).compile().as_text()
     found, row = hlo.traffic(hlo.parse(text)), 1024 * 4
     assert 50 * row <= found <= 10 * 50 * row
+
+
+KERNEL = """HloModule kernel
+
+ENTRY %main (x: f32[8,128], y: bf16[8,128]) -> (f32[8,128], f32[8,128]) {
+  %x = f32[8,128]{1,0} parameter(0)
+  %y = bf16[8,128]{1,0} parameter(1)
+  %pair = (f32[8,128]{1,0}, f32[1,128]{1,0}) custom-call(%x, %y), custom_call_target="tpu_custom_call", frontend_attributes={kernel_metadata={
+"xprof_metadata":"{\\"block_q\\": 128}"
+}}, metadata={op_name="kernel"}, backend_config={"custom_call_config":{"body":"TUzvUgFN"}}
+  %own = f32[8,128]{1,0} get-tuple-element(%pair), index=0
+  %twice = f32[8,128]{1,0} add(%own, %own)
+  ROOT %both = (f32[8,128]{1,0}, f32[8,128]{1,0}) tuple(%own, %twice)
+}
+"""
+
+
+def test_a_kernel_moves_its_operands_and_values_once():
+    row = 128 * 4
+    kernel = (8 + 4) * row + (8 + 1) * row
+    assert hlo.traffic(hlo.parse(KERNEL)) == kernel + 3 * 8 * row
