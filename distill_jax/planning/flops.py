@@ -3,10 +3,10 @@
 XLA's cost analysis sees the body of a loop once, and a count by formula has to know every model.
 Here every matrix product and convolution of the traced function is counted, and the body of a scan
 as often as it turns: 2 operations for a multiplication and an addition. Products with zeros that
-masks or causality would allow to leave out are counted, since they are computed. The splash kernel
-of attention counts as the plain attention that it stands for: neither the blocks that it leaves out
-nor the logits that its gradient computes again are seen. Left out on purpose: elementwise
-functions, which are a few in a hundred of a network.
+masks or causality would allow to leave out are counted, since they are computed. The kernels of
+attention, splash and cuDNN's, count as the plain attention that they stand for: neither the blocks
+that they leave out nor the logits that their gradients compute again are seen. Left out on purpose:
+elementwise functions, which are a few in a hundred of a network.
 """
 
 import math
@@ -20,9 +20,11 @@ import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr
 from jax.interpreters import partial_eval
 
-# Matrix products of [T, H] and [H, S], or as large, that the parts of splash attention stand for:
-# logits and mixing; of the gradients that of the queries; those of chances, keys and values.
-_SPLASH = {"fwd": 2, "dq": 1, "dkv": 3}
+# Matrix products of [T, H] and [H, S], or as large, that a part of an attention stands for: logits
+# and mixing; of the gradients all; that of the queries; those of chances, keys and values.
+_PRODUCTS = {"fwd": 2, "bwd": 4, "dq": 1, "dkv": 3}
+_SPLASH = re.compile(r"splash_m[hq]a_(fwd|dq|dkv)_")
+_CUDNN = re.compile(r"dot_product_attention_(fwd|bwd)_wrapper")
 
 
 def count(function: Callable[..., Any], *args: Any) -> int:
@@ -52,6 +54,9 @@ def _equation(equation: Any) -> int:
         return _convolution(equation)
     if name == "pallas_call":
         return _kernel(equation)
+    if _CUDNN.match(name):
+        query, key = (value.aval.shape for value in equation.invars[:2])  # [B, T, N, H]
+        return _attention(_CUDNN.match(name)[1], query, key[1])
     if name == "cond":
         return max(_of(branch.jaxpr) for branch in params["branches"])
     inner = sum(_of(jaxpr) for jaxpr in _inner(params))
@@ -78,12 +83,17 @@ def _inner(params: dict[str, Any]) -> list[Jaxpr]:
 def _kernel(equation: Any) -> int:
     """Of splash attention the dense products; of another kernel those of its body, in each turn."""
     params = equation.params
-    found = re.match(r"splash_m[hq]a_(fwd|dq|dkv)_", params["name"] or "")
+    found = _SPLASH.match(params["name"] or "")
     if found is None:
         return sum(map(_of, _inner(params))) * math.prod(params["grid_mapping"].grid)
     arrays = [v.aval for v in equation.invars if jnp.issubdtype(v.aval.dtype, jnp.floating)]
     query, key = arrays[:2]
-    return _SPLASH[found[1]] * 2 * math.prod(query.shape) * key.shape[-2]
+    return _attention(found[1], query.shape, key.shape[-2])
+
+
+def _attention(part: str, query: tuple[int, ...], keys: int) -> int:
+    """Of a part of a kernel: the shape of all queries, and how many keys each of them meets."""
+    return _PRODUCTS[part] * 2 * math.prod(query) * keys
 
 
 def _product(equation: Any) -> int:

@@ -5,6 +5,7 @@ says, the memory decides how XLA schedules, the rest which tiles and kernels it 
 purpose: tuning, for which XLA runs kernels on the GPU itself; products take its first choice here.
 """
 
+import ctypes
 import dataclasses
 import importlib.util
 
@@ -54,6 +55,15 @@ def installed() -> bool:
     return importlib.util.find_spec("jax_plugins") is not None and any(
         importlib.util.find_spec(name) is not None for name in PLUGINS
     )
+
+
+def cudnn() -> bool:
+    """Whether cuDNN's library is here, without which JAX does not lower its attention."""
+    try:
+        ctypes.CDLL("libcudnn.so.9")  # found where it lies, or as loaded by the plugin
+    except OSError:
+        return False
+    return True
 
 
 def description(name: str, chip: Chip) -> str:

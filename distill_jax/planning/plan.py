@@ -10,8 +10,10 @@ import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from distill_jax import parallel
-from distill_jax.planning import abstract, hlo, memory, roofline, work
+from distill_jax import config as configs
+from distill_jax import parallel, schema
+from distill_jax.errors import UsageError
+from distill_jax.planning import abstract, gpus, hlo, memory, roofline, work
 from distill_jax.planning.collectives import Collective, collectives
 from distill_jax.planning.targets import Target
 from distill_jax.training.step import compile_steps
@@ -87,6 +89,7 @@ def make(config: ConfigDict, target: Target) -> Plan:
     Raises:
       UsageError: the config does not fit the target's devices, or the teacher the student.
     """
+    config, notes = _kernels(config, target)
     run = abstract.prepare(config, target.devices)
     where = jax.tree.map(lambda a: a.sharding, run.state)
     arguments = (run.state, run.teacher_variables, run.store, run.batches)
@@ -94,8 +97,7 @@ def make(config: ConfigDict, target: Target) -> Plan:
     held = memory.held(*arguments)
     trained = {"student": run.state.params, "adapters": run.state.adapters}
     gradients = memory.of(trained)
-    notes = notes_of(run, target)
-    limit = target.memory
+    notes += notes_of(run, target)
     try:
         with warnings.catch_warnings():
             # A persistent cache of programs cannot hold those for devices that are not here.
@@ -113,7 +115,7 @@ def make(config: ConfigDict, target: Target) -> Plan:
     fresh = stats.output_size_in_bytes - stats.alias_size_in_bytes
     within = stats.temp_size_in_bytes + max(fresh, 0)
     code = stats.generated_code_size_in_bytes
-    found = memory.Memory(held, gradients, within, code, padding, limit)
+    found = memory.Memory(held, gradients, within, code, padding, target.memory)
     module = hlo.parse(compiled.as_text())
     if hlo.executed(module)[1]:
         notes.append("a loop whose turns depend on its values counts once in traffic and messages")
@@ -132,9 +134,25 @@ def make(config: ConfigDict, target: Target) -> Plan:
             traffic=traffic,
             messages=messages,
         )
-    compiler = target.devices[0].platform == "tpu"
-    fits = compiler or found.fits  # the TPU compiler refuses what does not
+    fits = target.platform == "tpu" or found.fits  # the TPU compiler refuses what does not
     return _plan(run, target, found, fits, done, traffic, messages, times, notes)
+
+
+def _kernels(config: ConfigDict, target: Target) -> tuple[ConfigDict, list[str]]:
+    """A config whose kernels can be compiled here, and what a reader must know of that."""
+    asked, absent = config.training.attention, target.platform == "gpu" and not gpus.cudnn()
+    if config.data.name != schema.TEXT or not absent or asked not in ("auto", "cudnn"):
+        return config, []
+    if asked == "cudnn":
+        raise UsageError(
+            "training.attention='cudnn': cuDNN is not here to compile it; expected auto, xla, or "
+            "pip install '.[cuda]'"
+        )
+    plain = configs.resolve(configs.apply_overrides(config, {"training.attention": "xla"}))
+    return plain, [
+        "attention is planned as XLA's, which keeps more and moves more than cuDNN's: cuDNN is not "
+        "here to compile it (pip install '.[cuda]')"
+    ]
 
 
 def _refused(said: str, held: int) -> tuple[int, int] | None:

@@ -45,6 +45,12 @@ class Target:
     shape: tuple[int, ...]
     memory: int
 
+    @property
+    def platform(self) -> str:
+        """ "cpu", "gpu" or "tpu"."""
+        found = self.devices[0].platform
+        return "gpu" if found == "cuda" else found
+
 
 def parse(said: str) -> tuple[str, str, tuple[int, ...]]:
     """("tpu" | "gpu" | "local", chip, shape) of a target; for GPUs the shape is (count,).

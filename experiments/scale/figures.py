@@ -26,14 +26,6 @@ _WIDTH = 0.26  # of a bar
 Row = Mapping[str, Any]
 
 
-def _ruled(rows: Sequence[Row]) -> list[Row]:
-    return [
-        row
-        for row in rows
-        if row["teacher"] == plan.AS_CONFIGURED and row["rows"] == plan.rows(row["target"])
-    ]
-
-
 def steps(rows: Sequence[Row]) -> Figure:
     """A panel a pair, a bar a target."""
     with drawing.style():
@@ -42,7 +34,9 @@ def steps(rows: Sequence[Row]) -> Figure:
         for axes, pair in zip(every, plan.PAIRS, strict=True):
             axes.set_title(pair)
             axes.set_ylabel("Seconds a step")
-            found = {row["target"]: row for row in _ruled(rows) if row["pair"] == pair}
+            found = {
+                row["target"]: row for row in filter(plan.by_rule, rows) if row["pair"] == pair
+            }
             for place, target in enumerate(plan.TARGETS):
                 _bars(axes, place, found.get(target))
         every[-1].set_xticks(
@@ -92,7 +86,7 @@ def cost(rows: Sequence[Row]) -> Figure:
             for colour, kind in zip(drawing.SERIES, kinds, strict=False):
                 line = [
                     row
-                    for row in _ruled(rows)
+                    for row in filter(plan.by_rule, rows)
                     if row["pair"] == pair and _kind(row["target"]) == kind and row["cost"]
                 ]
                 if line:

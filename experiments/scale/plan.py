@@ -5,6 +5,7 @@ JAX is not imported with this file: what it says is read before JAX may start.
 
 import dataclasses
 import pathlib
+from collections.abc import Mapping
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 CONFIGS = ROOT / "configs"
@@ -28,9 +29,13 @@ TARGETS = {
     "tpu:v6e:8x8": 64,
     "tpu:v6e:16x16": 256,
     "gpu:h100:8": 8,
+    "gpu:h100:16": 16,
+    "gpu:h100:32": 32,
     "gpu:h100:64": 64,
 }
 SIXTY_FOUR = tuple(name for name, chips in TARGETS.items() if chips == 64)
+#: GPUs of several hosts, where shards within a host are compared with the rule.
+HOSTS, A_HOST = ("gpu:h100:16", "gpu:h100:32", "gpu:h100:64"), 8
 AS_CONFIGURED, ALONE = "as configured", ""
 
 
@@ -45,6 +50,7 @@ class Case:
       teacher: a folder of configs/shapes, or any other with a config.json; `ALONE` for the
         student's step without a teacher.
       student: likewise.
+      shards: chips that share the parameters; 0 for all of them, which is the rule.
     """
 
     pair: str
@@ -52,6 +58,7 @@ class Case:
     rows: int
     teacher: str = AS_CONFIGURED
     student: str = AS_CONFIGURED
+    shards: int = 0
 
     @property
     def name(self) -> str:
@@ -61,18 +68,23 @@ class Case:
             parts.append("alone")
         elif self.teacher != AS_CONFIGURED:
             parts.append(f"from-{pathlib.PurePath(self.teacher).name}")
+        if self.shards:
+            parts.append(f"{self.shards}shards")
         return "-".join(parts)
 
     @property
     def changes(self) -> dict[str, object]:
         """Values of the config in place of the pair's own.
 
-        All chips share the parameters' shards (`mesh.fsdp`), none splits a layer, and every layer
-        is computed again for its gradient: what needs the least memory without splitting layers.
+        By the rule all chips share the parameters' shards (`mesh.fsdp`), none splits a layer, and
+        every layer is computed again for its gradient: what needs the least memory without
+        splitting layers.
         """
+        chips = TARGETS[self.target]
+        shards = self.shards or chips
         changes = {
-            "mesh.data": 1,
-            "mesh.fsdp": TARGETS[self.target],
+            "mesh.data": chips // shards,
+            "mesh.fsdp": shards,
             "mesh.tensor": 1,
             "training.remat": "full",
             "training.batch_size": self.rows,
@@ -93,6 +105,12 @@ def rows(target: str) -> int:
     return max(LEAST_ROWS, TARGETS[target])
 
 
+def by_rule(row: Mapping[str, object]) -> bool:
+    """Whether a plan, by its case's fields, is of a pair's own teacher under the rule."""
+    own = row["teacher"] == AS_CONFIGURED and row["rows"] == rows(str(row["target"]))
+    return own and not row["shards"]
+
+
 def _at(pair: str, target: str, teacher: str = AS_CONFIGURED) -> Case:
     return Case(pair, target, rows(target), teacher)
 
@@ -100,13 +118,15 @@ def _at(pair: str, target: str, teacher: str = AS_CONFIGURED) -> Case:
 def cases() -> tuple[Case, ...]:
     """All cases, each once, in the order in which they are made."""
     ordered = [_at(LLAMA, HUB), _at(LLAMA, HUB, ALONE), _at(QWEN, HUB)]
-    gpus = [target for target in TARGETS if target.startswith("gpu")]  # planned in a minute
-    ordered += [_at(pair, target) for pair in (LLAMA, QWEN) for target in gpus]
-    ordered += [_at(pair, "gpu:h100:64", ALONE) for pair in (LLAMA, QWEN)]
+    gpus = [target for target in TARGETS if target.startswith("gpu")]  # planned in half a minute
+    ordered += [_at(pair, target) for pair in PAIRS for target in gpus]
+    ordered += [_at(pair, "gpu:h100:64", ALONE) for pair in PAIRS]
+    ordered += [
+        Case(pair, target, rows(target), shards=A_HOST) for pair in PAIRS for target in HOSTS
+    ]
     ordered += [_at(LLAMA, target) for target in ("tpu:v5p:2x2x4", "tpu:v5e:8x8")]
     ordered += [Case(LLAMA, HUB, 256), _at(LLAMA, "tpu:v5p:4x8x8"), _at(LLAMA, "tpu:v6e:8x8")]
     ordered += [_at(LLAMA, HUB, "llama-3.1-8b"), _at(QWEN, HUB, ALONE)]
-    ordered += [_at(GEMMA, target) for target in gpus]
     ordered += [_at(LLAMA, target) for target in TARGETS]
     ordered += [Case(LLAMA, HUB, count) for count in (128, 512)]
     ordered += [_at(QWEN, target) for target in TARGETS]

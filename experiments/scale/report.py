@@ -81,11 +81,7 @@ def rows(summary: Summary) -> list[dict[str, Any]]:
 def by_rule(found: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     """Those of the pairs with their own teachers and a row a chip, by pair and target."""
     order = {name: n for n, name in enumerate((*plan.PAIRS, *plan.TARGETS))}
-    kept = [
-        one
-        for one in found
-        if one["teacher"] == plan.AS_CONFIGURED and one["rows"] == plan.rows(one["target"])
-    ]
+    kept = filter(plan.by_rule, found)
     return sorted(kept, key=lambda one: (order[one["pair"]], order[one["target"]]))
 
 
@@ -145,6 +141,29 @@ def teachers_table(summary: Summary) -> tables.Table:
             Column("teacher_billions", "Teacher (10⁹)", "decimal", 1),
             Column("student_billions", "Student (10⁹)", "decimal", 1),
             Column("gib", "GiB a device", "decimal", 1),
+            *_TIMES,
+            _COST,
+        ),
+    )
+
+
+def hosts_table(summary: Summary) -> tables.Table:
+    """GPUs of several hosts: shards over all of them against shards within each host."""
+    found = rows(summary)
+    order = {name: n for n, name in enumerate((*plan.PAIRS, *plan.HOSTS))}
+    kept = [
+        one | {"shards": one["shards"] or one["chips"]}
+        for one in found
+        if one["target"] in plan.HOSTS and (plan.by_rule(one) or one["shards"])
+    ]
+    return tables.listing(
+        sorted(kept, key=lambda one: (order[one["pair"]], order[one["target"]], one["shards"])),
+        (
+            Column("pair", "Pair"),
+            Column("target", "Target"),
+            Column("shards", "Shards", "integer"),
+            Column("gib", "GiB a device", "decimal", 1),
+            Column("fits", "Fits"),
             *_TIMES,
             _COST,
         ),
@@ -221,6 +240,8 @@ def block(summary: Summary) -> str:
             f"### The teacher's size: {plan.HUB}, {plan.rows(plan.HUB)} rows\n",
             tables.markdown(teachers_table(summary)),
             f"![{figures.COST_CAPTION}](results/{figures.COST})\n\n{figures.COST_CAPTION}.\n",
+            f"### GPUs of several hosts: shards over all, or within a host of {plan.A_HOST}\n",
+            tables.markdown(hosts_table(summary)),
             "### Teacher online against teacher stored\n",
             tables.markdown(stored_table(summary)),
             f"Chip-seconds a million tokens. A stored answer of the {STORED} largest logits takes "

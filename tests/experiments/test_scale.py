@@ -9,6 +9,7 @@ from small_plans import LLAMA, STUDENT, folder
 
 from distill_jax import config as configs
 from distill_jax import workdir
+from distill_jax.planning import gpus
 from distill_jax.reports import tables
 from experiments.scale import plan, report, run
 
@@ -90,7 +91,8 @@ def test_the_configs_of_all_cases_are_accepted():
     for case in plan.cases():
         config = configs.resolve(plan.config(case))
         assert config.training.batch_size % plan.TARGETS[case.target] == 0
-        assert config.mesh.fsdp == plan.TARGETS[case.target]
+        assert config.mesh.fsdp == (case.shards or plan.TARGETS[case.target])
+        assert config.mesh.data * config.mesh.fsdp == plan.TARGETS[case.target]
         assert bool(config.teacher.path) == (case.teacher != plan.ALONE)
         assert (config.method.name == "supervised") == (case.teacher == plan.ALONE)
 
@@ -187,6 +189,9 @@ def test_the_stored_tables_are_those_of_the_stored_summary(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(
+    not gpus.installed(), reason="no compiler for GPUs is installed: pip install '.[plan-gpu]'"
+)
 def test_a_tiny_case_is_planned_by_its_own_process(tmp_path):
     teacher, student = folder(tmp_path, "teacher", LLAMA), folder(tmp_path, "student", STUDENT)
     case = plan.Case(plan.LLAMA, "gpu:h100:8", 32, teacher=teacher, student=student)

@@ -15,7 +15,17 @@ from small_plans import LLAMA, config, folder
 from distill_jax import cli, parallel, planning
 from distill_jax import config as configs
 from distill_jax.errors import UsageError
-from distill_jax.planning import abstract, choices, memory, plan, report, roofline, targets
+from distill_jax.planning import (
+    abstract,
+    choices,
+    gpus,
+    memory,
+    plan,
+    report,
+    roofline,
+    targets,
+    work,
+)
 from distill_jax.planning.chips import CHIPS
 from distill_jax.planning.collectives import Collective
 from distill_jax.training.step import compile_steps
@@ -243,7 +253,7 @@ def test_the_verb_exits_1_where_it_does_not_fit(tmp_path, capsys, monkeypatch, k
         ("tpu:v5e:32x32", "--target=tpu:v5e:32x32: expected sizes of at most 16"),
         ("tpu:v5e", "--target=tpu:v5e: expected tpu:CHIP:SHAPE such as tpu:v5p:4x4x4"),
         ("gpu:h100:0", "--target=gpu:h100:0: expected tpu:CHIP:SHAPE"),
-        ("gpu:h100:4096", "8 CPU devices are here to stand in for 4096"),
+        ("gpu:h100:12", "--target=gpu:h100:12: expected up to 8 GPUs, or a multiple of 8"),
     ],
 )
 def test_a_target_that_is_none_is_misuse(tmp_path, capsys, kept_environment, target, said):
@@ -258,13 +268,10 @@ def test_a_mesh_that_does_not_fit_the_target_is_misuse(tmp_path, capsys, kept_en
     assert "mesh.data=-1" in capsys.readouterr().err
 
 
-def test_gpus_are_stood_in_for(tmp_path, kept_environment):
-    targets.prepare_process("gpu:h100:8")
-    target = targets.open_target("gpu:h100:8")
-    found = plan.make(config(tmp_path, mesh__fsdp=8), target)
-    assert found.memory.limit == 60 * 10**9  # three quarters: what JAX takes of a GPU
-    assert found.times.bound in ("compute", "memory", "interconnect")
-    assert any("in place of the GPUs" in note for note in found.notes)
+def test_without_a_compiler_for_gpus_it_is_said_what_to_install(monkeypatch):
+    monkeypatch.setattr(gpus, "PLUGINS", ("jax_plugins.none",))
+    with pytest.raises(UsageError, match=r"--target=gpu:h100:8: .*pip install '.\[plan-gpu\]'"):
+        targets.open_target("gpu:h100:8")
 
 
 def test_times_are_quotients():
@@ -341,6 +348,56 @@ def test_tpu_slices_are_compiled_for(tmp_path, kept_environment, target, mesh, d
     assert {axis for c in found.messages for axis in c.axes} >= {"fsdp"}
     assert found.work.student_backward == 2 * found.work.student_forward
     assert len({tuple(device.coords) for device in found.mesh.devices.flat}) == devices
+
+
+needs_gpu_compiler = pytest.mark.skipif(
+    not gpus.installed(), reason="no compiler for GPUs is installed: pip install '.[plan-gpu]'"
+)
+
+
+@needs_gpu_compiler
+@pytest.mark.slow
+def test_gpus_are_compiled_for(tmp_path, kept_environment):
+    targets.prepare_process("gpu:h100:8")
+    opened = targets.open_target("gpu:h100:8")
+    settings = config(tmp_path, training__compute_dtype="bfloat16", mesh__fsdp=4, mesh__tensor=2)
+    run, found = abstract.prepare(settings, opened.devices), plan.make(settings, opened)
+    assert found.memory.limit == 60 * 10**9  # three quarters: what JAX takes of a GPU
+    assert found.memory.padding == 0 and found.fits
+    assert found.work.student_backward == 2 * found.work.student_forward
+    assert {axis for c in found.messages for axis in c.axes} == {"fsdp", "tensor"}
+    # What a device lacks of a parameter over fsdp comes to it in bfloat16, not in float32.
+    gathered = sum(c.bytes for c in found.messages if c.kind == "all-gather")
+    leaves = jax.tree.leaves((run.state.params, run.teacher_variables))
+    lacking = sum(
+        3 * np.prod(leaf.sharding.shard_shape(leaf.shape))
+        for leaf in leaves
+        if "fsdp" in leaf.sharding.spec
+    )
+    assert lacking < gathered <= 2 * lacking
+
+
+@needs_gpu_compiler
+@pytest.mark.slow
+@pytest.mark.parametrize("installed", [False, True])
+def test_attention_on_gpus_is_cudnns_where_that_is_here(
+    tmp_path, kept_environment, monkeypatch, installed
+):
+    targets.prepare_process("gpu:h100:2")
+    opened = targets.open_target("gpu:h100:2")
+    if installed and not gpus.cudnn():
+        pytest.skip("cuDNN is not installed: pip install '.[cuda]'")
+    monkeypatch.setattr(gpus, "cudnn", lambda: installed)
+    settings = config(tmp_path, training__compute_dtype="bfloat16", mesh__fsdp=2)
+    found = plan.make(settings, opened)
+    plain = abstract.prepare(
+        choices.changed(settings, {"training.attention": "xla"}), jax.devices()[:2]
+    )
+    assert found.work == work.of(plain)
+    assert any("cuDNN is not here" in note for note in found.notes) != installed
+    if not installed:
+        with pytest.raises(UsageError, match="training.attention='cudnn': cuDNN is not here"):
+            plan.make(choices.changed(settings, {"training.attention": "cudnn"}), opened)
 
 
 @needs_libtpu
