@@ -34,37 +34,47 @@ def draw(task: dict[str, Any]) -> list[np.ndarray]:
     return arrays
 
 
-def in_jax(task: dict[str, Any]) -> Measured:
-    import jax
+def jax_loss(task: dict[str, Any], mesh: Any = None) -> Callable[..., Any]:
+    """(student [N, Ds], head [Ds, V], teacher [N, Dt], head [Dt, V]) -> the mean over tokens.
+
+    Args:
+      task: its "name" is one of `JAX`.
+      mesh: of the devices that it is compiled for; None for those that are here.
+    """
     import jax.numpy as jnp
 
     from distill_jax import losses
 
-    dtype = jnp.dtype(task["dtype"])
-    student, head, teacher, teacher_head = (jnp.asarray(a, dtype) for a in draw(task))
-    weights = jnp.full(task["tokens"], 1 / task["tokens"])
     option = {"beta": 0.5} if task["divergence"] == "jensen_shannon" else {}
 
-    def ours(student, head):
+    def ours(student, head, teacher, teacher_head):
+        weights = jnp.full(task["tokens"], 1 / task["tokens"])
         return losses.vocab_divergence(
             student, head, teacher, teacher_head, weights=weights,
-            divergence=task["divergence"], chunk=task["chunk"] or None,
+            divergence=task["divergence"], chunk=task["chunk"] or None, mesh=mesh,
             accumulate_dtype=task["dtype"] if task["name"] == "ours_low_memory" else "float32",
         )[0]  # fmt: skip
 
-    def dense(student, head):
+    def dense(student, head, teacher, teacher_head):
         z_s, z_t = (
             jnp.matmul(*pair, preferred_element_type=jnp.float32)
             for pair in ((student, head), (teacher, teacher_head))
         )
         return jnp.mean(getattr(losses, task["divergence"])(z_s, z_t, **option))
 
-    loss = dense if task["name"] == "dense" else ours
-    compiled = jax.jit(jax.value_and_grad(loss, (0, 1))).lower(student, head).compile()
+    return dense if task["name"] == "dense" else ours
+
+
+def in_jax(task: dict[str, Any]) -> Measured:
+    import jax
+    import jax.numpy as jnp
+
+    given = tuple(jnp.asarray(a, jnp.dtype(task["dtype"])) for a in draw(task))
+    compiled = jax.jit(jax.value_and_grad(jax_loss(task), (0, 1))).lower(*given).compile()
     found: list[Any] = [None]
 
     def once() -> None:
-        found[0] = jax.block_until_ready(compiled(student, head))
+        found[0] = jax.block_until_ready(compiled(*given))
 
     def values() -> tuple[float, float, float]:
         value, gradients = found[0]
@@ -75,7 +85,7 @@ def in_jax(task: dict[str, Any]) -> Measured:
         if "peak_bytes_in_use" in stats:
             return stats["peak_bytes_in_use"]
         memory = compiled.memory_analysis()
-        inputs = sum(a.nbytes for a in (student, head, teacher, teacher_head))
+        inputs = sum(a.nbytes for a in given)
         return inputs + memory.temp_size_in_bytes + memory.output_size_in_bytes
 
     return once, values, peak

@@ -3,11 +3,12 @@
 import importlib.util
 import json
 
+import jax
 import numpy as np
 import pytest
 from scipy.special import log_softmax
 
-from experiments.vocab_loss import contenders, run
+from experiments.vocab_loss import contenders, memory, run
 
 TASK = {
     "tokens": 24, "student_width": 6, "teacher_width": 10, "vocab": 50, "dtype": "float32",
@@ -66,3 +67,25 @@ def test_a_run_leaves_a_record_and_says_what_it_left_out(tmp_path, monkeypatch, 
 def test_a_mistake_is_one_line(capsys, flag, words):
     assert run.main([flag]) == 2
     assert words in capsys.readouterr().err
+
+
+def test_memory_is_what_is_held_and_what_is_made():
+    task = {**TASK, "name": "ours", "divergence": "forward_kl", "teacher_width": 6, "vocab": 500}
+    small, large = (
+        memory.compiled({**task, "tokens": tokens, "name": name}, jax.devices()[0])
+        for tokens, name in ((240, "ours"), (240, "dense"))
+    )
+    hidden, head = 240 * 6 * 4, 6 * 500 * 4
+    for found in (small, large):
+        assert found["operands"] == 2 * (hidden + head)
+        assert hidden + head + 4 <= found["gradients"] <= hidden + head + 64  # and the loss
+        assert found["total"] == found["operands"] + found["gradients"] + found["within"]
+    logits = 240 * 500 * 4
+    assert small["within"] < logits < large["within"]
+    assert "| 240 | ours | 7 |" in memory.table([small])
+
+
+def test_a_target_that_is_none_is_refused(capsys, monkeypatch):
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+    assert memory.main(["--target=gpu:h900:1"]) == 2
+    assert "--target=gpu:h900:1: no gpu 'h900'" in capsys.readouterr().err
