@@ -20,26 +20,28 @@ from jax.sharding import Mesh, PartitionSpec
 from distill_jax import parallel
 from distill_jax.errors import UsageError
 
-# Queries and keys of a block; each takes a program's start, and VMEM has room for the logits of the
-# largest, float32 [512, 512], in the backward pass too.
+# Queries and keys of a block, the largest that divides the length. With heads of up to 256 in
+# float32, VMEM has room for the backward pass of 512 on v4, v5e, v5p and v6e; with 512 not on v4.
 _BLOCKS = (512, 256, 128)
-_LANES = _BLOCKS[-1]  # of a TPU's registers: keys of a block come in multiples of them
-_HALF = _LANES // 2  # of which a head takes up whole multiples
+_LANES = 128  # of a TPU's registers: keys of a block come in multiples of them
+_SIZES = (64, 128, 192, 256)  # of heads, that were compiled
 
 
 def fits(length: int, size: int) -> bool:
     """Whether the kernel takes `length` tokens with heads of `size`."""
-    return length % _LANES == 0 and size % _HALF == 0
+    return length % _LANES == 0 and size in _SIZES
 
 
 def check(length: int, size: int, platform: str) -> None:
     """UsageError where the kernel was asked for by name and cannot be had."""
     if platform not in ("tpu", "cpu"):
-        raise UsageError(f"attention='splash': a kernel for TPUs, not for a {platform}")
+        raise UsageError(
+            f"attention='splash': a kernel for TPUs, and this is a {platform}; expected auto"
+        )
     if not fits(length, size):
         raise UsageError(
             f"attention='splash': {length} tokens and heads of {size}; expected a multiple of "
-            f"{_LANES} and one of {_HALF}"
+            f"{_LANES}, and one of {', '.join(map(str, _SIZES))}"
         )
 
 
