@@ -5,8 +5,9 @@ Matrices that widen are split over `tensor` by their outputs and those that narr
 so that a layer of a transformer has one sum over `tensor` after its attention and one after its MLP
 (Shoeybi et al. 2019, "Megatron-LM", section 3); the other side of every matrix is split over `fsdp`
 (Rajbhandari et al. 2020, "ZeRO", stage 3). An array of an optimizer or an average has the name and
-the shape of its parameter, and so its rule. Left out on purpose: experts, pipelines, and sequences
-in shards.
+the shape of its parameter, and so its rule. Every expert of a mixture is split as a single MLP is,
+and its router is whole. Left out on purpose: experts on devices of their own, pipelines, and
+sequences in shards.
 """
 
 import functools
@@ -31,7 +32,8 @@ _IN_RUN = r"runs/\d+/\w+/"
 
 #: For an array holds the first rule whose pattern ends its name and that has an entry for each of
 #: its dimensions; an array without a rule is whole on every device.
-#: The first dimension of what is in `runs/` counts layers, and is whole: a scan goes over it.
+#: The first dimension of what is in `runs/` counts layers, and is whole: a scan goes over it. So is
+#: the second of four, which counts experts.
 RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
     # decoders
     (r"(base/)?embedding", ("tensor", "fsdp")),
@@ -39,6 +41,9 @@ RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
     (rf"{_IN_RUN}{_WIDENS}/kernel", (None, "fsdp", "tensor")),
     (rf"{_IN_RUN}{_NARROWS}/kernel", (None, "tensor", "fsdp")),
     (rf"{_IN_RUN}{_WIDENS}/(bias|kernel_scale)", (None, "tensor")),
+    (rf"{_IN_RUN}{_WIDENS}/kernel", (None, None, "fsdp", "tensor")),
+    (rf"{_IN_RUN}{_NARROWS}/kernel", (None, None, "tensor", "fsdp")),
+    (rf"{_IN_RUN}{_WIDENS}/kernel_scale", (None, None, "tensor")),
     (rf"{_IN_RUN}{_WIDENS}/low_rank/a/kernel", (None, "fsdp", None)),
     (rf"{_IN_RUN}{_WIDENS}/low_rank/b/kernel", (None, None, "tensor")),
     (rf"{_IN_RUN}{_NARROWS}/low_rank/a/kernel", (None, "tensor", None)),

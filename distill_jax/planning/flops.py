@@ -5,7 +5,8 @@ Here every matrix product and convolution of the traced function is counted, and
 as often as it turns: 2 operations for a multiplication and an addition. Products with zeros that
 masks or causality would allow to leave out are counted, since they are computed. The kernels of
 attention, splash and cuDNN's, count as the plain attention that they stand for: neither the blocks
-that they leave out nor the logits that their gradients compute again are seen. Left out on purpose:
+that they leave out nor the logits that their gradients compute again are seen. Of experts those
+that a token has are counted, which is what a TPU computes; a CPU computes all. Left out on purpose:
 elementwise functions, which are a few in a hundred of a network.
 """
 
@@ -49,7 +50,9 @@ def _of(jaxpr: Jaxpr) -> int:
 def _equation(equation: Any) -> int:
     name, params = equation.primitive.name, equation.params
     if name == "dot_general":
-        return _product(equation)
+        return _product(equation, params["dimension_numbers"])
+    if name == "ragged_dot_general":
+        return _grouped_product(equation)
     if name == "conv_general_dilated":
         return _convolution(equation)
     if name == "pallas_call":
@@ -96,8 +99,18 @@ def _attention(part: str, query: tuple[int, ...], keys: int) -> int:
     return _PRODUCTS[part] * 2 * math.prod(query) * keys
 
 
-def _product(equation: Any) -> int:
-    (contracted, _), _ = equation.params["dimension_numbers"]
+def _grouped_product(equation: Any) -> int:
+    """Of rows in groups: each row meets the matrix of its own group, in either direction."""
+    numbers = equation.params["ragged_dot_dimension_numbers"]
+    found = _product(equation, numbers.dot_dimension_numbers)
+    (contracted, _), _ = numbers.dot_dimension_numbers
+    # The gradient of the matrices has one result a group, each a sum over the rows of that group.
+    summed = numbers.lhs_ragged_dimensions[0] in contracted
+    return found // equation.invars[2].aval.shape[-1] if summed else found
+
+
+def _product(equation: Any, numbers: Any) -> int:
+    (contracted, _), _ = numbers
     left, out = equation.invars[0].aval.shape, equation.outvars[0].aval.shape
     return 2 * math.prod(out) * math.prod(left[axis] for axis in contracted)
 

@@ -7,7 +7,7 @@
 
 `config` says what a decoder is, `decoder` computes it, `families` and `names` translate from and to
 Hugging Face, `checkpoint` and `export` read and write. Left out on purpose: tokenizers, sampling,
-dropout, mixtures of experts.
+dropout.
 """
 
 from distill_jax.models.language.cache import Cache, init_cache

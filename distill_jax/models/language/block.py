@@ -1,4 +1,4 @@
-"""A layer of a decoder: attention and MLP, each beside the stream of activations."""
+"""A layer of a decoder: attention and MLP or experts, each beside the stream of activations."""
 
 from flax import nnx
 from jax import Array
@@ -6,16 +6,25 @@ from jax.typing import DTypeLike
 
 from distill_jax.models.language.attention import Attention
 from distill_jax.models.language.config import DecoderConfig
+from distill_jax.models.language.experts import Experts
 from distill_jax.models.language.layers import MLP, Norm
+from distill_jax.models.language.layout import Layout
 
 
 class Block(nnx.Module):
     """Attention and MLP with their norms; its parameters are those of `count` layers."""
 
     def __init__(
-        self, config: DecoderConfig, count: int, *, param_dtype: DTypeLike, rngs: nnx.Rngs
+        self,
+        config: DecoderConfig,
+        count: int,
+        *,
+        layout: Layout | None,
+        param_dtype: DTypeLike,
+        rngs: nnx.Rngs,
     ):
         lead = (count,)
+        shared = dict(lead=lead, param_dtype=param_dtype, rngs=rngs)
 
         def norm(placements: tuple[str, ...]) -> Norm | None:
             if config.norm_placement not in placements:
@@ -23,10 +32,12 @@ class Block(nnx.Module):
             return Norm(config, config.dim, lead=lead, param_dtype=param_dtype)
 
         self.attention_norm = norm(("pre", "sandwich"))
-        self.attention = Attention(config, lead=lead, param_dtype=param_dtype, rngs=rngs)
+        self.attention = Attention(config, **shared)
         self.attention_post_norm = norm(("post", "sandwich"))
         self.mlp_norm = norm(("pre", "sandwich"))
-        self.mlp = MLP(config, lead=lead, param_dtype=param_dtype, rngs=rngs)
+        self.mlp = (
+            Experts(config, layout=layout, **shared) if config.experts else MLP(config, **shared)
+        )
         self.mlp_post_norm = norm(("post", "sandwich"))
 
     def start(self, x: Array, turns: tuple[Array, Array] | None) -> tuple[Array, Array, Array]:

@@ -1,6 +1,6 @@
 """Checkpoints of decoders: Hugging Face folders in and out, and the arrays of llama2.c.
 
-A tensor goes from the file to its row in the stacked parameter, in the shards that the parameter
+A tensor goes from the file to its place in the stacked parameter, in the shards that the parameter
 has, before the next one is read: the host never holds more than a tensor or two, and of many
 processes each reads what its own devices keep. Nothing in a folder is executed: JSON and
 safetensors hold data alone.
@@ -188,15 +188,15 @@ def _place(
     where: tuple[Sharding | None, ...],
 ) -> tuple[Array, ...]:
     """The parameter, or its integers and scales, with one tensor in place; buffers are reused."""
-    stacked = tensor.layer is not None
     target = None
     if isinstance(where[0], NamedSharding):
         # Each device gets the part that it keeps, laid out as in the file.
-        spec = (*where[0].spec, *(None,) * (held[0].ndim - len(where[0].spec)))[stacked:]
+        spec = (*where[0].spec, *(None,) * (held[0].ndim - len(where[0].spec)))
+        spec = spec[len(tensor.place) :]
         turned = spec[:: -1 if tensor.transposed else 1]
         target = NamedSharding(where[0].mesh, PartitionSpec(*turned))
     moved = _read_part(part, target)
-    return _update(where)(held, moved, tensor.layer or 0, stacked, tensor.transposed)
+    return _update(where)(held, moved, tensor.place, tensor.transposed)
 
 
 def _read_part(part: files.Stored, target: NamedSharding | None) -> Array:
@@ -216,17 +216,19 @@ def _read_part(part: files.Stored, target: NamedSharding | None) -> Array:
 
 @functools.cache
 def _update(where: tuple[Sharding | None, ...]) -> Callable[..., tuple[Array, ...]]:
-    def update(held, part, layer, stacked, transposed):
+    def update(held, part, place, transposed):
         part = part.T if transposed else part
         new = (part.astype(held[0].dtype),) if len(held) == 1 else int8.quantized(part)
-        if not stacked:
-            return new
-        return tuple(
-            jax.lax.dynamic_update_index_in_dim(old, value, layer, 0)
-            for old, value in zip(held, new, strict=True)
-        )
 
-    return jax.jit(update, static_argnums=(3, 4), donate_argnums=0, out_shardings=where)
+        def put(old, value):
+            value = jnp.expand_dims(value, tuple(range(len(place))))
+            return jax.lax.dynamic_update_slice(
+                old, value, (*place, *(0,) * (old.ndim - len(place)))
+            )
+
+        return tuple(put(old, value) for old, value in zip(held, new, strict=True))
+
+    return jax.jit(update, static_argnums=3, donate_argnums=0, out_shardings=where)
 
 
 def from_llama2c(

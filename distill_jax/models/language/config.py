@@ -1,8 +1,9 @@
 """What a decoder is: its sizes, and the choices in which the families differ, as plain values.
 
 One `Decoder` computes all of them; there is no code for a family outside `families` and `names`,
-which translate to and from the files of transformers. Left out on purpose: dropout, mixtures of
-experts, and RoPE scalings other than "linear" and "llama3".
+which translate to and from the files of transformers. Left out on purpose: dropout, RoPE scalings
+other than "linear" and "llama3", and mixtures of experts that have dense layers among their own or
+experts that see every token.
 """
 
 import dataclasses
@@ -81,9 +82,14 @@ class DecoderConfig:
       heads: of queries, a multiple of `kv_heads`.
       kv_heads: of keys and values.
       head_dim: of one head; even where positions are "rope".
-      mlp_dim: the inner width of the two- or three-matrix MLP.
+      mlp_dim: the inner width of the two- or three-matrix MLP; of one expert where there are any.
       activation: "silu", "gelu_tanh" (the tanh approximation) or "gelu" (exact).
       gated: whether the MLP is down(activation(gate(x)) * up(x)), or down(activation(up(x))).
+      experts: how many MLPs a layer has, of which a router chooses for each token (Shazeer et al.,
+        2017); 0 for the one that every token passes.
+      experts_per_token: how many it chooses; 0 without experts.
+      gates_normalised: whether the chosen gates are divided by their sum (`norm_topk_prob` of
+        Qwen3-MoE; always in Mixtral); True without experts.
       norm: "rms" (Zhang and Sennrich, 2019) or "layer" (Ba et al., 2016, with a bias).
       norm_eps: added to the mean square or the variance.
       norm_offset: whether a norm multiplies by 1 + its scale, which then starts at 0 (Gemma).
@@ -123,6 +129,9 @@ class DecoderConfig:
     mlp_dim: int
     activation: str = "silu"
     gated: bool = True
+    experts: int = 0
+    experts_per_token: int = 0
+    gates_normalised: bool = True
     norm: str = "rms"
     norm_eps: float = 1e-5
     norm_offset: bool = False
@@ -169,11 +178,24 @@ class DecoderConfig:
         if self.rope_scaling is not None:
             known = isinstance(self.rope_scaling, RopeScaling)
             self._require(known, "rope_scaling", "a RopeScaling or None")
+        self._check_experts()
         self._check_window()
 
     def _require(self, condition: bool, field: str, expected: str) -> None:
         if not condition:
             raise UsageError(f"decoder.{field}={getattr(self, field)!r}: expected {expected}")
+
+    def _check_experts(self) -> None:
+        experts, chosen = self.experts, self.experts_per_token
+        self._require(experts == 0 or _positive_int(experts), "experts", "a positive int, or 0")
+        if experts == 0:
+            self._require(chosen == 0, "experts_per_token", "0 where experts=0")
+            self._require(self.gates_normalised, "gates_normalised", "True where experts=0")
+            return
+        some = _positive_int(chosen) and chosen <= experts
+        self._require(some, "experts_per_token", f"an int from 1 to experts={experts}")
+        self._require(self.gated, "gated", "True, for experts have three matrices")
+        self._require(not self.mlp_bias, "mlp_bias", "False, for experts have no bias")
 
     def _check_window(self) -> None:
         window, sliding = self.window, self.sliding

@@ -34,17 +34,12 @@ from distill_jax.models.language.cache import Cache
 from distill_jax.models.language.config import DecoderConfig, Run, places, runs
 from distill_jax.models.language.layers import INITIAL, Linear, Norm, frequencies, rotation
 from distill_jax.models.language.layout import Layout
+from distill_jax.models.language.remat import POLICIES
 
-_DOTS = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
-# Parameters that were put together are not kept for the gradient, or shards would save nothing.
-_UNGATHERED = jax.checkpoint_policies.save_anything_except_these_names(parallel.GATHERED)
 #: The matrices of a layer, by the part that they are in.
 PROJECTIONS = {"attention": ("query", "key", "value", "output"), "mlp": ("gate", "up", "down")}
 #: (flat name of a parameter, its shape) -> how it is laid out over devices; None for the default.
 Placement = Callable[[str, tuple[int, ...]], Sharding | None]
-#: What a layer keeps for its gradient: everything; its input alone, the rest computed again; or
-#: its input and the results of its matrix products with parameters.
-REMAT = ("none", "full", "dots")
 
 
 @jax.tree_util.register_dataclass
@@ -78,7 +73,7 @@ class Decoder(nnx.Module):
       config: what it is.
       dtype: in which it computes; norms, softmax and rotations are float32 whatever it is.
       param_dtype: of the parameters.
-      remat: "none", "full" or "dots"; see `REMAT`.
+      remat: "none", "full" or "dots"; see `remat.POLICIES`.
       attention: "auto", "xla", "cudnn" or "splash"; see `attention.IMPLEMENTATIONS`.
       mesh: over which activations are laid out; None leaves it to the compiler.
       rngs: of the initial values.
@@ -95,8 +90,8 @@ class Decoder(nnx.Module):
         mesh: Mesh | None = None,
         rngs: nnx.Rngs,
     ):
-        if remat not in REMAT:
-            raise ValueError(f"remat={remat!r}: expected one of {', '.join(REMAT)}")
+        if remat not in POLICIES:
+            raise ValueError(f"remat={remat!r}: expected one of {', '.join(POLICIES)}")
         check_implementation(attention, dtype)
 
         def table(*shape: int) -> nnx.Param:
@@ -111,7 +106,8 @@ class Decoder(nnx.Module):
         self.embedding = table(config.vocab_size, config.dim)
         self.position_embedding = table(config.max_positions, config.dim) if learned else None
         self.runs = nnx.List(
-            Block(config, run.layers, param_dtype=param_dtype, rngs=rngs) for run in runs(config)
+            Block(config, run.layers, layout=self.layout, param_dtype=param_dtype, rngs=rngs)
+            for run in runs(config)
         )
         self.final_norm = Norm(config, config.dim, lead=(), param_dtype=param_dtype)
         self.untied_head = None if config.tied else table(config.dim, config.vocab_size)
@@ -261,12 +257,11 @@ class Decoder(nnx.Module):
             x = part.finish(x, mixed)
             return x if layout is None else layout.stream(x), cached
 
-        policies = {"none": _UNGATHERED, "full": None, "dots": _DOTS}
         if self.remat != "none" or (layout is not None and layout.in_shards):
             # Within a loop the two passes are apart, and XLA cannot merge what is computed again.
             layer = jax.checkpoint(
                 layer,
-                policy=policies[self.remat],
+                policy=POLICIES[self.remat],
                 prevent_cse=run.repeats == 1,
                 static_argnums=(4,),
             )

@@ -139,7 +139,6 @@ def _shards(layout: list[names.Tensor], itemsize: int, limit: int) -> Iterator[l
 
 def _array(tensor: names.Tensor, params: Mapping[str, Any], kind: jnp.dtype) -> np.ndarray:
     """One tensor as the checkpoint has it."""
-    parts = [params[name] for name in tensor.parameters]
-    parts = [part if tensor.layer is None else part[tensor.layer] for part in parts]
+    parts = [params[name][tensor.place] for name in tensor.parameters]
     whole = np.concatenate([np.asarray(part.astype(kind)) for part in parts], axis=-1)
     return np.ascontiguousarray(whole.T if tensor.transposed else whole)

@@ -1,9 +1,8 @@
 """config.json of transformers, versions 4 and 5, to and from `DecoderConfig`.
 
-A family is a row of `FAMILIES`: which key is which field, with the default of transformers, and
-what the family fixes. A key that no row knows is refused unless it says nothing (null, false,
-empty) or is known not to change what a model computes: a model that is quietly another one is worse
-than a refusal. Dropout rates are such keys: nothing here drops out.
+A family is a row of `family_table.FAMILIES`. A key that no row knows is refused unless it says
+nothing (null, false, empty) or is known not to change what a model computes: a model that is
+quietly another one is worse than a refusal. Dropout rates are such keys: nothing here drops out.
 """
 
 import dataclasses
@@ -14,20 +13,7 @@ from typing import Any
 from distill_jax.errors import UsageError, unknown
 from distill_jax.models.language import rope
 from distill_jax.models.language.config import DecoderConfig
-
-NEEDED = object()
-
-#: Keys that do not change the hidden states of an evaluated model.
-HARMLESS = frozenset(
-    """_attn_implementation_autoset _name_or_path architectures attention_dropout attn_pdrop
-    auto_map begin_suppress_tokens bos_token_id cache_implementation chunk_size_feed_forward
-    do_sample dtype embd_pdrop embedding_dropout eos_token_id finetuning_task id2label
-    initializer_range is_llama_config label2id max_length model_type n_ctx pad_token_id prefix
-    pretraining_tp problem_type reorder_and_upcast_attn resid_pdrop return_dict sep_token_id
-    summary_activation summary_first_dropout summary_proj_to_labels summary_type
-    summary_use_proj task_specific_params temperature tokenizer_class top_k top_p torch_dtype
-    transformers.js_config transformers_version unsloth_fixed unsloth_version use_cache""".split()
-)
+from distill_jax.models.language.family_table import FAMILIES, GEMMA, HARMLESS, NEEDED, Family
 
 _ACTIVATIONS = {
     "silu": "silu",
@@ -36,148 +22,6 @@ _ACTIVATIONS = {
     "gelu_pytorch_tanh": "gelu_tanh",
     "gelu": "gelu",
 }
-_BIASES = ("qkv_bias", "output_bias")
-
-
-@dataclasses.dataclass(frozen=True)
-class Family:
-    """How one `model_type` says what a decoder is.
-
-    Attributes:
-      architecture: the class of transformers that has logits.
-      keys: key -> (field, or several of one value; its default, or NEEDED).
-      fixed: field -> value, which no key says.
-      activation: the key of the activation, and its default.
-      windows: "none"; "all", of `sliding_window` in every layer; "types", of `layer_types`; or
-        "switched", the same behind `use_sliding_window` and `max_window_layers`.
-      default_window: of `sliding_window`.
-      pattern: layers with a window where `layer_types` is not there.
-      equal: key -> the one value it may have, beside saying nothing.
-    """
-
-    architecture: str
-    keys: Mapping[str, tuple[str | tuple[str, ...], Any]]
-    fixed: Mapping[str, Any]
-    activation: tuple[str, str] = ("hidden_act", "silu")
-    windows: str = "none"
-    default_window: int | None = None
-    pattern: tuple[bool, ...] = (False,)
-    equal: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-
-
-_SIZES = {
-    "vocab_size": ("vocab_size", NEEDED),
-    "hidden_size": ("dim", NEEDED),
-    "num_hidden_layers": ("layers", NEEDED),
-    "num_attention_heads": ("heads", NEEDED),
-    "num_key_value_heads": ("kv_heads", None),
-    "head_dim": ("head_dim", None),
-    "intermediate_size": ("mlp_dim", NEEDED),
-}
-
-
-def _keys(positions: int, epsilon: float = 1e-6, tied: bool = False, **more: Any) -> dict[str, Any]:
-    return _SIZES | {
-        "max_position_embeddings": ("max_positions", positions),
-        "rms_norm_eps": ("norm_eps", epsilon),
-        "tie_word_embeddings": ("tied", tied),
-        **more,
-    }
-
-
-_GEMMA = dict(norm_offset=True, norm_placement="sandwich")
-_ATTENTION_BIAS = dict(attention_bias=(_BIASES, False))
-
-FAMILIES: dict[str, Family] = {
-    "llama": Family(
-        "LlamaForCausalLM", _keys(2048, mlp_bias=("mlp_bias", False), **_ATTENTION_BIAS), {}
-    ),
-    "mistral": Family("MistralForCausalLM", _keys(131072), {}, windows="all", default_window=4096),
-    "qwen2": Family(
-        "Qwen2ForCausalLM",
-        _keys(32768),
-        dict(qkv_bias=True),
-        windows="switched",
-        default_window=4096,
-    ),
-    "qwen3": Family(
-        "Qwen3ForCausalLM",
-        _keys(32768, head_dim=("head_dim", 128), **_ATTENTION_BIAS),
-        dict(qk_norm="head"),
-        windows="switched",
-        default_window=4096,
-    ),
-    "gemma2": Family(
-        "Gemma2ForCausalLM",
-        _keys(
-            8192,
-            tied=True,
-            head_dim=("head_dim", 256),
-            final_logit_softcapping=("logit_cap", 30.0),
-            attn_logit_softcapping=("attention_cap", 50.0),
-            query_pre_attn_scalar=("attention_scale", 256),
-            **_ATTENTION_BIAS,
-        ),
-        _GEMMA,
-        activation=("hidden_activation", "gelu_pytorch_tanh"),
-        windows="types",
-        default_window=4096,
-        pattern=(True, False),
-        equal=dict(hidden_act="gelu_pytorch_tanh"),
-    ),
-    "gemma3_text": Family(
-        "Gemma3ForCausalLM",
-        _keys(
-            131072,
-            tied=True,
-            head_dim=("head_dim", 256),
-            final_logit_softcapping=("logit_cap", None),
-            query_pre_attn_scalar=("attention_scale", 256),
-            **_ATTENTION_BIAS,
-        ),
-        _GEMMA | dict(qk_norm="head"),
-        activation=("hidden_activation", "gelu_pytorch_tanh"),
-        windows="types",
-        default_window=4096,
-        pattern=(True, True, True, True, True, False),
-        equal=dict(hidden_act="gelu_pytorch_tanh"),
-    ),
-    "phi3": Family(
-        "Phi3ForCausalLM",
-        _keys(4096, 1e-5),
-        {},
-        windows="all",
-    ),
-    "olmo2": Family(
-        "Olmo2ForCausalLM",
-        _keys(2048, 1e-5, **_ATTENTION_BIAS),
-        dict(norm_placement="post", qk_norm="all"),
-    ),
-    "gpt2": Family(
-        "GPT2LMHeadModel",
-        {
-            "vocab_size": ("vocab_size", NEEDED),
-            "n_embd": ("dim", NEEDED),
-            "n_layer": ("layers", NEEDED),
-            "n_head": ("heads", NEEDED),
-            "n_inner": ("mlp_dim", None),
-            "n_positions": ("max_positions", 1024),
-            "layer_norm_epsilon": ("norm_eps", 1e-5),
-            "scale_attn_weights": ("attention_scale", True),
-            "tie_word_embeddings": ("tied", True),
-        },
-        dict(
-            gated=False,
-            norm="layer",
-            positions="learned",
-            qkv_bias=True,
-            output_bias=True,
-            mlp_bias=True,
-        ),
-        activation=("activation_function", "gelu_new"),
-    ),
-}
-
 # Each knows which keys of a window there are beside `sliding_window`.
 _WINDOW_KEYS = {
     "none": (),
@@ -233,12 +77,9 @@ def from_huggingface(content: Mapping[str, Any], *, key: str = "config.json") ->
 def _refuse_others(content: Mapping[str, Any], name: str, key: str) -> None:
     family = FAMILIES[name]
     known = HARMLESS | family.keys.keys() | {family.activation[0]}
-    known |= set(_WINDOW_KEYS[family.windows])
+    known |= set(_WINDOW_KEYS[family.windows]) | set(family.unread)
     if name != "gpt2":
         known |= rope.KEYS
-    if name == "phi3":
-        # Read by "longrope" alone, which is refused.
-        known |= {"original_max_position_embeddings"}
     for option, value in content.items():
         says_nothing = value is None or value is False or value in ("", [], {})
         if option in known or says_nothing or value == family.equal.get(option, NEEDED):
@@ -268,7 +109,7 @@ def _derived(
             raise UsageError(f"n_embd={dim}: expected a multiple of n_head={heads}")
     else:
         made |= rope.read(content)
-    if family.fixed.items() >= _GEMMA.items():
+    if family.fixed.items() >= GEMMA.items():
         made["attention_scale"] = fields["attention_scale"] ** -0.5
         made["embedding_scale"] = dim**0.5
     return made | _read_window(fields["layers"], family, content)

@@ -2,11 +2,12 @@
 
     scale = max |w| / 127 over the inputs;  q = round(w / scale);  y = (x @ q) * scale
 
-So |w - q * scale| <= scale / 2. Only the matrices of the layers (`decoder.PROJECTIONS`) are int8:
-embedding, head, norms and biases keep the dtype that they are loaded in. Activations are not
-quantized, and a kernel becomes bfloat16 or float32 within the scan over the layers, one layer at a
-time, so that a device holds about half of what bfloat16 takes. Left out on purpose: training,
-groups smaller than a channel, 4 bits, files that are quantized already.
+So |w - q * scale| <= scale / 2. Only the matrices of the layers (`decoder.PROJECTIONS`) are int8,
+those of each expert by themselves: embedding, head, routers, norms and biases keep the dtype that
+they are loaded in. Activations are not quantized, and a kernel becomes bfloat16 or float32 within
+the scan over the layers, one layer at a time, so that a device holds about half of what bfloat16
+takes. Left out on purpose: training, groups smaller than a channel, 4 bits, and files that are
+quantized already.
 """
 
 from collections.abc import Mapping
@@ -39,7 +40,7 @@ def scale_name(name: str) -> str:
 def shapes(own: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
     """The shapes of the scales, by their names, of the shapes of a decoder's parameters."""
     return {
-        scale_name(name): (shape[0], shape[2]) for name, shape in own.items() if is_kernel(name)
+        scale_name(name): (*shape[:-2], shape[-1]) for name, shape in own.items() if is_kernel(name)
     }
 
 

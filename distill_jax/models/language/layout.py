@@ -1,11 +1,12 @@
 """How a decoder is laid out over a mesh while it computes.
 
 The stream of activations is split by rows of the batch over `data` and `fsdp`, and whole over
-`tensor`; heads, and what is inside an MLP, are split over `tensor`. The weights of one layer at a
-time are put together over `fsdp`, in the dtype that they are used in, and never kept.
+`tensor`; heads, and what is inside an MLP or an expert, are split over `tensor`. The weights of one
+layer at a time are put together over `fsdp`, in the dtype that they are used in, and never kept.
 """
 
 import dataclasses
+from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -71,6 +72,39 @@ class Layout:
         return jax.shard_map(here, mesh=self.mesh, in_specs=(spec, batch), out_specs=batch)(
             table, tokens
         )
+
+    def experts(
+        self,
+        mix: Callable[..., Array],
+        x: Array,
+        logits: Array,
+        kernels: Mapping[str, Array],
+    ) -> Array:
+        """A mixture of experts: a device sorts its own rows, and has its part of every expert.
+
+        Args:
+          mix: (x, logits, kernels) -> as x, a sum over the inner width of the experts.
+          x: [B, T, D].
+          logits: of the router, [B, T, E].
+          kernels: of one layer, by the ends of their names, put together over `fsdp`.
+        """
+
+        def used(name: str, kernel: Array) -> PartitionSpec:
+            stored = parallel.sharding(f"runs/0/mlp/{name}", (1, *kernel.shape), self.mesh).spec
+            return PartitionSpec(*(None if axis == "fsdp" else axis for axis in stored[1:]))
+
+        specs = {name: used(name, kernel) for name, kernel in kernels.items()}
+        in_parts = "tensor" in specs["down/kernel"]
+
+        def here(x: Array, logits: Array, kernels: Mapping[str, Array]) -> Array:
+            y = mix(x, logits, kernels)
+            return jax.lax.psum(y, "tensor") if in_parts else y
+
+        batch = PartitionSpec(parallel.BATCH)
+        mapped = jax.shard_map(
+            here, mesh=self.mesh, in_specs=(batch, batch, specs), out_specs=batch
+        )
+        return mapped(x, logits, kernels)
 
     def weights(self, prefix: str, state: nnx.State, dtype: DTypeLike) -> nnx.State:
         """The parameters of one layer, without the axis of layers.

@@ -8,7 +8,8 @@ W stays as it was; A and B of every adapted matrix are trained, stacked over the
 run keeps the base beside its teacher's arrays (`frozen`, `joined`), so that it is in no gradient,
 optimizer state, average or checkpoint. Our own and not qwix, since qwix 0.1.8 puts its arrays into
 the modules that it meets in a call, which under our scan are those of one layer and are gone after
-it. Left out on purpose: dropout before A, adapted embeddings and heads.
+it. Left out on purpose: dropout before A; adapted embeddings, heads, routers and experts, all of
+which stay as they were: of a mixture of experts the attention alone is adapted.
 """
 
 from collections.abc import Mapping, Sequence
@@ -73,7 +74,7 @@ def adapt(
       model: the base; it is not changed, and its arrays are shared.
       rank: of the adapters, from 1 to the smaller side of every adapted matrix.
       alpha: their factor is alpha / rank.
-      targets: some of TARGETS; all of them are as many as the model has.
+      targets: some of TARGETS; all of them are as many as the model has outside of experts.
       seed: of A's values.
 
     Raises:
@@ -81,12 +82,14 @@ def adapt(
     """
     graphdef, params, _ = split(model)
     adapted = merge(graphdef, params)
-    own = [(name, linear) for name, linear in projections(adapted)]
+    # Matrices of experts have an axis more.
+    own = [(name, linear) for name, linear in projections(adapted) if linear.kernel.ndim == 3]
     there = {name.rpartition("/")[2] for name, _ in own}
     missing = [name for name in targets if name not in there]
     if missing and set(targets) != set(TARGETS):
+        lacking = "adapts no experts' " if adapted.config.experts else "has no "
         raise UsageError(
-            f"student.lora_targets={tuple(targets)!r}: the student has no {missing[0]!r}; "
+            f"student.lora_targets={tuple(targets)!r}: the student {lacking}{missing[0]!r}; "
             f"expected some of {', '.join(name for name in TARGETS if name in there)}"
         )
     chosen = [(name, linear) for name, linear in own if name.rpartition("/")[2] in targets]

@@ -2,8 +2,9 @@
 
 A layer is a table: the tensor's name -> the parameters it holds, in order along their last axis
 (queries, keys and values are one tensor in GPT-2 and Phi-3). A tensor of a table exists when its
-parameters do. Matrices lie [out, in] in files of PyTorch's linear layers and are transposed; in
-GPT-2, whose layers are `Conv1D`, and in embeddings they lie as here.
+parameters do; one with "{}" in its name is there for each expert. Matrices lie [out, in] in files
+of PyTorch's linear layers and are transposed; in GPT-2, whose layers are `Conv1D`, and in
+embeddings they lie as here.
 """
 
 import dataclasses
@@ -20,7 +21,7 @@ class Tensor:
     Attributes:
       name: in the checkpoint.
       parameters: what it holds, in order along their last axis.
-      layer: its row in each of them; None where they are no stacks.
+      place: where in each of them: (row of its layer,), (row, expert), or () for all of it.
       transposed: whether it lies [out, in].
       shape: in the checkpoint.
       splits: of the last axis of the parameters: where the second and the following begin.
@@ -28,7 +29,7 @@ class Tensor:
 
     name: str
     parameters: tuple[str, ...]
-    layer: int | None
+    place: tuple[int, ...]
     transposed: bool
     shape: tuple[int, ...]
     splits: tuple[int, ...]
@@ -43,7 +44,7 @@ def _both(theirs: str, *ours: str) -> dict[str, tuple[str, ...]]:
 
 _OUTPUT = _both("self_attn.o_proj", "attention/output")
 _DOWN = _both("mlp.down_proj", "mlp/down")
-_PROJECTIONS = (
+_ATTENTION = (
     _both("self_attn.q_proj", "attention/query")
     | _both("self_attn.k_proj", "attention/key")
     | _both("self_attn.v_proj", "attention/value")
@@ -52,10 +53,22 @@ _PROJECTIONS = (
         "self_attn.k_norm.weight": ("attention/key_norm/scale",),
     }
     | _OUTPUT
-    | _both("mlp.gate_proj", "mlp/gate")
-    | _both("mlp.up_proj", "mlp/up")
-    | _DOWN
 )
+_PROJECTIONS = (
+    _ATTENTION | _both("mlp.gate_proj", "mlp/gate") | _both("mlp.up_proj", "mlp/up") | _DOWN
+)
+_MIXTRAL = _ATTENTION | {
+    "block_sparse_moe.gate.weight": ("mlp/router/kernel",),
+    "block_sparse_moe.experts.{}.w1.weight": ("mlp/gate/kernel",),
+    "block_sparse_moe.experts.{}.w3.weight": ("mlp/up/kernel",),
+    "block_sparse_moe.experts.{}.w2.weight": ("mlp/down/kernel",),
+}
+_QWEN3_MOE = _ATTENTION | {
+    "mlp.gate.weight": ("mlp/router/kernel",),
+    "mlp.experts.{}.gate_proj.weight": ("mlp/gate/kernel",),
+    "mlp.experts.{}.up_proj.weight": ("mlp/up/kernel",),
+    "mlp.experts.{}.down_proj.weight": ("mlp/down/kernel",),
+}
 _FUSED = (
     _both("self_attn.qkv_proj", "attention/query", "attention/key", "attention/value")
     | _OUTPUT
@@ -90,6 +103,8 @@ _LAYERS = {
     "mistral": _PRE | _PROJECTIONS,
     "qwen2": _PRE | _PROJECTIONS,
     "qwen3": _PRE | _PROJECTIONS,
+    "mixtral": _PRE | _MIXTRAL,
+    "qwen3_moe": _PRE | _QWEN3_MOE,
     "phi3": _PRE | _FUSED,
     "olmo2": _POST | _PROJECTIONS,
     "gemma2": _SANDWICH | _PROJECTIONS,
@@ -127,7 +142,7 @@ def tensors(config: DecoderConfig, shapes: Mapping[str, tuple[int, ...]]) -> lis
     gpt2 = config.family == "gpt2"
     whole = _WHOLE_GPT2 if gpt2 else _WHOLE
     found = [
-        _tensor(theirs, (ours,), None, theirs == HEAD, shapes)
+        _tensor(theirs, (ours,), (), theirs == HEAD, shapes)
         for theirs, ours in whole.items()
         if ours in shapes
     ]
@@ -135,25 +150,29 @@ def tensors(config: DecoderConfig, shapes: Mapping[str, tuple[int, ...]]) -> lis
     for number, (run, row) in enumerate(places(config)):
         for theirs, ours in _LAYERS[config.family].items():
             names = tuple(f"runs/{run}/{name}" for name in ours)
-            if names[0] in shapes:
-                matrix = names[0].endswith("kernel") and not gpt2
-                found.append(_tensor(f"{prefix}.{number}.{theirs}", names, row, matrix, shapes))
+            if names[0] not in shapes:
+                continue
+            matrix = names[0].endswith("kernel") and not gpt2
+            own = f"{prefix}.{number}.{theirs}"
+            of_experts = [(row, expert) for expert in range(config.experts)]
+            for place in of_experts if "{}" in own else [(row,)]:
+                found.append(_tensor(own.format(*place[1:]), names, place, matrix, shapes))
     return found
 
 
 def _tensor(
     name: str,
     parameters: tuple[str, ...],
-    layer: int | None,
+    place: tuple[int, ...],
     transposed: bool,
     shapes: Mapping[str, tuple[int, ...]],
 ) -> Tensor:
-    own = [shapes[parameter][0 if layer is None else 1 :] for parameter in parameters]
+    own = [shapes[parameter][len(place) :] for parameter in parameters]
     widths = [shape[-1] for shape in own]
     shape = (*own[0][:-1], sum(widths))
     splits = tuple(sum(widths[:i]) for i in range(1, len(widths)))
     shape = shape[::-1] if transposed else shape
-    return Tensor(name, parameters, layer, transposed, shape, splits)
+    return Tensor(name, parameters, place, transposed, shape, splits)
 
 
 def is_buffer(name: str) -> bool:

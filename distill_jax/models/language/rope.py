@@ -21,7 +21,7 @@ KEYS = frozenset(
     )
 )
 _THETA = 10000.0
-_GEMMA3_THETA = 1_000_000.0
+_THETAS = {"gemma3_text": 1_000_000.0, "mixtral": 1_000_000.0}
 _NAMES = {
     "factor": "factor",
     "low_freq_factor": "low_frequency_factor",
@@ -43,7 +43,7 @@ def read(content: Mapping[str, Any]) -> dict[str, Any]:
         each other.
     """
     gemma3 = content.get("model_type") == "gemma3_text"
-    default = _GEMMA3_THETA if gemma3 else _THETA
+    default = _THETAS.get(content.get("model_type"), _THETA)
     partial = content.get("partial_rotary_factor")
     if partial not in (None, 1):
         raise UsageError(f"partial_rotary_factor={partial!r}: not implemented; expected 1.0")
