@@ -14,7 +14,7 @@ from distill_jax.data.text.sources import DOCUMENTS, FIELDS
 from distill_jax.generation import METRICS
 from distill_jax.models.language.attention import IMPLEMENTATIONS as ATTENTION
 from distill_jax.models.language.int8 import CHOICES as QUANTIZE
-from distill_jax.models.language.remat import POLICIES as REMAT
+from distill_jax.models.language.remat import REMAT
 from distill_jax.models.language.student import STUDENT_NAME as DECODER
 from distill_jax.training import optimizers
 
@@ -230,10 +230,7 @@ SCHEMA: dict[str, keys.Key] = {
         open_high=True,
     ),
     "training.remat": keys.choice(
-        "none",
-        tuple(REMAT),
-        "what a decoder's layer computes again for its gradient",
-        lasting=False,
+        "none", REMAT, "what a decoder's layer computes again for its gradient", lasting=False
     ),
     "training.attention": keys.choice(
         "auto",

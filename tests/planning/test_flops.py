@@ -38,6 +38,18 @@ def test_a_product_and_its_gradients():
     assert flops.count(jax.grad(loss, (0, 1)), *given) == 3 * 2 * 32 * 48 * 20
 
 
+def test_rows_in_groups_each_meet_the_matrix_of_their_group():
+    rows, matrices, sizes = shape(32, 48), shape(5, 48, 20), shape(5, dtype=jnp.int32)
+
+    def loss(rows, matrices, sizes):
+        return jnp.sum(jax.lax.ragged_dot(rows, matrices, sizes) ** 2)
+
+    once = 2 * 32 * 48 * 20
+    assert flops.count(loss, rows, matrices, sizes) == once
+    assert flops.count(jax.grad(loss, 0), rows, matrices, sizes) == 2 * once
+    assert flops.count(jax.grad(loss, (0, 1)), rows, matrices, sizes) == 3 * once
+
+
 def test_what_does_not_reach_the_result_counts_nothing():
     def function(x):
         return x, (lambda y: y @ y)(x)
@@ -108,6 +120,15 @@ FAMILIES = {
     "llama": LLAMA,
     "qwen3": LLAMA | {"model_type": "qwen3", "head_dim": 24},
     "mistral": LLAMA | {"model_type": "mistral", "sliding_window": 8},
+    "mixtral": LLAMA | {"model_type": "mixtral", "num_local_experts": 4},
+    "qwen3_moe": LLAMA
+    | {
+        "model_type": "qwen3_moe",
+        "head_dim": 24,
+        "moe_intermediate_size": 48,
+        "num_experts": 8,
+        "num_experts_per_tok": 3,
+    },
     "gemma2": LLAMA
     | {
         "model_type": "gemma2",
@@ -133,7 +154,10 @@ def by_formula(sizes: language.DecoderConfig, rows: int, length: int) -> tuple[i
     """FLOPs of a decoder's layers, and of its head, of [rows, length] tokens."""
     tokens, width = rows * length, sizes.heads * sizes.head_dim
     narrow = sizes.kv_heads * sizes.head_dim
-    matrices = sizes.dim * (2 * width + 2 * narrow + (3 if sizes.gated else 2) * sizes.mlp_dim)
+    mlp = (3 if sizes.gated else 2) * sizes.mlp_dim
+    if sizes.experts:
+        mlp = sizes.experts_per_token * mlp + sizes.experts
+    matrices = sizes.dim * (2 * width + 2 * narrow + mlp)
     attention = 2 * tokens * length * width  # the logits and the mixing, with what is masked
     layers = sizes.layers * (2 * tokens * matrices + 2 * attention)
     return layers, 2 * tokens * sizes.dim * sizes.vocab_size

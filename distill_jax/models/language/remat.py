@@ -15,3 +15,4 @@ POLICIES = {
         lambda primitive, *_, **__: primitive.name == "ragged_dot_general",
     ),
 }
+REMAT = tuple(POLICIES)

@@ -15,7 +15,7 @@ import sys
 import numpy as np
 
 HERE = pathlib.Path(__file__).parent
-FAMILIES = ("gemma3", "phi3", "llama")
+FAMILIES = ("gemma3", "phi3", "llama", "mixtral", "qwen3_moe")
 #: Of unequal lengths; windows of 4 tokens are shorter than most.
 PROMPTS = ((7,), (3, 31, 12), (5, 5, 5, 5, 6, 9, 1, 0, 22), (38, 2, 19, 4, 4, 30), (11, 26))
 MAX_NEW_TOKENS = 20
@@ -50,7 +50,7 @@ def greedy() -> dict:
     spec.loader.exec_module(language)
     found = {}
     for name in FAMILIES:
-        model = language._filled(name).float().eval()
+        model = language._filled(name)[0].float().eval()
         entries = []
         for prompt in PROMPTS:
             out = model.generate(

@@ -5,13 +5,14 @@
     python make.py answers DIR        loads DIR/FAMILY, whoever wrote it, writes answer.npz there
 
 needs torch and transformers. FAMILY.json was written with torch 2.13.0 and transformers 5.24.0. It
-holds config.json, the names and shapes of the tensors, and the logits of `TOKENS` when the tensors
-are `fill(name, shape)`.
+holds config.json, the names and shapes of the tensors in a file, and the logits of `TOKENS` when
+the tensors are `fill(name, shape)`.
 """
 
 import json
 import pathlib
 import sys
+import tempfile
 import zlib
 
 import numpy as np
@@ -70,6 +71,22 @@ FAMILIES = {
             + ["sliding_attention"] * 2,
             final_logit_softcapping=3.0,
             gemma3_rope=dict(rope_type="linear", factor=8.0, rope_theta=2000.0),
+        ),
+    ),
+    "mixtral": (
+        "MixtralConfig",
+        _SMALL | dict(sliding_window=4, num_local_experts=4, num_experts_per_tok=2),
+    ),
+    "qwen3_moe": (
+        "Qwen3MoeConfig",
+        _SMALL
+        | dict(
+            head_dim=6,
+            attention_bias=True,
+            moe_intermediate_size=12,
+            num_experts=6,
+            num_experts_per_tok=3,
+            norm_topk_prob=False,
         ),
     ),
     "phi3": ("Phi3Config", _SMALL | dict(sliding_window=4)),
@@ -134,23 +151,25 @@ def answer(model) -> np.ndarray:
 
 
 def _filled(name: str):
-    import torch
+    """The model, and the shapes of its tensors by their names in a file."""
+    import safetensors.numpy
     import transformers
 
-    torch.manual_seed(0)
-    model = transformers.AutoModelForCausalLM.from_config(
-        config_of(name), attn_implementation="eager"
-    )
-    with torch.no_grad():
-        for own, parameter in model.named_parameters():
-            parameter.copy_(torch.tensor(fill(own, tuple(parameter.shape))))
-    return model
+    models = transformers.AutoModelForCausalLM
+    with tempfile.TemporaryDirectory() as folder:
+        # Version 5 keeps the experts of a layer in one tensor, but not in files.
+        models.from_config(config_of(name)).save_pretrained(folder)
+        file = pathlib.Path(folder) / "model.safetensors"
+        shapes = {own: value.shape for own, value in safetensors.numpy.load_file(file).items()}
+        filled = {own: fill(own, shape) for own, shape in shapes.items()}
+        safetensors.numpy.save_file(filled, file, metadata={"format": "pt"})
+        model = models.from_pretrained(folder, attn_implementation="eager")
+    return model, {own: list(shape) for own, shape in sorted(shapes.items())}
 
 
 def golden() -> None:
     for name in FAMILIES:
-        model = _filled(name)
-        shapes = {own: list(p.shape) for own, p in model.named_parameters()}
+        model, shapes = _filled(name)
         content = {
             "config": json.loads(model.config.to_json_string()),
             "tensors": shapes,
@@ -161,7 +180,7 @@ def golden() -> None:
 
 def checkpoints(folder: pathlib.Path) -> None:
     for name in FAMILIES:
-        model = _filled(name)
+        model, _ = _filled(name)
         # The last one is sharded, as large checkpoints are.
         size = "4KB" if name == "gpt2" else "1GB"
         model.save_pretrained(folder / name, max_shard_size=size)

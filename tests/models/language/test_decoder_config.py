@@ -75,6 +75,45 @@ GEMMA2_2B = dict(
     hidden_act="gelu_pytorch_tanh",
     hidden_activation="gelu_pytorch_tanh",
 )
+MIXTRAL_8X7B = dict(
+    architectures=["MixtralForCausalLM"],
+    model_type="mixtral",
+    vocab_size=32000,
+    hidden_size=4096,
+    intermediate_size=14336,
+    num_hidden_layers=32,
+    num_attention_heads=32,
+    num_key_value_heads=8,
+    num_experts_per_tok=2,
+    num_local_experts=8,
+    output_router_logits=False,
+    rms_norm_eps=1e-5,
+    rope_theta=1e6,
+    router_aux_loss_coef=0.02,
+    sliding_window=None,
+)
+QWEN3_30B_A3B = dict(
+    architectures=["Qwen3MoeForCausalLM"],
+    model_type="qwen3_moe",
+    vocab_size=151936,
+    decoder_sparse_step=1,
+    head_dim=128,
+    hidden_size=2048,
+    intermediate_size=6144,
+    max_window_layers=48,
+    mlp_only_layers=[],
+    moe_intermediate_size=768,
+    norm_topk_prob=True,
+    num_attention_heads=32,
+    num_experts=128,
+    num_experts_per_tok=8,
+    num_hidden_layers=48,
+    num_key_value_heads=4,
+    rope_theta=1e6,
+    router_aux_loss_coef=0.001,
+    sliding_window=None,
+    use_sliding_window=False,
+)
 
 
 @pytest.mark.parametrize(
@@ -84,8 +123,10 @@ GEMMA2_2B = dict(
         (GPT2, 124_439_808),
         (QWEN25_05B, 494_032_768),
         (GEMMA2_2B, 2_614_341_888),
+        (MIXTRAL_8X7B, 46_702_792_704),
+        (QWEN3_30B_A3B, 30_532_122_624),
     ],
-    ids=["llama-3.2-1b", "gpt2", "qwen2.5-0.5b", "gemma-2-2b"],
+    ids=["llama-3.2-1b", "gpt2", "qwen2.5-0.5b", "gemma-2-2b", "mixtral-8x7b", "qwen3-30b-a3b"],
 )
 def test_published_models_have_their_published_number_of_parameters(content, count):
     model = language.abstract(language.from_huggingface(content))
@@ -146,6 +187,14 @@ def test_patterns_of_windows_are_compared_by_what_they_say():
         (dict(window=0, sliding=(True,)), "decoder.window=0: expected a positive int, in tokens"),
         (dict(sliding=[True]), "decoder.sliding=[True]: expected a tuple of bools"),
         (dict(rope_scaling="linear"), "decoder.rope_scaling='linear': expected a RopeScaling"),
+        (dict(experts=-1), "decoder.experts=-1: expected a positive int, or 0"),
+        (dict(experts=4), "decoder.experts_per_token=0: expected an int from 1 to experts=4"),
+        (dict(experts_per_token=2), "decoder.experts_per_token=2: expected 0 where experts=0"),
+        (dict(gates_normalised=False), "decoder.gates_normalised=False: expected True where"),
+        (
+            dict(experts=4, experts_per_token=2, mlp_bias=True),
+            "decoder.mlp_bias=True: expected False, for experts have no bias",
+        ),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
 )
@@ -176,7 +225,7 @@ def test_values_that_make_no_scaling_are_refused(values, message):
 @pytest.mark.parametrize(
     "changes, message",
     [
-        (dict(model_type="mixtral"), "config.json: model_type='mixtral': unknown architecture;"),
+        (dict(model_type="dbrx"), "config.json: model_type='dbrx': unknown architecture;"),
         (dict(model_type="gemma3"), "config.json: model_type='gemma3': unknown architecture; did"),
         (dict(model_type=None), "config.json: model_type=None: unknown architecture;"),
         (
@@ -232,6 +281,15 @@ def test_what_is_not_implemented_is_refused_by_name(changes, message):
         ("gpt2", dict(scale_attn_by_inverse_layer_idx=True), "scale_attn_by_inverse_layer_idx="),
         ("qwen2", dict(use_sliding_window=False), "layer_types: expected full_attention alone"),
         ("phi3", dict(rope_parameters={"rope_type": "longrope"}), "rope_parameters.rope_type="),
+        ("mixtral", dict(num_experts_per_tok=5), "decoder.experts_per_token=5: expected an int"),
+        ("qwen3_moe", dict(mlp_only_layers=[0]), "mlp_only_layers=[0]: not implemented for qwen3"),
+        ("qwen3_moe", dict(decoder_sparse_step=2), "decoder_sparse_step=2: not implemented for"),
+        ("qwen3_moe", dict(n_shared_experts=1), "n_shared_experts=1: not implemented for qwen3_"),
+        (
+            "qwen3_moe",
+            dict(use_sliding_window=True, sliding_window=4),
+            "use_sliding_window=True: not implemented for qwen3_moe;",
+        ),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, dict) else value[:12],
 )
@@ -247,7 +305,15 @@ def test_what_a_family_does_not_have_is_refused(name, changes, message):
         (dict(norm_placement="post"), "decoder.norm_placement='post': cannot be written as llama;"),
         (dict(window=4, sliding=(True, False)), "decoder.window=4: cannot be written as llama;"),
         (dict(logit_scale=0.5), "decoder.logit_scale=0.5: cannot be written as llama;"),
-        (dict(family="mixtral"), "decoder.family='mixtral': unknown architecture;"),
+        (dict(family="dbrx"), "decoder.family='dbrx': unknown architecture;"),
+        (
+            dict(experts=4, experts_per_token=2),
+            "decoder.experts=4: cannot be written as llama; expected 0, or another family",
+        ),
+        (
+            dict(family="mixtral", experts=4, experts_per_token=2, gates_normalised=False),
+            "decoder.gates_normalised=False: cannot be written as mixtral; expected True,",
+        ),
         (
             dict(family="mistral", window=4, sliding=(True, False)),
             "decoder.sliding=(True, False): cannot be written as mistral; expected (True,)",

@@ -34,8 +34,12 @@ def test_the_logits_are_those_of_transformers(models, name):
         ("qwen2", dict(sliding=(True,))),
         ("gemma2", dict(attention_cap=None)),
         ("gemma3", dict(rope_local_theta=None)),
+        ("mixtral", dict(window=5)),
+        ("mixtral", dict(gates_normalised=False)),
+        ("qwen3_moe", dict(gates_normalised=True)),
+        ("qwen3_moe", dict(experts_per_token=2)),
     ],
-    ids=["llama3-scaling", "mistral-window", "qwen2-pattern", "gemma2-cap", "gemma3-local"],
+    ids=lambda value: "-".join(value) if isinstance(value, dict) else value,
 )
 def test_what_the_golden_checkpoints_use_changes_their_logits(models, name, changes):
     model = models[name]

@@ -19,13 +19,17 @@ CONFIG = language.DecoderConfig(
 )
 
 
+EXPERTS = CONFIG.replace(family="mixtral", mlp_dim=24, experts=4, experts_per_token=2)
+
+
 def place(mesh):
     return lambda name, shape: parallel.sharding(name, shape, mesh)
 
 
+@pytest.mark.parametrize("config", [CONFIG, EXPERTS], ids=lambda config: config.family)
 @pytest.mark.parametrize("quantize", ["none", "int8"])
-def test_every_value_lands_where_the_rules_say(tmp_path, quantize):
-    language.save(tmp_path / "model", language.create(CONFIG, seed=2))
+def test_every_value_lands_where_the_rules_say(tmp_path, config, quantize):
+    language.save(tmp_path / "model", language.create(config, seed=2))
     plain = models.split(language.load(tmp_path / "model", quantize=quantize))[1]
     mesh = parallel.make_mesh(data=2, fsdp=2, tensor=2)
     found = models.split(language.load(tmp_path / "model", layout=place(mesh), quantize=quantize))[
@@ -36,8 +40,9 @@ def test_every_value_lands_where_the_rules_say(tmp_path, quantize):
         np.testing.assert_array_equal(found[name], value, err_msg=name)
 
 
-def test_each_part_is_read_once(tmp_path, monkeypatch):
-    language.save(tmp_path / "model", language.create(CONFIG, seed=2))
+@pytest.mark.parametrize("config", [CONFIG, EXPERTS], ids=lambda config: config.family)
+def test_each_part_is_read_once(tmp_path, monkeypatch, config):
+    language.save(tmp_path / "model", language.create(config, seed=2))
     total = sum(
         math.prod(shape) for shape in files.shapes(files.locate(tmp_path / "model")).values()
     )

@@ -14,7 +14,7 @@ from distill_jax.models import language
 from distill_jax.models.language import lora
 
 # Float32 alone moves the logits of Gemma's golden weights by several 1e-5.
-FAMILIES = {"llama": 1e-5, "phi3": 1e-5, "gemma2": 1e-4}
+FAMILIES = {"llama": 1e-5, "phi3": 1e-5, "gemma2": 1e-4, "mixtral": 1e-5}
 RANK, ALPHA = 2, 6.0
 SCALE = 3.0  # ALPHA / RANK
 
@@ -55,7 +55,10 @@ def test_the_adapted_model_is_the_dense_one_with_the_product_added(load, name):
     model = load(name)
     graphdef, adapters, base = trained(model)
     assert base.keys() == reference.parameters(model).keys()
-    assert len(adapters) == 2 * sum(name.count("/kernel") for name in base)
+    kernels = [name for name in base if "/kernel" in name]
+    if model.config.experts:
+        kernels = [name for name in kernels if "/attention/" in name]
+    assert len(adapters) == 2 * len(kernels)
     expected = dense_of(adapters, base)
     dense = {name: jnp.asarray(value, jnp.float32) for name, value in expected.items()}
     wanted = reference.logits(language.assemble(model.config, dense), reference.TOKENS)
@@ -145,6 +148,15 @@ def test_a_model_without_a_gate_has_adapters_on_the_rest(tmp_path):
     assert {name.split("/")[3] for name in adapters} == set(lora.TARGETS) - {"gate"}
     with pytest.raises(UsageError, match=r"student.lora_targets=\('gate',\): the student has no"):
         lora.adapt(gpt2, rank=2, alpha=2.0, targets=("gate",))
+
+
+def test_experts_stay_as_they_were(load):
+    with pytest.raises(UsageError) as caught:
+        lora.adapt(load("mixtral"), rank=2, alpha=2.0, targets=("query", "up"))
+    assert str(caught.value) == (
+        "student.lora_targets=('query', 'up'): the student adapts no experts' 'up'; expected some "
+        "of query, key, value, output"
+    )
 
 
 def test_too_high_a_rank_is_refused(load):
