@@ -1,4 +1,4 @@
-"""Mixtures of experts: the layer against float64 loops over tokens, on meshes, and of chosen layers."""
+"""Mixtures of experts: the layer against float64 loops, on meshes, and of chosen layers."""
 
 import functools
 
