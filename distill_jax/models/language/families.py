@@ -57,6 +57,10 @@ def from_huggingface(content: Mapping[str, Any], *, key: str = "config.json") ->
         raise UsageError(
             f"{key}: architectures={classes!r}: not implemented; expected {[family.architecture]!r}"
         )
+    for other, option in family.renamed.items():
+        if other in content and option in content:
+            raise UsageError(f"{key}: {other}={content[other]!r:.60}: expected {option} alone")
+    content = {family.renamed.get(option, option): value for option, value in content.items()}
     _refuse_others(content, name, key)
     fields: dict[str, Any] = {"family": name, **family.fixed}
     for source, (targets, default) in family.keys.items():

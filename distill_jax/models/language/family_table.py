@@ -41,6 +41,7 @@ class Family:
       pattern: layers with a window where `layer_types` is not there.
       equal: key -> the one value it may have, beside saying nothing.
       unread: keys that would mean something beside options that are refused.
+      renamed: another name of a key -> the key; a file has one of them.
     """
 
     architecture: str
@@ -52,6 +53,7 @@ class Family:
     pattern: tuple[bool, ...] = (False,)
     equal: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     unread: tuple[str, ...] = ()
+    renamed: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
 _SIZES = {
@@ -127,9 +129,10 @@ FAMILIES: dict[str, Family] = {
             **_ATTENTION_BIAS,
         ),
         dict(qk_norm="head"),
-        # Every layer is of experts, and versions differ in which layers a window would be.
         equal=dict(decoder_sparse_step=1),
+        # Of dense layers, and of `use_sliding_window`, which no published model has.
         unread=("intermediate_size", "sliding_window", "max_window_layers"),
+        renamed=dict(num_local_experts="num_experts"),  # by transformers 5
     ),
     "gemma2": Family(
         "Gemma2ForCausalLM",

@@ -75,7 +75,7 @@ FAMILIES = {
     ),
     "mixtral": (
         "MixtralConfig",
-        _SMALL | dict(sliding_window=4, num_local_experts=4, num_experts_per_tok=2),
+        _SMALL | dict(sliding_window=4, head_dim=8, num_local_experts=4, num_experts_per_tok=2),
     ),
     "qwen3_moe": (
         "Qwen3MoeConfig",
@@ -83,9 +83,9 @@ FAMILIES = {
         | dict(
             head_dim=6,
             attention_bias=True,
-            moe_intermediate_size=12,
-            num_experts=6,
-            num_experts_per_tok=3,
+            moe_intermediate_size=16,
+            num_experts=8,
+            num_experts_per_tok=4,
             norm_topk_prob=False,
         ),
     ),

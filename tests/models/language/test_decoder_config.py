@@ -282,6 +282,7 @@ def test_what_is_not_implemented_is_refused_by_name(changes, message):
         ("qwen2", dict(use_sliding_window=False), "layer_types: expected full_attention alone"),
         ("phi3", dict(rope_parameters={"rope_type": "longrope"}), "rope_parameters.rope_type="),
         ("mixtral", dict(num_experts_per_tok=5), "decoder.experts_per_token=5: expected an int"),
+        ("qwen3_moe", dict(num_experts=4), "num_local_experts=8: expected num_experts alone"),
         ("qwen3_moe", dict(mlp_only_layers=[0]), "mlp_only_layers=[0]: not implemented for qwen3"),
         ("qwen3_moe", dict(decoder_sparse_step=2), "decoder_sparse_step=2: not implemented for"),
         ("qwen3_moe", dict(n_shared_experts=1), "n_shared_experts=1: not implemented for qwen3_"),

@@ -157,7 +157,7 @@ def test_each_device_has_its_part_of_every_expert():
 
 
 def test_integers_in_shards_give_the_logits_of_one_device(tmp_path):
-    # The inner width of 12 is in parts over two devices, and whole over eight.
+    # Heads of six features are whole where eight devices share an expert of 16.
     folder = reference.write(tmp_path / "qwen3_moe", "qwen3_moe")
     tokens = np.concatenate([reference.TOKENS] * 2)
     alone = reference.logits(language.load(folder, quantize="int8"), tokens)
