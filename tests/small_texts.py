@@ -59,12 +59,12 @@ def write_records(path: pathlib.Path, count: int = 60) -> None:
     path.write_text("\n".join(lines) + "\n")
 
 
-def make_teacher(folder: pathlib.Path) -> pathlib.Path:
+def make_teacher(folder: pathlib.Path, config: language.DecoderConfig = TEACHER) -> pathlib.Path:
     """A folder with a random teacher and its tokenizer."""
     # Standard deviation 0.02 would make every distribution flat.
-    _, params, _ = split(language.create(TEACHER, seed=3))
+    _, params, _ = split(language.create(config, seed=3))
     params = {name: v if "norm" in name else 8 * v for name, v in params.items()}
-    language.save(folder, language.assemble(TEACHER, params))
+    language.save(folder, language.assemble(config, params))
     write_tokenizer(folder)
     return folder
 

@@ -71,6 +71,24 @@ def test_five_steps_are_those_of_one_device(config, alone, mesh):
     assert_close(trained(on(config, mesh))[1], alone)
 
 
+@pytest.mark.slow
+def test_a_mixture_of_experts_learns_from_another_as_on_one_device(config, tmp_path):
+    sizes = dict(family="mixtral", mlp_dim=24, experts=4, experts_per_token=2)
+    teacher = small_texts.make_teacher(tmp_path / "mixture", small_texts.TEACHER.replace(**sizes))
+    student = {"name": "decoder", "layers": (1,)}
+    method = {"name": "soft_target+hidden_states+attention_relations"}
+    of_layers = changed(
+        {**config, "student": student, "method": method}, teacher__path=(str(teacher),)
+    )
+    _, alone = trained(on(of_layers, (1, 1, 1)))
+    assert alone.params["runs/0/mlp/gate/kernel"].shape == (1, 4, 16, 24)
+    parts, now = trained(on(of_layers, (2, 2, 2), training__remat="dots"))
+    assert_close(now, alone)
+    for part in ("router", "gate"):
+        name = f"runs/0/mlp/{part}/kernel"
+        assert np.abs(np.asarray(now.params[name]) - parts.initial.params[name]).max() > 1e-3
+
+
 def test_what_is_in_shards_and_what_is_not(config):
     parts, now = trained(on(config, (2, 2, 2)), steps=1)
     name = "runs/0/mlp/up/kernel"  # [2, 32, 64]

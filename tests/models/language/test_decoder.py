@@ -123,8 +123,13 @@ def test_the_program_does_not_grow_with_depth():
     assert size(4) == size(40)
 
 
-def test_rematerialisation_keeps_less_and_changes_no_gradient():
-    config = SMALL.replace(layers=4, window=None, sliding=(False,))
+@pytest.mark.parametrize(
+    "experts",
+    [{}, pytest.param(dict(experts=4, experts_per_token=2), marks=pytest.mark.slow)],
+    ids=["one MLP", "experts"],
+)
+def test_rematerialisation_keeps_less_and_changes_no_gradient(experts):
+    config = SMALL.replace(layers=4, window=None, sliding=(False,), **experts)
     params = reference.parameters(language.create(config, seed=1))
     tokens = reference.TOKENS % 31
 
