@@ -44,8 +44,8 @@ def check_student(given: Mapping[str, Any]) -> dict[str, Any]:
     Args:
       given: some of STUDENT_OPTIONS: "path", a Hugging Face folder to start from; "layers", which
         layers of it, or of the teacher where there is no path; or the sizes of a new model, which
-        has experts if the teacher has ("mlp_dim" is then of one). With
-        a "lora_rank" above 0 what the path or the layers give is frozen and `lora` adapts it.
+        has experts if the teacher has ("mlp_dim" is then of one). With a "lora_rank" above 0 what
+        the path or the layers give is frozen and `lora` adapts it.
 
     Raises:
       UsageError: an unknown option, one of a wrong type, sizes beside a path or layers, adapters of
