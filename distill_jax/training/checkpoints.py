@@ -43,6 +43,9 @@ __all__ = ["CheckpointError", "Checkpoints", "Restored", "free_space"]
 
 _NONE, _DAMAGED, _FAILED = -1, -2, -3  # in place of a step, where all hosts agree on one
 _TIMEOUT_SECONDS = 1200
+_READ_AT_ONCE = (
+    2 * 10**9
+)  # bytes that a process restores at a time: what it holds beside its arrays
 # Orbax prints some 200 lines of tracebacks when a disk is full, and then raises the same errors; of
 # its tasks that failed beside the first one, asyncio says so when they are collected.
 logging.getLogger("absl").addFilter(
@@ -99,7 +102,7 @@ class Checkpoints:
         self._keep_last = keep_last
         self._keep_best = keep_best
         self._warn = warn
-        self._checkpointer = _checkpointer()
+        self._checkpointer = ocp.AsyncCheckpointer(_handler(), timeout_secs=_TIMEOUT_SECONDS)
         self._sealing: threading.Thread | None = None
         self._failure: CheckpointError | None = None
         _open.add(self)
@@ -268,7 +271,7 @@ class Checkpoints:
         """Give back the room of a save that failed, and say what happened."""
         with contextlib.suppress(Exception):
             self._checkpointer.close()
-        self._checkpointer = _checkpointer()
+        self._checkpointer = ocp.AsyncCheckpointer(_handler(), timeout_secs=_TIMEOUT_SECONDS)
         if hosts.first():
             integrity.clear(integrity.unsealed(self._directory, step))
         kept = ", ".join(map(str, self.steps())) or "none"
@@ -326,12 +329,13 @@ class Checkpoints:
             for path, leaf in wanted.items()
         }
         try:
-            arrays = self._checkpointer.restore(
-                self._path(step) / "state",
-                args=ocp.args.PyTreeRestore(
-                    target, restore_args=ocp.checkpoint_utils.construct_restore_args(target)
-                ),
-            )
+            with ocp.Checkpointer(_handler(max(map(_shard_bytes, target.values())))) as reader:
+                arrays = reader.restore(
+                    self._path(step) / "state",
+                    args=ocp.args.PyTreeRestore(
+                        target, restore_args=ocp.checkpoint_utils.construct_restore_args(target)
+                    ),
+                )
         except Exception as error:
             raise CheckpointError(
                 f"checkpoint {step} in {self._directory} is intact but could not be loaded: "
@@ -357,10 +361,19 @@ def _finish_all() -> None:
 getattr(threading, "_register_atexit", atexit.register)(_finish_all)
 
 
-def _checkpointer() -> ocp.AsyncCheckpointer:
-    # Trained weights hardly compress (8 %), and compression takes three times as long.
-    handler = ocp.PyTreeCheckpointHandler(use_ocdbt=True, use_compression=False)
-    return ocp.AsyncCheckpointer(handler, timeout_secs=_TIMEOUT_SECONDS)
+def _handler(largest: int = 0) -> ocp.PyTreeCheckpointHandler:
+    """What writes and reads arrays, of shards of at most `largest` bytes where it reads."""
+    return ocp.PyTreeCheckpointHandler(
+        use_ocdbt=True,
+        # Trained weights hardly compress (8 %), and compression takes three times as long.
+        use_compression=False,
+        # Orbax would read 96 GB at a time, and refuses shards that are near its limit.
+        restore_concurrent_gb=max(_READ_AT_ONCE, 4 * largest) / 1e9,
+    )
+
+
+def _shard_bytes(leaf: jax.ShapeDtypeStruct) -> int:
+    return math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
 
 
 def _named_leaves(tree: Any) -> dict[str, Any]:
