@@ -109,6 +109,7 @@ def cost(rows: Sequence[Row]) -> Figure:
                 if (row["pair"], row["target"], row["rows"])
                 == (pair, plan.HUB, plan.rows(plan.HUB))
                 and row["cost"]
+                and not row["attention"]
             ]
             if line:
                 line.sort(key=lambda row: row["teacher_parameters"])

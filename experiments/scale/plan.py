@@ -36,6 +36,8 @@ TARGETS = {
 SIXTY_FOUR = tuple(name for name, chips in TARGETS.items() if chips == 64)
 #: GPUs of several hosts, where shards within a host are compared with the rule.
 HOSTS, A_HOST = ("gpu:h100:16", "gpu:h100:32", "gpu:h100:64"), 8
+#: The kernel that is compared with XLA's attention on TPUs.
+KERNEL = "splash"
 AS_CONFIGURED, ALONE = "as configured", ""
 
 
@@ -51,6 +53,7 @@ class Case:
         student's step without a teacher.
       student: likewise.
       shards: chips that share the parameters; 0 for all of them, which is the rule.
+      attention: a value of `training.attention`; "" for the rule: "xla" on TPUs, "auto" on GPUs.
     """
 
     pair: str
@@ -59,6 +62,7 @@ class Case:
     teacher: str = AS_CONFIGURED
     student: str = AS_CONFIGURED
     shards: int = 0
+    attention: str = ""
 
     @property
     def name(self) -> str:
@@ -70,6 +74,8 @@ class Case:
             parts.append(f"from-{pathlib.PurePath(self.teacher).name}")
         if self.shards:
             parts.append(f"{self.shards}shards")
+        if self.attention:
+            parts.append(self.attention)
         return "-".join(parts)
 
     @property
@@ -87,6 +93,7 @@ class Case:
             "mesh.fsdp": shards,
             "mesh.tensor": 1,
             "training.remat": "full",
+            "training.attention": self.attention or _attention(self.target),
             "training.batch_size": self.rows,
             "evaluation.batch_size": self.rows,  # no part of a plan, but the mesh divides it too
             "data.length": LENGTH,
@@ -108,7 +115,11 @@ def rows(target: str) -> int:
 def by_rule(row: Mapping[str, object]) -> bool:
     """Whether a plan, by its case's fields, is of a pair's own teacher under the rule."""
     own = row["teacher"] == AS_CONFIGURED and row["rows"] == rows(str(row["target"]))
-    return own and not row["shards"]
+    return own and not row["shards"] and not row["attention"]
+
+
+def _attention(target: str) -> str:
+    return "xla" if target.startswith("tpu") else "auto"
 
 
 def _at(pair: str, target: str, teacher: str = AS_CONFIGURED) -> Case:
@@ -124,6 +135,9 @@ def cases() -> tuple[Case, ...]:
     ordered += [
         Case(pair, target, rows(target), shards=A_HOST) for pair in PAIRS for target in HOSTS
     ]
+    ordered += [
+        Case(LLAMA, target, rows(target), attention=KERNEL) for target in (HUB, "tpu:v6e:8x8")
+    ]
     ordered += [_at(LLAMA, target) for target in ("tpu:v5p:2x2x4", "tpu:v5e:8x8")]
     ordered += [Case(LLAMA, HUB, 256), _at(LLAMA, "tpu:v5p:4x8x8"), _at(LLAMA, "tpu:v6e:8x8")]
     ordered += [_at(LLAMA, HUB, "llama-3.1-8b"), _at(QWEN, HUB, ALONE)]
@@ -133,6 +147,10 @@ def cases() -> tuple[Case, ...]:
     ordered += [_at(pair, target, ALONE) for pair in (LLAMA, QWEN) for target in SIXTY_FOUR]
     ordered += [_at(GEMMA, HUB), _at(GEMMA, HUB, ALONE)]
     ordered += [_at(GEMMA, target) for target in TARGETS]
+    ordered += [
+        Case(LLAMA, target, rows(target), attention=KERNEL)
+        for target in ("tpu:v6e:4x4", "tpu:v5e:8x8")
+    ]
     return tuple(dict.fromkeys(ordered))
 
 

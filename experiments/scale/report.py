@@ -110,8 +110,8 @@ def tokens_table(summary: Summary) -> tables.Table:
     kept = [
         one
         for one in rows(summary)
-        if (one["pair"], one["target"], one["teacher"])
-        == (plan.LLAMA, plan.HUB, plan.AS_CONFIGURED)
+        if (one["pair"], one["target"], one["teacher"], one["attention"])
+        == (plan.LLAMA, plan.HUB, plan.AS_CONFIGURED, "")
     ]
     return tables.listing(
         sorted(kept, key=lambda one: one["rows"]),
@@ -131,7 +131,8 @@ def teachers_table(summary: Summary) -> tables.Table:
     kept = [
         one
         for one in rows(summary)
-        if one["target"] == plan.HUB and one["rows"] == plan.rows(plan.HUB)
+        if (one["target"], one["attention"]) == (plan.HUB, "")
+        and one["rows"] == plan.rows(plan.HUB)
     ]
     order = {name: n for n, name in enumerate(plan.PAIRS)}
     return tables.listing(
@@ -164,6 +165,28 @@ def hosts_table(summary: Summary) -> tables.Table:
             Column("shards", "Shards", "integer"),
             Column("gib", "GiB a device", "decimal", 1),
             Column("fits", "Fits"),
+            *_TIMES,
+            _COST,
+        ),
+    )
+
+
+def attention_table(summary: Summary) -> tables.Table:
+    """Each case with the kernel beside the same case with XLA's attention."""
+    found = rows(summary)
+    kernel = {(one["pair"], one["target"]): one for one in found if one["attention"]}
+    listed = []
+    for one in by_rule(found):
+        other = kernel.get((one["pair"], one["target"]))
+        if other is not None:
+            listed += [one | {"attention": "xla"}, other]
+    return tables.listing(
+        listed,
+        (
+            Column("pair", "Pair"),
+            Column("target", "Target"),
+            Column("attention", "Attention"),
+            Column("gib", "GiB a device", "decimal", 1),
             *_TIMES,
             _COST,
         ),
@@ -242,6 +265,8 @@ def block(summary: Summary) -> str:
             f"![{figures.COST_CAPTION}](results/{figures.COST})\n\n{figures.COST_CAPTION}.\n",
             f"### GPUs of several hosts: shards over all, or within a host of {plan.A_HOST}\n",
             tables.markdown(hosts_table(summary)),
+            f"### Attention on TPUs: XLA's, and the kernel {plan.KERNEL}\n",
+            tables.markdown(attention_table(summary)),
             "### Teacher online against teacher stored\n",
             tables.markdown(stored_table(summary)),
             f"Chip-seconds a million tokens. A stored answer of the {STORED} largest logits takes "
