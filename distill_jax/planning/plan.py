@@ -185,7 +185,7 @@ def _plan(run, target, found, fits, done, traffic, messages, times, notes) -> Pl
 
 
 def notes_of(run: abstract.Abstract, target: Target) -> list[str]:
-    """What a reader must know of a plan beside its figures: stand-ins, and what is not divided."""
+    """What a reader must know of a plan beside its figures, and what is not divided."""
     found = []
     if run.config.training.compute_dtype == "float32" and target.chip is not None:
         found.append("the student computes in float32; the times are those of bfloat16's peak")
