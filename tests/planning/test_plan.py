@@ -1,48 +1,24 @@
 """Plans: bytes against XLA's and the devices' own, verdicts, exit codes and what is written."""
 
 import dataclasses
-import importlib.util
 import json
-import os
-import re
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
-from small_plans import LLAMA, config, folder
+from small_plans import config
 
-from distill_jax import cli, parallel, planning
+from distill_jax import cli, planning
 from distill_jax import config as configs
 from distill_jax.errors import UsageError
-from distill_jax.planning import (
-    abstract,
-    choices,
-    gpus,
-    memory,
-    plan,
-    report,
-    roofline,
-    targets,
-    work,
-)
+from distill_jax.planning import abstract, choices, gpus, memory, plan, report, targets
 from distill_jax.planning.chips import CHIPS
-from distill_jax.planning.collectives import Collective
 from distill_jax.training.step import compile_steps
 
 
 @pytest.fixture
 def local():
     return targets.open_target("local")
-
-
-@pytest.fixture
-def kept_environment():
-    """The verb sets what JAX and libtpu read; a test leaves it as it was."""
-    before = dict(os.environ)
-    yield
-    os.environ.clear()
-    os.environ.update(before)
 
 
 def arguments(where, settings, mesh: dict) -> list[str]:
@@ -272,185 +248,3 @@ def test_without_a_compiler_for_gpus_it_is_said_what_to_install(monkeypatch):
     monkeypatch.setattr(gpus, "PLUGINS", ("jax_plugins.none",))
     with pytest.raises(UsageError, match=r"--target=gpu:h100:8: .*pip install '.\[plan-gpu\]'"):
         targets.open_target("gpu:h100:8")
-
-
-def test_times_are_quotients():
-    chip, mesh = CHIPS["h100"], parallel.make_mesh(2, 2, 2)
-    sent = [Collective("all-gather", ("fsdp",), 2, 1, 900_000_000)]
-    found = roofline.times(chip, mesh, (), flops=8 * 989 * 10**9, traffic=3350, messages=sent)
-    assert np.isclose(found.compute, 1e-3)
-    assert np.isclose(found.memory, 1e-9)
-    assert np.isclose(found.interconnect, 2e-3)
-    assert found.bound == "interconnect" and found.overlapped == found.interconnect
-    assert np.isclose(found.apart, 3e-3 + 1e-9)
-
-
-class Placed:
-    """A device of a slice, which a test needs no libtpu for."""
-
-    platform, device_kind = "tpu", "TPU v5"
-
-    def __init__(self, *coords):
-        self.coords = coords
-
-
-def slice_mesh(shape, sizes):
-    """A mesh of a slice in the plain order of its chips."""
-    grid = np.array([Placed(*place) for place in np.ndindex(*shape)], object).reshape(sizes)
-    return type("Mesh", (), {"devices": grid, "axis_names": parallel.AXES})
-
-
-@pytest.mark.parametrize(
-    ("shape", "sizes", "axes", "links"),
-    [
-        ((4, 4, 4), (1, 16, 4), ("fsdp",), 4),  # two dimensions, each a closed ring
-        ((4, 4, 4), (1, 16, 4), ("tensor",), 2),
-        ((4, 4, 4), (1, 32, 2), ("tensor",), 1),  # half a dimension is a line
-        ((4, 4, 4), (1, 16, 4), ("fsdp", "tensor"), 6),
-        ((2, 2, 1), (1, 4, 1), ("fsdp",), 2),  # too short for rings
-    ],
-)
-def test_links_are_those_of_the_dimensions_that_an_axis_spans(shape, sizes, axes, links):
-    chip = CHIPS["v5p"]
-    assert roofline.speed(chip, slice_mesh(shape, sizes), shape, axes) == links * chip.link
-
-
-def test_gpus_of_one_host_have_nvlink_and_others_the_network():
-    chip = CHIPS["h100"]
-    grid = np.arange(16).reshape(2, 8, 1)
-    mesh = type("Mesh", (), {"devices": grid, "axis_names": parallel.AXES})
-    assert roofline.speed(chip, mesh, (), ("fsdp",)) == chip.link
-    assert roofline.speed(chip, mesh, (), ("data",)) == chip.network
-
-
-needs_libtpu = pytest.mark.skipif(
-    importlib.util.find_spec("libtpu") is None,
-    reason="libtpu is not installed: pip install '.[plan]'",
-)
-
-
-@needs_libtpu
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("target", "mesh", "devices"),
-    [
-        ("tpu:v5e:2x2", {"mesh__fsdp": 2, "mesh__tensor": 2}, 4),
-        ("tpu:v5p:2x2x2", {"mesh__fsdp": 8}, 8),
-    ],
-)
-def test_tpu_slices_are_compiled_for(tmp_path, kept_environment, target, mesh, devices):
-    targets.prepare_process(target)
-    opened = targets.open_target(target)
-    found = plan.make(config(tmp_path, training__compute_dtype="bfloat16", **mesh), opened)
-    assert found.mesh.size == devices and found.fits
-    assert 0 <= found.memory.padding < found.memory.arguments
-    assert found.times.bound in ("compute", "memory", "interconnect")
-    assert {axis for c in found.messages for axis in c.axes} >= {"fsdp"}
-    assert found.work.student_backward == 2 * found.work.student_forward
-    assert len({tuple(device.coords) for device in found.mesh.devices.flat}) == devices
-
-
-needs_gpu_compiler = pytest.mark.skipif(
-    not gpus.installed(), reason="no compiler for GPUs is installed: pip install '.[plan-gpu]'"
-)
-
-
-@needs_gpu_compiler
-@pytest.mark.slow
-def test_gpus_are_compiled_for(tmp_path, kept_environment):
-    targets.prepare_process("gpu:h100:8")
-    opened = targets.open_target("gpu:h100:8")
-    settings = config(tmp_path, training__compute_dtype="bfloat16", mesh__fsdp=4, mesh__tensor=2)
-    run, found = abstract.prepare(settings, opened.devices), plan.make(settings, opened)
-    assert found.memory.limit == 60 * 10**9  # three quarters: what JAX takes of a GPU
-    assert found.memory.padding == 0 and found.fits
-    assert found.work.student_backward == 2 * found.work.student_forward
-    assert {axis for c in found.messages for axis in c.axes} == {"fsdp", "tensor"}
-    # What a device lacks of a parameter over fsdp comes to it in bfloat16, not in float32.
-    gathered = sum(c.bytes for c in found.messages if c.kind == "all-gather")
-    leaves = jax.tree.leaves((run.state.params, run.teacher_variables))
-    lacking = sum(
-        3 * np.prod(leaf.sharding.shard_shape(leaf.shape))
-        for leaf in leaves
-        if "fsdp" in leaf.sharding.spec
-    )
-    assert lacking < gathered <= 2 * lacking
-
-
-@needs_gpu_compiler
-@pytest.mark.slow
-@pytest.mark.parametrize("installed", [False, True])
-def test_attention_on_gpus_is_cudnns_where_that_is_here(
-    tmp_path, kept_environment, monkeypatch, installed
-):
-    targets.prepare_process("gpu:h100:2")
-    opened = targets.open_target("gpu:h100:2")
-    if installed and not gpus.cudnn():
-        pytest.skip("cuDNN is not installed: pip install '.[cuda]'")
-    monkeypatch.setattr(gpus, "cudnn", lambda: installed)
-    settings = config(tmp_path, training__compute_dtype="bfloat16", mesh__fsdp=2)
-    found = plan.make(settings, opened)
-    plain = abstract.prepare(
-        choices.changed(settings, {"training.attention": "xla"}), jax.devices()[:2]
-    )
-    assert found.work == work.of(plain)
-    assert any("cuDNN is not here" in note for note in found.notes) != installed
-    if not installed:
-        with pytest.raises(UsageError, match="training.attention='cudnn': cuDNN is not here"):
-            plan.make(choices.changed(settings, {"training.attention": "cudnn"}), opened)
-
-
-@needs_libtpu
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("attention", "remat"), [("auto", "none"), ("auto", "full"), ("xla", "full")]
-)
-def test_on_a_tpu_the_kernel_keeps_no_logits(tmp_path, kept_environment, attention, remat):
-    targets.prepare_process("tpu:v5e:2x2")
-    opened = targets.open_target("tpu:v5e:2x2")
-    shape = LLAMA | {"head_dim": 128, "sliding_window": 100, "model_type": "mistral"}
-    settings = config(
-        tmp_path,
-        data__length=384,
-        mesh__fsdp=2,
-        mesh__tensor=2,
-        student__path=folder(tmp_path, "wide", shape),
-        teacher__path=folder(tmp_path, "wide_teacher", shape),
-        training__compute_dtype="bfloat16",
-        training__attention=attention,
-        training__remat=remat,
-    )
-    run = abstract.prepare(settings, opened.devices)
-    where = jax.tree.map(lambda a: a.sharding, run.state)
-    given = (run.state, run.teacher_variables, run.store, run.batches)
-    compiled = compile_steps(run.recipe, run.mesh, where).lower(*given).compile()
-    text = compiled.as_text()
-    kept = re.findall(r"(?:f32|bf16|pred)\[[\d,]*384,384\]", text)
-    assert bool(kept) == (attention == "xla")
-    assert ("tpu_custom_call" in text) == (attention == "auto")
-
-
-@pytest.mark.parametrize(
-    ("said", "expected"),
-    [
-        ("Used 21.50G of 15.75G hbm. Exceeded hbm capacity by 5.75G", (16.5, 15.75)),
-        ("temporaries (3.5G) exceeds available HBM (2.25G)", (3.5, 2.25)),
-        ("Allocation (size=137438953472) would exceed memory (size=17179869184) :: %s0", (128, 16)),
-        ("INTERNAL: something else", None),
-    ],
-)
-def test_what_the_tpu_compiler_says_when_there_is_no_room(said, expected):
-    found = plan._refused(said, held=5 * 2**30)
-    assert found == (expected and tuple(number * 2**30 for number in expected))
-
-
-@needs_libtpu
-@pytest.mark.slow
-def test_the_tpu_compiler_refuses_what_does_not_fit(tmp_path, kept_environment):
-    targets.prepare_process("tpu:v5e:2x2")
-    opened = targets.open_target("tpu:v5e:2x2")
-    large = config(tmp_path, training__batch_size=4096, data__length=2048, training__remat="none")
-    found = plan.make(large, opened)
-    assert not found.fits and found.times is None
-    assert found.memory.total > found.memory.limit
-    assert 15 * 2**30 < found.memory.limit <= 16 * 2**30

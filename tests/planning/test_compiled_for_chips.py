@@ -1,0 +1,145 @@
+"""Steps compiled for TPUs and GPUs that are not here, by their own compilers."""
+
+import importlib.util
+import re
+
+import jax
+import numpy as np
+import pytest
+from small_plans import LLAMA, config, folder
+
+from distill_jax.errors import UsageError
+from distill_jax.planning import abstract, choices, gpus, plan, targets, work
+from distill_jax.training.step import compile_steps
+
+needs_libtpu = pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None,
+    reason="libtpu is not installed: pip install '.[plan]'",
+)
+
+
+@needs_libtpu
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("target", "mesh", "devices"),
+    [
+        ("tpu:v5e:2x2", {"mesh__fsdp": 2, "mesh__tensor": 2}, 4),
+        ("tpu:v5p:2x2x2", {"mesh__fsdp": 8}, 8),
+    ],
+)
+def test_tpu_slices_are_compiled_for(tmp_path, kept_environment, target, mesh, devices):
+    targets.prepare_process(target)
+    opened = targets.open_target(target)
+    found = plan.make(config(tmp_path, training__compute_dtype="bfloat16", **mesh), opened)
+    assert found.mesh.size == devices and found.fits
+    assert 0 <= found.memory.padding < found.memory.arguments
+    assert found.times.bound in ("compute", "memory", "interconnect")
+    assert {axis for c in found.messages for axis in c.axes} >= {"fsdp"}
+    assert found.work.student_backward == 2 * found.work.student_forward
+    assert len({tuple(device.coords) for device in found.mesh.devices.flat}) == devices
+
+
+needs_gpu_compiler = pytest.mark.skipif(
+    not gpus.installed(), reason="no compiler for GPUs is installed: pip install '.[plan-gpu]'"
+)
+
+
+@needs_gpu_compiler
+@pytest.mark.slow
+def test_gpus_are_compiled_for(tmp_path, kept_environment):
+    targets.prepare_process("gpu:h100:8")
+    opened = targets.open_target("gpu:h100:8")
+    settings = config(tmp_path, training__compute_dtype="bfloat16", mesh__fsdp=4, mesh__tensor=2)
+    run, found = abstract.prepare(settings, opened.devices), plan.make(settings, opened)
+    assert found.memory.limit == 60 * 10**9  # three quarters: what JAX takes of a GPU
+    assert found.memory.padding == 0 and found.fits
+    assert found.work.student_backward == 2 * found.work.student_forward
+    assert {axis for c in found.messages for axis in c.axes} == {"fsdp", "tensor"}
+    # What a device lacks of a parameter over fsdp comes to it in bfloat16, not in float32.
+    gathered = sum(c.bytes for c in found.messages if c.kind == "all-gather")
+    leaves = jax.tree.leaves((run.state.params, run.teacher_variables))
+    lacking = sum(
+        3 * np.prod(leaf.sharding.shard_shape(leaf.shape))
+        for leaf in leaves
+        if "fsdp" in leaf.sharding.spec
+    )
+    assert lacking < gathered <= 2 * lacking
+
+
+@needs_gpu_compiler
+@pytest.mark.slow
+@pytest.mark.parametrize("installed", [False, True])
+def test_attention_on_gpus_is_cudnns_where_that_is_here(
+    tmp_path, kept_environment, monkeypatch, installed
+):
+    targets.prepare_process("gpu:h100:2")
+    opened = targets.open_target("gpu:h100:2")
+    if installed and not gpus.cudnn():
+        pytest.skip("cuDNN is not installed: pip install '.[cuda]'")
+    monkeypatch.setattr(gpus, "cudnn", lambda: installed)
+    settings = config(tmp_path, training__compute_dtype="bfloat16", mesh__fsdp=2)
+    found = plan.make(settings, opened)
+    plain = abstract.prepare(
+        choices.changed(settings, {"training.attention": "xla"}), jax.devices()[:2]
+    )
+    assert found.work == work.of(plain)
+    assert any("cuDNN is not here" in note for note in found.notes) != installed
+    if not installed:
+        with pytest.raises(UsageError, match="training.attention='cudnn': cuDNN is not here"):
+            plan.make(choices.changed(settings, {"training.attention": "cudnn"}), opened)
+
+
+@needs_libtpu
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("attention", "remat"), [("auto", "none"), ("auto", "full"), ("xla", "full")]
+)
+def test_on_a_tpu_the_kernel_keeps_no_logits(tmp_path, kept_environment, attention, remat):
+    targets.prepare_process("tpu:v5e:2x2")
+    opened = targets.open_target("tpu:v5e:2x2")
+    shape = LLAMA | {"head_dim": 128, "sliding_window": 100, "model_type": "mistral"}
+    settings = config(
+        tmp_path,
+        data__length=384,
+        mesh__fsdp=2,
+        mesh__tensor=2,
+        student__path=folder(tmp_path, "wide", shape),
+        teacher__path=folder(tmp_path, "wide_teacher", shape),
+        training__compute_dtype="bfloat16",
+        training__attention=attention,
+        training__remat=remat,
+    )
+    run = abstract.prepare(settings, opened.devices)
+    where = jax.tree.map(lambda a: a.sharding, run.state)
+    given = (run.state, run.teacher_variables, run.store, run.batches)
+    compiled = compile_steps(run.recipe, run.mesh, where).lower(*given).compile()
+    text = compiled.as_text()
+    kept = re.findall(r"(?:f32|bf16|pred)\[[\d,]*384,384\]", text)
+    assert bool(kept) == (attention == "xla")
+    assert ("tpu_custom_call" in text) == (attention == "auto")
+
+
+@pytest.mark.parametrize(
+    ("said", "expected"),
+    [
+        ("Used 21.50G of 15.75G hbm. Exceeded hbm capacity by 5.75G", (16.5, 15.75)),
+        ("temporaries (3.5G) exceeds available HBM (2.25G)", (3.5, 2.25)),
+        ("Allocation (size=137438953472) would exceed memory (size=17179869184) :: %s0", (128, 16)),
+        ("INTERNAL: something else", None),
+    ],
+)
+def test_what_the_tpu_compiler_says_when_there_is_no_room(said, expected):
+    found = plan._refused(said, held=5 * 2**30)
+    assert found == (expected and tuple(number * 2**30 for number in expected))
+
+
+@needs_libtpu
+@pytest.mark.slow
+def test_the_tpu_compiler_refuses_what_does_not_fit(tmp_path, kept_environment):
+    targets.prepare_process("tpu:v5e:2x2")
+    opened = targets.open_target("tpu:v5e:2x2")
+    large = config(tmp_path, training__batch_size=4096, data__length=2048, training__remat="none")
+    found = plan.make(large, opened)
+    assert not found.fits and found.times is None
+    assert found.memory.total > found.memory.limit
+    assert 15 * 2**30 < found.memory.limit <= 16 * 2**30
