@@ -15,6 +15,8 @@ from experiments import markers
 from experiments.scale import figures, plan
 
 SUMMARY = "summary.json"
+#: Records of `experiments.scale.measured`.
+MEASURED = "measured-*.json"
 #: What a stored answer of a token is: so many of the largest logits, of two bytes, with their ids
 #: in the vocabulary, of four.
 STORED = 64
@@ -228,6 +230,62 @@ def stored_table(summary: Summary) -> tables.Table:
     )
 
 
+def measured_row(found: Mapping[str, Any]) -> dict[str, Any]:
+    """The figures of a record of `experiments.scale.measured`, as its table has them."""
+    planned = found["planned"]
+    times, total = planned["seconds_a_step"] or {}, planned["bytes_a_device"]["total"]
+    peak = found["peak_bytes"]
+    return {
+        **found,
+        "at_least": times.get("step"),
+        "apart": times.get("step_without_overlap"),
+        "ratio": found["seconds_a_step"] / times["step"] if times else None,
+        "planned_gib": total / 2**30,
+        "assigned_gib": found["assigned_bytes"] / 2**30,
+        "peak_gib": peak and peak / 2**30,
+        "memory_ratio": peak and peak / total,
+        "speed": planned["tokens_a_step"] / found["seconds_a_step"],
+    }
+
+
+_MEASURED = (
+    Column("config", "Config"),
+    Column("device", "Device"),
+    Column("planned_for", "Plan of"),
+    Column("at_least", "At least, s", "decimal", 3),
+    Column("apart", "No overlap, s", "decimal", 3),
+    Column("seconds_a_step", "Measured, s", "decimal", 3),
+    Column("ratio", "Measured over at least", "decimal", 2),
+    Column("mfu", "MFU (%)", "percent", 1),
+    Column("speed", "Tokens/s", "integer"),
+    Column("planned_gib", "GiB planned", "decimal", 2),
+    Column("assigned_gib", "assigned", "decimal", 2),
+    Column("peak_gib", "peak", "decimal", 2),
+    Column("memory_ratio", "Peak over planned", "decimal", 3),
+    Column("date", "Date"),
+)
+
+
+def measured_line(found: Mapping[str, Any]) -> str:
+    """The record in one line."""
+    (cells,) = tables.listing([measured_row(found)], _MEASURED).rows
+    return ", ".join(f"{c.heading}: {cell}" for c, cell in zip(_MEASURED, cells, strict=True))
+
+
+def measured_block(folder: pathlib.Path) -> list[str]:
+    """The section of what was measured, by the records of a folder; [] where there are none."""
+    found = [workdir.read_json(path) for path in sorted(folder.glob(MEASURED))]
+    if not found:
+        return []
+    rows = [measured_row(one) for one in found]
+    commands = "\n".join(dict.fromkeys(f"    {one['command']}" for one in found))
+    return [
+        "### Predicted against measured\n",
+        tables.markdown(tables.listing(rows, _MEASURED)),
+        f"{commands}\n",
+    ]
+
+
 def _evidence(summary: Summary) -> str:
     """What was planned, by what, when, and what is missing."""
     made, total = (
@@ -249,14 +307,15 @@ def _evidence(summary: Summary) -> str:
     return "\n".join(lines)
 
 
-def block(summary: Summary) -> str:
-    """What stands between the markers of the README."""
+def block(summary: Summary, results: pathlib.Path) -> str:
+    """What stands between the markers of the README; `results` is the folder of the records."""
     volume = STORED_BYTES * 1e9 / 1e12
     return "\n".join(
         [
             _evidence(summary),
             "### What fits, and what bounds the step\n",
             tables.markdown(targets_table(summary)),
+            *measured_block(results),
             f"![{figures.STEPS_CAPTION}](results/{figures.STEPS})\n\n{figures.STEPS_CAPTION}.\n",
             f"### Tokens: {plan.LLAMA} on {plan.HUB}\n",
             tables.markdown(tokens_table(summary)),
@@ -282,4 +341,4 @@ def write(summary: Summary, folder: pathlib.Path) -> pathlib.Path:
     results.mkdir(parents=True, exist_ok=True)
     workdir.write_json(results / SUMMARY, summary)
     figures.draw(rows(summary), results)
-    return markers.fill(folder / "README.md", lambda: block(summary))
+    return markers.fill(folder / "README.md", lambda: block(summary, results))

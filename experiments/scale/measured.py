@@ -1,0 +1,200 @@
+"""A plan beside the steps that it is of: seconds, bytes and MFU, predicted and measured.
+
+    distill-jax plan --config=configs/llama_8b_to_1b.py --target=gpu:h100:1 --out=plan.json
+    python -m experiments.scale.measured --config=configs/llama_8b_to_1b.py --plan=plan.json
+
+Runs the very step of a config on the devices that are here, with random parameters and tokens in
+place of weights and data. Without --plan the plan is that of these devices (--target=local), by the
+compiler that then runs it; with it, that of the chip as a table describes it, which can be made
+where there is none. --publish adds the record to this folder's results/ and README, else it goes to
+runs/scale. --config.key=value changes the config, as for `plan`.
+"""
+
+import argparse
+import dataclasses
+import datetime
+import itertools
+import pathlib
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from distill_jax import config as configs
+from distill_jax import schema, workdir
+from distill_jax.errors import UsageError
+from distill_jax.parallel import describe_devices
+from distill_jax.planning import abstract, plan, report, targets
+from distill_jax.training.step import compile_steps
+from experiments.scale import report as study
+from experiments.throughput.records import git_revision, versions
+
+HERE = pathlib.Path(__file__).resolve().parent
+#: Calls before the clock starts, and groups of calls whose median counts.
+WARM, GROUPS = 2, 3
+
+
+def _made(leaf: jax.ShapeDtypeStruct, make: Callable[[], jax.Array]) -> jax.Array:
+    """What `make` gives, drawn where it shall lie, an array at a time."""
+    return jax.jit(lambda: make().astype(leaf.dtype), out_shardings=leaf.sharding)()
+
+
+def _arguments(run: abstract.Abstract) -> tuple[Any, ...]:
+    """Arrays for all that a step takes: random networks and tokens, an optimizer at its start."""
+    number = itertools.count()
+
+    def drawn(leaf: jax.ShapeDtypeStruct) -> jax.Array:
+        key = jax.random.key(next(number))
+        if not jnp.issubdtype(leaf.dtype, jnp.floating):  # the matrices of an int8 teacher
+            return _made(leaf, lambda: jax.random.randint(key, leaf.shape, -127, 128))
+        return _made(leaf, lambda: 0.02 * jax.random.normal(key, leaf.shape))
+
+    def filled(tree: Any, value: int = 0) -> Any:
+        return jax.tree.map(lambda a: _made(a, lambda: jnp.full(a.shape, value)), tree)
+
+    def ids(leaf: jax.ShapeDtypeStruct) -> jax.Array:
+        key, most = jax.random.key(next(number)), run.recipe.comparison.vocab_size
+        return _made(leaf, lambda: jax.random.randint(key, leaf.shape, 0, most))
+
+    random = {"params": jax.tree.map(drawn, run.state.params)}
+    fields = {field.name: getattr(run.state, field.name) for field in dataclasses.fields(run.state)}
+    started = {name: filled(tree) for name, tree in fields.items() if name not in random}
+    started["bad_step"] = filled(run.state.bad_step, -1)
+    batch = dict(run.batches)
+    given = {name: ids(batch.pop(name)) for name in ("tokens", "targets")}
+    positions = batch.pop("positions")
+    given["positions"] = _made(
+        positions,
+        lambda: jnp.broadcast_to(jnp.arange(positions.shape[-1]), positions.shape),
+    )
+    given |= filled(batch, 1)  # one document a row, every token of which counts
+    teacher = jax.tree.map(drawn, run.teacher_variables)
+    return dataclasses.replace(run.state, **started, **random), teacher, {}, given
+
+
+def measure(config: Any, steps: int) -> dict[str, Any]:
+    """Compiles and runs the step of a resolved config on the devices here.
+
+    Args:
+      config: resolved.
+      steps: of each of the timed groups.
+
+    Returns:
+      "plan" of these devices, as `planning.report.to_json`; "seconds_a_step", "groups";
+      "peak_bytes" of the first device, None where its backend counts none; "finite".
+    """
+    planned = plan.make(config, targets.open_target("local"))
+    run = abstract.prepare(config, jax.devices())
+    where = jax.tree.map(lambda a: a.sharding, run.state)
+    compiled = compile_steps(run.recipe, run.mesh, where)
+    state, *others = _arguments(run)
+    for _ in range(WARM):
+        state = jax.block_until_ready(compiled(state, *others))
+    groups = []
+    for _ in range(GROUPS):
+        began = time.perf_counter()
+        for _ in range(steps):
+            state = compiled(state, *others)
+        jax.block_until_ready(state)
+        groups.append((time.perf_counter() - began) / steps / run.recipe.ahead)
+    stats = run.mesh.devices.flat[0].memory_stats() or {}
+    return {
+        "plan": report.to_json(planned),
+        "seconds_a_step": statistics.median(groups),
+        "groups": [round(one, 6) for one in groups],
+        "peak_bytes": stats.get("peak_bytes_in_use"),
+        "finite": int(np.asarray(state.bad_step)) < 0,
+        "device": describe_devices(run.mesh)[0],
+    }
+
+
+def _given(path: pathlib.Path, here: dict[str, Any]) -> dict[str, Any]:
+    """The plan of a file; UsageError when it is of another step."""
+    found = workdir.read_json(path)
+    for name in ("parameters", "batch_size", "remat", "teacher_dtype", "mesh"):
+        if found.get(name) != here[name]:
+            raise UsageError(
+                f"--plan={path}: its {name} is {found.get(name)!r}; expected {here[name]!r}, "
+                "a plan of this very config"
+            )
+    return found
+
+
+def record(arguments: argparse.Namespace, command: str) -> dict[str, Any]:
+    """What is published of one run.
+
+    Raises:
+      UsageError: the config or the plan cannot be used.
+    """
+    said = configs.read(str(arguments.config))
+    config = configs.resolve(configs.apply_overrides(said, arguments.changes))
+    if config.data.name != schema.TEXT:
+        raise UsageError(f"data.name={config.data.name!r}: expected a config of text")
+    found = measure(config, arguments.steps)
+    here = found.pop("plan")
+    predicted = here if arguments.plan is None else _given(arguments.plan, here)
+    chip = here["chip"] or predicted["chip"]
+    mfu = None
+    if chip is not None:
+        could = chip["flops"] * here["devices"] * found["seconds_a_step"]
+        mfu = here["flops_a_step"]["model"] / could
+    return {
+        "config": arguments.config.stem,
+        "changes": arguments.changes,
+        "planned_for": predicted["target"],
+        "planned": predicted,
+        "assigned_bytes": here["bytes_a_device"]["total"],
+        **found,
+        "mfu": mfu,
+        "command": command,
+        "date": datetime.date.today().isoformat(),
+        "versions": versions(),
+        "git_revision": git_revision(),
+    }
+
+
+def main(argv: Sequence[str] | None = None, home: pathlib.Path = HERE) -> int:
+    """Measures; returns the exit code: 0, or 2 for a mistake of use."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    parser = argparse.ArgumentParser(
+        prog="python -m experiments.scale.measured",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--config", type=pathlib.Path, required=True, help="as for `plan`")
+    parser.add_argument("--plan", type=pathlib.Path, help="the JSON of a plan made before")
+    parser.add_argument("--steps", type=int, default=10, help="of each of three timed groups")
+    parser.add_argument("--publish", action="store_true", help="into results/ and the README")
+    arguments, rest = parser.parse_known_args(argv)
+    try:
+        if arguments.steps < 1:
+            raise UsageError(f"--steps={arguments.steps}: expected a number from 1")
+        arguments.changes = {}
+        for flag in rest:
+            key, equals, value = flag.removeprefix("--config.").partition("=")
+            if not flag.startswith("--config.") or not equals:
+                raise UsageError(f"{flag}: expected --config.key=value")
+            arguments.changes[key] = value
+        command = " ".join(["python -m experiments.scale.measured", *argv])
+        found = record(arguments, command)
+    except UsageError as error:
+        print(f"scale: error: {error}", file=sys.stderr)
+        return 2
+    folder = home / "results" if arguments.publish else pathlib.Path("runs/scale")
+    folder.mkdir(parents=True, exist_ok=True)
+    device = found["device"].replace(" ", "-").lower()
+    out = folder / f"measured-{found['config']}-{device}.json"
+    workdir.write_json(out, found)
+    print(f"{out}: {study.measured_line(found)}")
+    if arguments.publish:
+        study.write(workdir.read_json(home / "results" / study.SUMMARY), home)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
