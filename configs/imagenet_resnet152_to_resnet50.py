@@ -6,8 +6,8 @@
 
 Batch 1,024, SGD with momentum at 0.4 after five epochs of warm-up, cosine, 90 epochs, weight decay
 5e-5, bfloat16 (Goyal et al. 2017, "Accurate, large minibatch SGD", scale the rate alike). Views are
-shifts and flips of the middle of an image: the random resized crops of published recipes are not
-there yet, so no published figure is to be expected. It has not been run: no figure stands here.
+random resized crops of at least 8 % of an image (Szegedy et al. 2015) and flips; evaluation sees
+the middle of an image whose shorter side is 224. It has not been run: no figure stands here.
 """
 
 from ml_collections import ConfigDict
@@ -21,7 +21,8 @@ def get_config():
         validation=10_000,
         mean=(0.485, 0.456, 0.406),
         std=(0.229, 0.224, 0.225),
-        augment=dict(crop_padding=28, flip=True),
+        augment=dict(resized_crop=0.08, flip=True),
+        workers=16,
     )
     config.student = dict(name="imagenet_resnet50")
     # A model's name is enough for a plan; train takes the workdir of a run or of an import.

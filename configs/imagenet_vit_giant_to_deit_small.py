@@ -3,8 +3,9 @@
     distill-jax plan --config=configs/imagenet_vit_giant_to_deit_small.py --target=tpu:v5e:4x4
 
 AdamW at 1e-3 for a batch of 1,024, cosine after five epochs of warm-up, weight decay 0.05,
-stochastic depth 0.1 and mixup as DeiT (Touvron et al. 2021, table 9), 300 epochs, bfloat16. The
-teacher's parameters are in shards over fsdp. It has not been run: no figure stands here.
+stochastic depth 0.1, mixup and random resized crops as DeiT (Touvron et al. 2021, table 9; its
+crops are bicubic, these bilinear), 300 epochs, bfloat16. The teacher's parameters are in shards
+over fsdp. It has not been run: no figure stands here.
 """
 
 import pathlib
@@ -23,7 +24,8 @@ def get_config():
         validation=10_000,
         mean=(0.485, 0.456, 0.406),
         std=(0.229, 0.224, 0.225),
-        augment=dict(crop_padding=28, flip=True, mixup=0.8),
+        augment=dict(resized_crop=0.08, flip=True, mixup=0.8),
+        workers=16,
     )
     config.student = dict(name="deit_small", drop_path=0.1)
     # A model's name is enough for a plan; train takes the workdir of a run or of an import.

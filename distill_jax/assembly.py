@@ -51,6 +51,9 @@ class ImageParts(Parts):
         size = self.config.training.batch_size
         return self._order.ids(step * size, size)
 
+    def _crops(self, seed: int) -> data.Crops | None:
+        return data.Crops.of(self.config.data.augment.resized_crop, seed)
+
     def save(self, folder: str | os.PathLike, params: Any, stats: Any) -> str:
         return hosts.on_first(lambda: models.save(folder, self.recipe.spec, params, stats))
 
@@ -69,6 +72,7 @@ class ImageParts(Parts):
             workers=self.config.data.workers,
             process=process,
             processes=processes,
+            crops=self._crops(self.config.seed),
         )
         if isinstance(self.recipe.teachers, teachers.Stored) and not self.teacher_variables:
             return self._with_answers(feed, position)
@@ -83,13 +87,15 @@ class ImageParts(Parts):
                 draws = teachers.host_draws(self.config.seed, step_of, size, recipe.augment)
                 draws = {name: each[part] for name, each in draws.items()}  # all of them [B]
                 yield {**batch, **teacher.gather(batch["id"], draws)}
+        crops = self._crops(teacher.scheme.seed)
         for step_of in itertools.count(first):
             (ids,), (key,), answers = teacher.rows(step_of, 1)
-            ids, answers = ids[part], {name: a[0][part] for name, a in answers.items()}
-            batch = {"id": ids, "view_key": key, **answers}
+            answers = {name: a[0][part] for name, a in answers.items()}
+            batch = {"id": ids[part]}
             if not self.store:
-                batch["image"], batch["label"] = self.train.batch(ids)
-            yield batch
+                position = step_of % teacher.scheme.steps * size
+                batch = data.load_rows(self.train, ids, part, crops, position)
+            yield {**batch, "view_key": key, **answers}
 
 
 def mesh_of(config: ConfigDict, devices: Sequence[Any] | None = None) -> Mesh:
@@ -263,8 +269,12 @@ def initial_state(
 
 
 def load_splits(config: ConfigDict) -> dict[str, data.Examples]:
-    """The splits "train" and "test" that a resolved config names."""
-    return {
+    """The splits "train" and "test" that a resolved config names.
+
+    Raises:
+      UsageError: they are not there, or cannot be cut as the config says.
+    """
+    splits = {
         split: data.load(
             config.data.name,
             split,
@@ -274,6 +284,13 @@ def load_splits(config: ConfigDict) -> dict[str, data.Examples]:
         )
         for split in ("train", "test")
     }
+    least = config.data.augment.resized_crop
+    if least and not splits["train"].crops:
+        raise UsageError(
+            f"data.augment.resized_crop={least}: data.name={config.data.name!r} does not decode "
+            "images when they are read; expected 0, or a set that does: 'folder', or one of TFDS"
+        )
+    return splits
 
 
 def train_ids_of(config: ConfigDict, train: data.Examples) -> tuple[np.ndarray, np.ndarray]:
@@ -374,7 +391,7 @@ def _look_ahead(config: ConfigDict, mesh: Mesh) -> int:
 def is_resident(config: ConfigDict, nbytes: int) -> bool:
     """Whether a split of so many bytes is kept on the devices."""
     if config.data.resident == "auto":
-        return nbytes <= RESIDENT_LIMIT
+        return nbytes <= RESIDENT_LIMIT and not config.data.augment.resized_crop
     return config.data.resident == "yes"
 
 

@@ -21,7 +21,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from distill_jax import methods, models
+from distill_jax import data, methods, models
 from distill_jax.errors import UsageError, unknown
 from distill_jax.generation import METRICS
 from distill_jax.models.language.student import (
@@ -143,6 +143,30 @@ def _prompt_checks(flat: Mapping[str, Any]) -> None:
         )
 
 
+def _view_checks(flat: Mapping[str, Any], strong_view: bool) -> None:
+    """Augmentations that go together, with the set where they are computed."""
+    prefix = "data.augment."
+    options = {path: value for path, value in flat.items() if path.startswith(prefix)}
+    data.Augment(**{path.removeprefix(prefix): value for path, value in options.items()})
+    if strong_view and not flat["data.augment.strong_ops"]:
+        raise UsageError(
+            f"data.augment.strong_ops=0: method.name={flat['method.name']!r} shows a strongly "
+            "augmented view; expected a number of operations, such as 2"
+        )
+    if not (cropped := flat["data.augment.resized_crop"]):
+        return
+    said = f"data.augment.resized_crop={cropped}"
+    if flat["data.resident"] == "yes":
+        raise UsageError(
+            f"data.resident='yes': {said} is cut where images are read; expected 'auto' or 'no'"
+        )
+    if strong_view:
+        raise UsageError(
+            f"{said}: method.name={flat['method.name']!r} shows a second view, which would have "
+            "the crop of the first; expected 0, and data.augment.crop_padding"
+        )
+
+
 def _cross_checks(flat: Mapping[str, Any]) -> None:
     """What no single key can tell."""
     _kind_checks(flat)
@@ -162,12 +186,8 @@ def _cross_checks(flat: Mapping[str, Any]) -> None:
         if not supervised:
             said += f", method.soft_weight={flat['method.soft_weight']}"
         raise UsageError(f"{said}: the weights sum to zero; expected one above 0")
+    _view_checks(flat, method.strong_view)
     teachers, weights = flat["teacher.path"], flat["teacher.weights"]
-    if method.strong_view and not flat["data.augment.strong_ops"]:
-        raise UsageError(
-            f"data.augment.strong_ops=0: method.name={flat['method.name']!r} shows a strongly "
-            "augmented view; expected a number of operations, such as 2"
-        )
     own, store = flat["teacher.own_average"], flat["teacher.store"]
     if method.needs_teacher and not (teachers or own or store):
         raise UsageError(

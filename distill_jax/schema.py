@@ -75,7 +75,7 @@ SCHEMA: dict[str, keys.Key] = {
     "data.resident": keys.choice(
         "auto",
         ("auto", "yes", "no"),
-        "whole set on the device as uint8, or streamed; auto: up to 4 GiB",
+        "whole set on the device as uint8, or streamed; auto: up to 4 GiB without resized_crop",
         lasting=False,
     ),
     "data.workers": keys.integer(
@@ -91,6 +91,11 @@ SCHEMA: dict[str, keys.Key] = {
         0, "pixels of padding before a random crop: shifts by up to this many"
     ),
     "data.augment.padding_mode": keys.choice("zero", ("zero", "reflect"), "what the padding holds"),
+    "data.augment.resized_crop": keys.number(
+        0.0,
+        "least area of a random crop that is resized, of streamed images; published: 0.08; 0: off",
+        high=1.0,
+    ),
     "data.augment.flip": keys.flag(False, "horizontal flip with probability 1/2"),
     "data.augment.color_jitter": keys.number(
         0.0, "brightness and contrast factors in 1 ± this", high=1.0, open_high=True

@@ -3,8 +3,8 @@
 A view is made in two steps, so that it can be stored as numbers and made again: `draw` makes the
 random numbers of a batch, `view` turns pixels and numbers into the view, without randomness. All
 numbers are drawn at the shape of the whole batch, so a sharded batch gets the same ones on any
-number of devices. Left out on purpose: what decodes or resizes (that is a source's work), and
-learned or searched policies.
+number of devices. Left out on purpose: what decodes or resizes (that is a source's work, and so is
+the random resized crop, which crops.py draws), and learned or searched policies.
 """
 
 import dataclasses
@@ -40,6 +40,8 @@ class Augment:
       crop_padding: pixels of padding on each side before a crop of the image's own size; each
         offset in [0, 2 * crop_padding] is equally likely, down and across.
       padding_mode: "zero" (black) or "reflect" (mirrored, the edge pixel not repeated).
+      resized_crop: the least area of a random resized crop, as a part of the image's, in (0, 1];
+        0 is off. It is cut where images are read; `draw` and `view` leave it alone.
       flip: mirror left to right with probability 1/2.
       color_jitter: brightness and contrast factors are uniform in [1 - color_jitter,
         1 + color_jitter]; in [0, 1].
@@ -55,6 +57,7 @@ class Augment:
 
     crop_padding: int = 0
     padding_mode: str = "zero"
+    resized_crop: float = 0.0
     flip: bool = False
     color_jitter: float = 0.0
     mixup: float = 0.0
@@ -67,6 +70,13 @@ class Augment:
             raise unknown("data.augment.padding_mode", self.padding_mode, PADDING_MODES, "mode")
         if self.crop_padding < 0:
             raise UsageError(f"data.augment.crop_padding={self.crop_padding!r}: expected 0 or more")
+        if not 0 <= self.resized_crop <= 1:
+            raise UsageError(f"data.augment.resized_crop={self.resized_crop!r}: expected 0 to 1")
+        if self.resized_crop and self.crop_padding:
+            raise UsageError(
+                f"data.augment.crop_padding={self.crop_padding}: data.augment.resized_crop="
+                f"{self.resized_crop} crops already; expected one of them, the other 0"
+            )
         if not 0 <= self.color_jitter <= 1:
             raise UsageError(f"data.augment.color_jitter={self.color_jitter!r}: expected 0 to 1")
         for name in ("mixup", "cutmix"):

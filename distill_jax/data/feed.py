@@ -3,7 +3,7 @@
 Both kinds give the same examples in the same order, from any position. Many processes feed one run:
 each is given the same arguments and its own number, and reads its part of every batch, so that
 position p means the same in all of them. Left out on purpose: device placement and sharding
-(training's work) and any change to the pixels (augment's).
+(training's work) and any change to the pixels (augment's) but the resized crop of crops.py.
 """
 
 import atexit
@@ -20,6 +20,7 @@ import grain
 import numpy as np
 from absl import flags
 
+from distill_jax.data.crops import Crops
 from distill_jax.data.order import Order, part_of
 from distill_jax.data.sources.base import Examples
 
@@ -51,14 +52,16 @@ class _Batches:
     order: Order
     batch_size: int
     part: slice
+    crops: Crops | None
     start: int
 
     def __len__(self) -> int:
         return _ENDLESS
 
     def __getitem__(self, index: int) -> Batch:
-        ids = self.order.ids(self.start + index * self.batch_size, self.batch_size)
-        return _load(self.examples, ids[self.part])
+        position = self.start + index * self.batch_size
+        ids = self.order.ids(position, self.batch_size)
+        return load_rows(self.examples, ids, self.part, self.crops, position)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,6 +74,7 @@ class Training:
     part: slice
     resident: bool
     workers: int
+    crops: Crops | None
 
     def at(self, position: int) -> Generator[Batch, None, None]:
         """Batches from the example at `position` of the order on; `.close()` ends the workers.
@@ -96,7 +100,9 @@ class Training:
     def _stream(self, position: int) -> Generator[Batch, None, None]:
         # Whole batches are the unit that grain deals out to workers: dealing out single examples
         # would make the order depend on the number of workers.
-        source = _Batches(self.examples, self.order, self.batch_size, self.part, position)
+        source = _Batches(
+            self.examples, self.order, self.batch_size, self.part, self.crops, position
+        )
         reader = grain.MapDataset.source(source).to_iter_dataset(
             grain.ReadOptions(READ_THREADS, READY_BATCHES)
         )
@@ -126,6 +132,7 @@ def training(
     workers: int,
     process: int = 0,
     processes: int = 1,
+    crops: Crops | None = None,
 ) -> Training:
     """The feed of a training run.
 
@@ -136,6 +143,7 @@ def training(
       resident: True when the pixels are on the device (`store`) and ids are all that is fed.
       workers: processes that read and decode streamed batches; 0 reads in threads of this process.
       process, processes: which of how many this is.
+      crops: which part of each streamed image is shown; None for the image as evaluated.
 
     Returns:
       The feed; begin with `.at(position)`.
@@ -144,7 +152,7 @@ def training(
       UsageError: B is not a multiple of `processes`.
     """
     part = part_of(batch_size, process, processes)
-    return Training(examples, order, batch_size, part, resident, workers)
+    return Training(examples, order, batch_size, part, resident, workers, crops)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -167,8 +175,11 @@ class Evaluation:
         ids = self.ids[index * self.batch_size : (index + 1) * self.batch_size]
         mask = np.arange(self.batch_size) < len(ids)
         # The last id stands in for what is missing: a real image, masked out.
-        ids = np.pad(ids, (0, self.batch_size - len(ids)), mode="edge")[self.part]
-        batch = {"id": ids} if self.resident else _load(self.examples, ids)
+        ids = np.pad(ids, (0, self.batch_size - len(ids)), mode="edge")
+        if self.resident:
+            batch = {"id": ids[self.part]}
+        else:
+            batch = load_rows(self.examples, ids, self.part)
         return {**batch, "mask": mask[self.part]}
 
     def __iter__(self) -> Generator[Batch, None, None]:
@@ -264,9 +275,32 @@ def fingerprint(examples: Examples) -> str:
     return digest.hexdigest()
 
 
-def _load(examples: Examples, ids: np.ndarray) -> Batch:
-    images, labels = examples.batch(ids)
-    return {"id": ids, "image": images, "label": labels}
+def load_rows(
+    examples: Examples,
+    ids: np.ndarray,
+    part: slice,
+    crops: Crops | None = None,
+    position: int = 0,
+) -> Batch:
+    """Reads a part of one batch.
+
+    Args:
+      examples: the split.
+      ids: int32 [B], of the whole batch.
+      part: the rows to read, R of them.
+      crops: as in `training`.
+      position: of the batch in the training order, which crops go by.
+
+    Returns:
+      {"id": int32 [R], "image": uint8 [R, H, W, C], "label": int32 [R]}.
+    """
+    own = ids[part]
+    if crops:
+        rows = np.arange(position, position + len(ids))[part]
+        images, labels = examples.cropped(own, crops.at(rows))
+    else:
+        images, labels = examples.batch(own)
+    return {"id": own, "image": images, "label": labels}
 
 
 def _spaced(ids: np.ndarray, count: int) -> np.ndarray:

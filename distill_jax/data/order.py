@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 VALIDATION_STREAM = 2**63
 FRACTION_STREAM = 2**63 + 1
 SOURCE_STREAM = 2**63 + 2
+CROP_STREAM = 2**63 + 3
 
 
 def permutation(count: int, seed: int, stream: int) -> np.ndarray:

@@ -139,7 +139,8 @@ def write_seeded(
     held_out = np.setdiff1d(np.arange(len(train), dtype=np.int32), train_ids)
     answers = asked.steps()
     order = data.Order(train_ids, seed)
-    feed = data.training(train, order, batch_size, resident=False, workers=0)
+    crops = data.Crops.of(augment.resized_crop, seed)
+    feed = data.training(train, order, batch_size, resident=False, workers=0, crops=crops)
 
     def part(first: int, count: int, size: int) -> Arrays:
         ids = order.ids(first * batch_size, count * batch_size).reshape(count, batch_size)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from distill_jax.data import load
+from distill_jax.data import Crops, load
 from distill_jax.errors import UsageError
 
 COUNT = 40
@@ -93,6 +93,18 @@ def test_reads_what_was_prepared(prepared):
         assert np.array_equal(image, images[-1]) and label == labels[-1]
         with pytest.raises(IndexError):
             examples[COUNT]
+
+
+def test_crops_are_cut_from_the_image_as_it_is_stored(prepared):
+    examples = load("cifar10", "train", tfds_dir=str(prepared), image_size=12)
+    ids, cuts = np.array([3, 0, 31]), Crops(0.08, 1).at([5, 6, 7])
+    images, labels = examples.cropped(ids, cuts)
+    whole, _ = load("cifar10", "train", tfds_dir=str(prepared)).batch(ids)
+    for pixels, cut, image in zip(whole, cuts, images, strict=True):
+        top, left, tall, wide = cut(32, 32)
+        part = Image.fromarray(pixels[top : top + tall, left : left + wide])
+        assert np.array_equal(image, np.asarray(part.resize((12, 12), Image.BILINEAR)))
+    assert images.dtype == np.uint8 and labels.tolist() == examples.labels()[ids].tolist()
 
 
 def test_can_be_pickled_and_reads_the_same(prepared):

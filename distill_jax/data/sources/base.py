@@ -7,11 +7,14 @@ Sources can be pickled, so that a worker process opens its own copy.
 import abc
 import dataclasses
 import io
+import math
 import pathlib
+from collections.abc import Sequence
 
 import numpy as np
 from PIL import Image
 
+from distill_jax.data.crops import Cut
 from distill_jax.errors import UsageError
 
 # Pillow modes by channel count: what images are converted to, and what may be resized.
@@ -42,6 +45,7 @@ class Examples(abc.ABC):
     """One split of a data set of labelled uint8 images, read by position."""
 
     info: Info
+    crops: bool = False  # whether `cropped` is there: images are decoded when they are read
     _decoded: tuple[np.ndarray, np.ndarray] | None = None
 
     @abc.abstractmethod
@@ -68,6 +72,10 @@ class Examples(abc.ABC):
         for row, index in enumerate(ids):
             images[row], labels[row] = self[int(index)]
         return images, labels
+
+    def cropped(self, ids: np.ndarray, cuts: Sequence[Cut | None]) -> tuple[np.ndarray, np.ndarray]:
+        """As `batch`, of each image the part that its cut chooses, resized to the common size."""
+        raise NotImplementedError(f"{type(self).__name__} does not decode images when it is read")
 
     def arrays(self) -> tuple[np.ndarray, np.ndarray]:
         """The whole split, decoded once and kept: uint8 [N, H, W, C], int32 [N]; read-only."""
@@ -186,6 +194,42 @@ def decode(source: str | pathlib.Path | bytes, mode: str, image_size: int) -> np
         pixels = np.asarray(image if image.mode == mode else image.convert(mode))
     pixels = pixels.reshape(*pixels.shape[:2], -1)
     return resize(pixels, image_size) if image_size else pixels
+
+
+def decode_cut(
+    source: str | pathlib.Path | bytes, mode: str, shape: tuple[int, int], cut: Cut
+) -> np.ndarray:
+    """Decodes a part of one image file and resizes it (bilinear, antialiased).
+
+    A JPEG is decoded at a half, a quarter or an eighth of its size where the part still has the
+    pixels for `shape` then; what else it holds is never computed.
+
+    Args:
+      source: a path, or the encoded bytes.
+      mode: as in `decode`.
+      shape: (height, width) of the result.
+      cut: chooses the part.
+
+    Returns:
+      uint8 [*shape, C].
+
+    Raises:
+      Exception: as in `decode`.
+    """
+    with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
+        top, left, tall, wide = cut(image.height, image.width)
+        scale = 1.0
+        if image.format == "JPEG" and (spare := min(tall // shape[0], wide // shape[1])) > 1:
+            full = image.width
+            _, (*_, width, _) = image.draft(None, (image.width // spare, image.height // spare))
+            scale = width / full
+        left, top, right, bottom = (side * scale for side in (left, top, left + wide, top + tall))
+        corner = math.floor(left), math.floor(top)
+        part = image.crop((*corner, math.ceil(right), math.ceil(bottom)))
+        part = part if part.mode == mode else part.convert(mode)
+    inner = (left - corner[0], top - corner[1], right - corner[0], bottom - corner[1])
+    resized = part.resize(shape[::-1], Image.Resampling.BILINEAR, inner)
+    return np.asarray(resized).reshape(*shape, -1)
 
 
 def resize(pixels: np.ndarray, size: int) -> np.ndarray:

@@ -7,14 +7,15 @@ as stored: an alpha channel is dropped and EXIF rotation is not applied.
 
 import os
 import pathlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 from PIL import Image
 
+from distill_jax.data.crops import Cut
 from distill_jax.data.order import SOURCE_STREAM, stratified
-from distill_jax.data.sources.base import MODES, Examples, Info, decode
+from distill_jax.data.sources.base import MODES, Examples, Info, decode, decode_cut
 from distill_jax.errors import UsageError
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
@@ -33,6 +34,8 @@ THREADS = 16
 class FolderExamples(Examples):
     """Image files, decoded when they are read."""
 
+    crops = True
+
     def __init__(
         self, info: Info, folder: str, files: tuple[str, ...], labels: np.ndarray, image_size: int
     ):
@@ -47,12 +50,21 @@ class FolderExamples(Examples):
         return len(self._files)
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, int]:
+        return self._image(index, None), int(self._labels[index])
+
+    def cropped(self, ids: np.ndarray, cuts: Sequence[Cut | None]) -> tuple[np.ndarray, np.ndarray]:
+        images = [self._image(int(index), cut) for index, cut in zip(ids, cuts, strict=True)]
+        return np.stack(images), self._labels[ids]
+
+    def _image(self, index: int, cut: Cut | None) -> np.ndarray:
         path = os.path.join(self._folder, self._files[index])
+        *shape, channels = self.info.image_shape
         try:
-            image = decode(path, MODES[self.info.image_shape[-1]], self._image_size)
+            if cut:
+                return decode_cut(path, MODES[channels], tuple(shape), cut)
+            return decode(path, MODES[channels], self._image_size)
         except Exception as error:  # Pillow has no common type for what a damaged file raises
             raise UsageError(f"data.path={path!r}: not a readable image: {error}") from error
-        return image, int(self._labels[index])
 
     def labels(self) -> np.ndarray:
         return self._labels

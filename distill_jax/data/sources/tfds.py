@@ -6,16 +6,27 @@ array_record (or parquet) format; nothing is downloaded here. Images are decoded
 
 import difflib
 import pathlib
+from collections.abc import Sequence
 
 import numpy as np
 
-from distill_jax.data.sources.base import MODES, Examples, Info, check_labels, decode
+from distill_jax.data.crops import Cut
+from distill_jax.data.sources.base import (
+    MODES,
+    Examples,
+    Info,
+    check_labels,
+    decode,
+    decode_cut,
+)
 from distill_jax.data.sources.registry import names
 from distill_jax.errors import UsageError, unknown
 
 
 class TfdsExamples(Examples):
     """One split of a prepared set."""
+
+    crops = True
 
     def __init__(self, info: Info, source, image_size: int):
         """Args: source: a TFDS data source whose "image" is left encoded."""
@@ -34,12 +45,19 @@ class TfdsExamples(Examples):
         return images[0], int(labels[0])
 
     def batch(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        return self.cropped(ids, [None] * len(ids))
+
+    def cropped(self, ids: np.ndarray, cuts: Sequence[Cut | None]) -> tuple[np.ndarray, np.ndarray]:
         records = self._records(ids)
         images = np.empty((len(ids), *self.info.image_shape), np.uint8)
-        mode = MODES[self.info.image_shape[-1]]
-        for row, record in enumerate(records):
+        *shape, channels = self.info.image_shape
+        mode = MODES[channels]
+        for row, (record, cut) in enumerate(zip(records, cuts, strict=True)):
             try:
-                images[row] = decode(record["image"], mode, self._image_size)
+                if cut:
+                    images[row] = decode_cut(record["image"], mode, tuple(shape), cut)
+                else:
+                    images[row] = decode(record["image"], mode, self._image_size)
             except Exception as error:  # Pillow has no common type for what a damaged file raises
                 raise UsageError(
                     f"{self._where}: image {ids[row]} is unreadable: {error}"

@@ -12,10 +12,13 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
+from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jax.typing import DTypeLike
 
 from distill_jax import parallel
+
+_OF_EXPERTS = 3  # dimensions of a layer's kernel: experts, inputs, outputs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,18 +89,28 @@ class Layout:
           mix: (x, logits, kernels) -> as x, a sum over the inner width of the experts.
           x: [B, T, D].
           logits: of the router, [B, T, E].
-          kernels: of one layer, by the ends of their names, put together over `fsdp`.
+          kernels: of one layer, by the ends of their names, as they are stored.
         """
 
-        def used(name: str, kernel: Array) -> PartitionSpec:
-            stored = parallel.sharding(f"runs/0/mlp/{name}", (1, *kernel.shape), self.mesh).spec
-            return PartitionSpec(*(None if axis == "fsdp" else axis for axis in stored[1:]))
+        def stored(name: str, kernel: Array) -> PartitionSpec:
+            spec = parallel.sharding(f"runs/0/mlp/{name}", (1, *kernel.shape), self.mesh).spec
+            return PartitionSpec(*spec[1:])
 
-        specs = {name: used(name, kernel) for name, kernel in kernels.items()}
+        specs = {name: stored(name, kernel) for name, kernel in kernels.items()}
         in_parts = "tensor" in specs["down/kernel"]
 
+        def whole(kernel: Array, spec: PartitionSpec) -> Array:
+            if "fsdp" not in spec:
+                return kernel
+            # From here the gradient is scattered over `fsdp` first and summed over `data` in
+            # shards; that of a kernel which comes in whole would be summed whole over both.
+            kernel = jax.lax.pcast(kernel, "data", to="varying")
+            axis = spec.index("fsdp")
+            kernel = jax.lax.all_gather(kernel, "fsdp", axis=axis, tiled=True)
+            return checkpoint_name(kernel, parallel.GATHERED)
+
         def here(x: Array, logits: Array, kernels: Mapping[str, Array]) -> Array:
-            y = mix(x, logits, kernels)
+            y = mix(x, logits, {name: whole(k, specs[name]) for name, k in kernels.items()})
             return jax.lax.psum(y, "tensor") if in_parts else y
 
         batch = PartitionSpec(parallel.BATCH)
@@ -107,7 +120,9 @@ class Layout:
         return mapped(x, logits, kernels)
 
     def weights(self, prefix: str, state: nnx.State, dtype: DTypeLike) -> nnx.State:
-        """The parameters of one layer, without the axis of layers.
+        """The parameters of one layer, without the axis of layers, put together over `fsdp`.
+
+        Those of experts stay in shards, in `dtype`: `experts` puts them together.
 
         Args:
           prefix: of their names.
@@ -124,6 +139,8 @@ class Layout:
                 return value
             if jnp.issubdtype(value.dtype, jnp.floating):
                 value = value.astype(dtype)
+            if value.ndim == _OF_EXPERTS:
+                return value
             own = NamedSharding(self.mesh, PartitionSpec(*stored.spec[1:]))
             return parallel.gathered(value, own)
 

@@ -1,6 +1,7 @@
 """Mixtures of experts: the layer against float64 loops, on meshes, and of chosen layers."""
 
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +13,8 @@ from flax import nnx
 from distill_jax import models, parallel
 from distill_jax.models import language
 from distill_jax.models.language.experts import mix
+from distill_jax.planning import hlo
+from distill_jax.planning.collectives import collectives
 
 CONFIG = language.DecoderConfig(
     vocab_size=32,
@@ -151,6 +154,32 @@ def test_shards_give_the_states_and_gradients_of_one_device(mesh, width):
     for name, value in gradients.items():
         scale = np.abs(expected[name]).max()
         np.testing.assert_allclose(value, expected[name], rtol=1e-4, atol=1e-5 * scale)
+
+
+@pytest.mark.parametrize("mesh", [(1, 8, 1), pytest.param((2, 4, 1), marks=pytest.mark.slow)])
+def test_gradients_of_experts_are_scattered_over_fsdp_and_summed_in_shards(mesh):
+    mesh = parallel.make_mesh(*mesh)
+    graphdef, params, _ = models.split(language.create(CONFIG, seed=0))
+    graphdef = models.split(language.assemble(CONFIG, params, mesh=mesh))[0]
+    where = parallel.layout({"student": params}, mesh)["student"]
+    given = {
+        name: jax.ShapeDtypeStruct(value.shape, value.dtype, sharding=where[name])
+        for name, value in params.items()
+    }
+    tokens = jax.ShapeDtypeStruct((8, 4), jnp.int32, sharding=parallel.batch_sharding(mesh))
+
+    def loss(params, tokens):
+        return jnp.sum(jnp.sin(models.merge(graphdef, params)(tokens).hidden))
+
+    gradient = jax.jit(jax.grad(loss), out_shardings=where)
+    text = gradient.lower(given, tokens).compile(reference.QUICK).as_text()
+    module = hlo.parse(text)
+    found = {(c.kind, c.axes): c.count for c in collectives(module, mesh)}
+    # Of three kernels in each of two layers, and of the embedding.
+    assert found["reduce-scatter", ("fsdp",)] == 3 * CONFIG.layers + 1
+    one_expert = re.escape(f"[{CONFIG.experts},{CONFIG.dim},{CONFIG.mlp_dim}]")
+    assert re.search(rf"f32{one_expert}.* all-gather\(", text)
+    assert not re.search(rf"f32{one_expert}.* all-reduce\(", text)
 
 
 def test_each_device_has_its_part_of_every_expert():
