@@ -52,6 +52,7 @@ class ImageParts(Parts):
         return self._order.ids(step * size, size)
 
     def save(self, folder: str | os.PathLike, params: Any, stats: Any) -> str:
+        params, stats = parallel.fetch((params, stats))
         return hosts.on_first(lambda: models.save(folder, self.recipe.spec, params, stats))
 
     def load(self, folder: str | os.PathLike) -> tuple[models.Flat, models.Flat]:

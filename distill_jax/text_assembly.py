@@ -54,7 +54,7 @@ class TextParts(Parts):
         del stats  # a decoder has none
         config = self.recipe.comparison.student.config
         base, options = lora.base_of(self.teacher_variables), self.config.student
-        base = parallel.fetch(base)
+        params, base = parallel.fetch((params, base))
 
         def write() -> str:
             whole = params
