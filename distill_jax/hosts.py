@@ -87,7 +87,7 @@ def start(
         address = how.coordinator
         if address and how.process:
             gone = f"process 0 of {how.processes} has gone"
-            address = relay.open_relay(address, _joined.is_set, lambda: _first_lost(gone))
+            address = relay.open_relay(address, _in_run, lambda: _first_lost(gone))
         jax.distributed.initialize(
             address,
             how.processes,
@@ -112,6 +112,10 @@ def start(
         _watching.start()
         if not first():
             threading.Thread(target=_mind, args=(timeout,), name="first", daemon=True).start()
+
+
+def _in_run() -> bool:
+    return _joined.is_set() and not _finished.is_set()
 
 
 def _asked(how: Launch) -> Launch:

@@ -215,7 +215,7 @@ def test_a_process_that_hangs_with_a_live_heartbeat_ends_all(long, tmp_path):
     module = tmp_path / "stuck.py"
     module.write_text(STUCK)
     arguments = train(long, tmp_path / "run", imports=f"('{module}',)")
-    arguments.append("--step_timeout=4")
+    arguments.append("--step_timeout=10")
     run = Run(tmp_path / "logs", arguments, processes=2)
     assert run.codes(90) == [1, 1], run.said()
     (line,) = run.lines("distill-jax:")
