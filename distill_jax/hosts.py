@@ -327,7 +327,8 @@ def _watch(timeout: float) -> None:
         except Exception as error:
             if _finished.is_set():
                 return
-            _first_lost(f"process 0 of {processes()} cannot be reached: {error}"[:300])
+            why = " ".join(str(error).split())[:200]
+            _first_lost(f"process 0 of {processes()} cannot be reached ({why})")
         if _finished.wait(pause):
             return
 
