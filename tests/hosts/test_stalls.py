@@ -1,9 +1,15 @@
 """Who is named when no process goes on."""
 
+import queue
+import types
+
+import jax
+import jax.numpy as jnp
 import pytest
 
 from distill_jax import stalls
 from distill_jax.stalls import Report
+from distill_jax.training import loop
 
 READING = Report(120, "reading the data of step 121", False, 12.4)
 WAITING = Report(140, "fetching the results of step 140", False, 12.0)
@@ -49,3 +55,23 @@ def test_a_report_tells_since_when_nothing_has_changed(monkeypatch):
     clock[0] = 131.0
     stalls.computed(4)  # nothing new
     assert stalls.read({1: stalls.report()})[1].idle == 1.0
+
+
+def test_a_step_counts_when_the_devices_have_computed_it(monkeypatch):
+    """Also when the next step has taken over its state."""
+    told = queue.SimpleQueue()
+    monkeypatch.setattr(loop.hosts, "watches_steps", lambda: True)
+    monkeypatch.setattr(loop.stalls, "computed", told.put)
+    advance = jax.jit(lambda state: jax.tree.map(lambda a: a + 1, state), donate_argnums=0)
+    state = types.SimpleNamespace(bad_step=jnp.int32(-1))
+    with loop._followed() as follow:
+        for step in (1, 2):
+            state = types.SimpleNamespace(bad_step=advance(state.bad_step))
+            follow(step, state)
+        advance(state.bad_step)
+        assert [told.get(timeout=10) for _ in range(2)] == [1, 2]
+
+
+def test_a_single_process_follows_nothing():
+    with loop._followed() as follow:
+        follow(1, None)
