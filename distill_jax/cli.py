@@ -96,6 +96,12 @@ def _add_hosts(parser: argparse.ArgumentParser) -> None:
         default=str(hosts.HOST_TIMEOUT),
         help="a process that is not heard of for so long ends all (%(default)s)",
     )
+    group.add_argument(
+        "--step_timeout",
+        metavar="SECONDS",
+        default=str(hosts.STEP_TIMEOUT),
+        help="when no process goes on for so long, all end; 0: never (%(default)s)",
+    )
 
 
 def _join(arguments: argparse.Namespace) -> None:
@@ -103,8 +109,14 @@ def _join(arguments: argparse.Namespace) -> None:
     (timeout,) = _numbers("host_timeout", arguments.host_timeout, float)
     if not 1 <= timeout <= 86400:
         raise UsageError(f"--host_timeout={timeout:g}: expected seconds from 1 to 86400")
+    (step_timeout,) = _numbers("step_timeout", arguments.step_timeout, float)
+    if step_timeout and not 1 <= step_timeout <= 604800:
+        raise UsageError(
+            f"--step_timeout={step_timeout:g}: expected 0, or seconds from 1 to 604800"
+        )
     how = launch.launch(arguments.coordinator, arguments.num_processes, arguments.process_id)
-    hosts.start(how, stop_together=arguments.verb == "train", timeout=timeout)
+    together = arguments.verb == "train"
+    hosts.start(how, stop_together=together, timeout=timeout, step_timeout=step_timeout)
 
 
 def _numbers(flag: str, said: str, kind: type) -> tuple:

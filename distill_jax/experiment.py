@@ -10,7 +10,17 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from distill_jax import assembly, hosts, models, parallel, reports, schema, text_assembly, workdir
+from distill_jax import (
+    assembly,
+    hosts,
+    models,
+    parallel,
+    reports,
+    schema,
+    stalls,
+    text_assembly,
+    workdir,
+)
 from distill_jax import config as configs
 from distill_jax.errors import UsageError
 from distill_jax.generation import METRICS
@@ -102,6 +112,8 @@ def run(config: Mapping[str, Any] | ConfigDict, where: str | os.PathLike) -> Res
         values = _run(prepare(config), paths, resumed, stop_asked)
     values["wall_time_s"] = time.perf_counter() - began
 
+    stalls.mark(values["steps"], "writing the report", long=True)
+
     def write() -> dict[str, Any]:
         workdir.write_json(paths.result, values)
         reports.run_report(paths.root)
@@ -182,12 +194,14 @@ def _train(session: Session, stop_asked: Callable[[], bool]) -> dict[str, Any]:
         hooks=session,
         stop_asked=stop_asked,
     )
-    session.checkpoints.wait()
     total = parts.total_steps
+    stalls.mark(total, "saving the last checkpoint", long=True)
+    session.checkpoints.wait()
 
     def figures(now: state.TrainState, step_of: int, folder: pathlib.Path) -> dict[str, Any]:
-        evaluated = parallel.fetch(now.evaluated)
-        fingerprint = parts.save(folder, *evaluated)
+        stalls.mark(total, f"writing {folder.name}", long=True)
+        fingerprint = parts.save(folder, *now.evaluated)
+        stalls.mark(total, f"evaluating {folder.name}", long=True)
         found = {name: evaluator(*now.evaluated) for name, evaluator in parts.evaluators.items()}
         return {"step": step_of, "parameters_sha256": fingerprint, "validation": None, **found}
 
@@ -195,7 +209,7 @@ def _train(session: Session, stop_asked: Callable[[], bool]) -> dict[str, Any]:
     selected = None
     best = hosts.on_first(session.checkpoints.best_step)
     if best == total:  # often, and evaluating is not free
-        parts.save(paths.selected, *parallel.fetch(now.evaluated))
+        parts.save(paths.selected, *now.evaluated)
         selected = final
     elif "validation" in parts.evaluators:
         best = session.checkpoints.restore_best(session.abstract())
@@ -267,5 +281,6 @@ def evaluate(
     workdir.check_same_inputs(workdir.read_json(paths.manifest), **parts.description)
     if split not in parts.evaluators:
         raise UsageError(f"--split={split}: the run held out no such split (data.validation=0)")
+    stalls.mark(0, f"evaluating {which}", long=True)
     saved = parts.load(paths.model if which == "final" else paths.selected)
     return parts.evaluators[split](*saved)

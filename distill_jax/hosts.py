@@ -3,7 +3,9 @@
 Every process runs the same program on its own devices. `launch` says how they find each other, and
 `jax.distributed` joins them. Small things are agreed on through its coordination service, on the
 host and beside whatever the devices compute. A process that ends by an error, or is not heard of
-any more, ends all: none waits for ever in a computation that can no longer finish.
+any more, ends all, and so does a step that no process gets through (`stalls`): none waits for ever
+in a computation that can no longer finish. The first process carries the coordination service; the
+others reach it by a `relay`, which tells them when it has died.
 
 A single process has nothing of this: it looks at a few variables, starts no thread and waits for
 nobody. Left out on purpose: going on with the processes that are left (the launcher starts all of
@@ -16,30 +18,36 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
+from distill_jax import relay, stalls
 from distill_jax.launch import Launch
 
 #: Seconds after which a process that is not heard of counts as dead.
 HOST_TIMEOUT = 100
 #: Seconds within which all processes have to have been started.
 JOIN_TIMEOUT = 300
+#: Seconds in which some process has to go on with the steps.
+STEP_TIMEOUT = 3600
 
 RESUMES = "and the same command goes on from the last checkpoint"
 
 _SAID = "distill_jax/said/"  # what the first process has told the others
-_ALIVE = "distill_jax/alive/"  # a number for each process, which grows
+_ALIVE = "distill_jax/alive/"  # of each process a number, which grows, and what it does
 _ENDED = "distill_jax/ended"  # the first error, in JSON
 _HEARD = "distill_jax/heard/"  # who knows of it
 _FAREWELL = 10.0  # seconds for everybody to know of it
-_LAST = 1.0  # more for the others to be gone: JAX aborts who loses the coordinator
+_LAST = 1.0  # more for the others to be gone, who lose their coordinator
 _LOOK = 5.0  # seconds in which a process that lives is heard of several times
 _FOR_EVER = 7 * 24 * 3600 * 1000  # milliseconds; whoever waits is ended by `_watch` long before
 
 _numbers = itertools.count()  # every process asks the same things in the same order
 _finished = threading.Event()
+_joined = threading.Event()
+_answered = threading.Event()  # the first process has answered since this was cleared
 _watching: threading.Thread | None = None
+_step_limit = 0.0  # seconds; 0 for none
 
 
 class HostsError(RuntimeError):
@@ -50,7 +58,11 @@ class HostsError(RuntimeError):
 
 
 def start(
-    how: Launch | None, *, stop_together: bool = False, timeout: float = HOST_TIMEOUT
+    how: Launch | None,
+    *,
+    stop_together: bool = False,
+    timeout: float = HOST_TIMEOUT,
+    step_timeout: float = STEP_TIMEOUT,
 ) -> None:
     """Joins this process with the others; must come before the first computation with JAX.
 
@@ -59,19 +71,25 @@ def start(
       stop_together: SIGTERM in any process is for all of them to agree upon, by `stop_asked`. Else
         it ends the process.
       timeout: seconds after which a process that is not heard of ends all.
+      step_timeout: seconds after which all end if no process goes on, see `stalls`; 0 for never.
 
     Raises:
       HostsError: the processes did not all come, or this one cannot reach the first.
     """
-    global _watching
+    global _watching, _step_limit
     if how is None:
         return
     import jax
 
     jax.config.update("jax_enable_preemption_service", stop_together)
     try:
+        how = _asked(how)
+        address = how.coordinator
+        if address and how.process:
+            gone = f"process 0 of {how.processes} has gone"
+            address = relay.open_relay(address, _in_run, lambda: _first_lost(gone))
         jax.distributed.initialize(
-            how.coordinator,
+            address,
             how.processes,
             how.process,
             how.devices if how.devices is None else list(how.devices),
@@ -87,8 +105,42 @@ def start(
             f"{how.processes or 'detected'} processes): {error}"[:500]
         ) from error
     if many():
+        stalls.mark(0, "preparing", long=True)
+        _step_limit = step_timeout
+        _joined.set()
         _watching = threading.Thread(target=_watch, args=(timeout,), name="hosts", daemon=True)
         _watching.start()
+        if not first():
+            threading.Thread(target=_mind, args=(timeout,), name="first", daemon=True).start()
+
+
+def _in_run() -> bool:
+    return _joined.is_set() and not _finished.is_set()
+
+
+def _asked(how: Launch) -> Launch:
+    """With what a cluster tells, which JAX would else ask for itself: the relay has to know.
+
+    Where this version of JAX has no such function, it asks, and nothing lies between.
+    """
+    if not how.cluster:
+        return how
+    try:
+        from jax._src.clusters import ClusterEnv
+
+        detect = ClusterEnv.auto_detect_unset_distributed_params
+    except (ImportError, AttributeError):
+        return how
+    local, devices = os.environ.get("JAX_LOCAL_DEVICE_IDS"), how.devices
+    if devices is None and local:
+        devices = tuple(int(number) for number in local.split(","))
+    coordinator, processes, process, devices = detect(
+        how.coordinator, how.processes, how.process, devices, how.cluster, JOIN_TIMEOUT
+    )
+    if None in (coordinator, processes, process):
+        return how
+    devices = devices if devices is None else tuple(devices)
+    return Launch(coordinator, processes, process, devices=devices)
 
 
 def _state() -> Any:
@@ -118,6 +170,11 @@ def many() -> bool:
 def first() -> bool:
     """Whether this process writes what is written once."""
     return process() == 0
+
+
+def watches_steps() -> bool:
+    """Whether it counts when the steps of this process have been computed."""
+    return many() and _step_limit > 0
 
 
 def on_first(make: Callable[[], Any], key: str = "") -> Any:
@@ -168,8 +225,9 @@ def end(code: int, line: str) -> None:
     """
     if not many():
         return
+    global _going
     client = _state().client
-    about = {"code": code, "process": process(), "line": line}
+    _going = about = {"code": code, "process": process(), "line": line}
     try:
         client.key_value_set(_ENDED, json.dumps(about))
     except Exception:
@@ -185,7 +243,7 @@ def lost() -> int | None:
     client, seen = _state().client, {}
     deadline = time.monotonic() + _LOOK
     while time.monotonic() < deadline:
-        gone = _silent(client, seen, 0.8 * _LOOK)
+        gone = _silent(_alive(client), seen, 0.8 * _LOOK)
         time.sleep(0.1)
     return gone
 
@@ -198,11 +256,14 @@ def _ended(client: Any) -> dict[str, Any] | None:
 
 
 _leaving = threading.Lock()
+_going: dict[str, Any] | None = None  # what this process is about to end with
 
 
 def _leave(client: Any, about: dict[str, Any]) -> None:
     """Ends this process, the first one when the others know: it is their coordinator."""
+    global _going
     with _leaving:  # for good: the other thread that comes here must not end the process earlier
+        _going = about
         own = about["process"] == process()
         if first():
             _say(about["line"])
@@ -222,9 +283,27 @@ def _leave(client: Any, about: dict[str, Any]) -> None:
         except Exception:
             if own and not first():
                 _say(about["line"])
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(about["code"])
+        _exit(about["code"])
+
+
+def _first_lost(how: str) -> None:
+    """Ends this process, to which the first one does not answer.
+
+    Each says so: without the first process they cannot agree on who does.
+    """
+    # Whoever leaves already may wait for an answer that never comes.
+    _leaving.acquire(timeout=2 * _LAST)
+    line = f"distill-jax: failed: {how}; all have stopped, {RESUMES}"
+    about = _going or {"code": 1, "process": process(), "line": line}
+    if about["process"] == process():
+        _say(about["line"])
+    _exit(about["code"])
+
+
+def _exit(code: int) -> None:
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def _say(line: str) -> None:
@@ -234,35 +313,68 @@ def _say(line: str) -> None:
 def _watch(timeout: float) -> None:
     """In the background: says that this process lives, and ends it where another has ended."""
     client, pause = _state().client, min(1.0, timeout / 10)
-    seen: dict[str, tuple[str, float]] = {}
+    seen: dict[int, tuple[str, float]] = {}
     for number in itertools.count():
         try:
-            client.key_value_set(f"{_ALIVE}{process()}", str(number), allow_overwrite=True)
+            said = f"{number} {stalls.report()}"
+            client.key_value_set(f"{_ALIVE}{process()}", said, allow_overwrite=True)
             if (about := _ended(client)) is not None:
                 _leave(client, about)
-            if first() and (dead := _silent(client, seen, timeout)) is not None:
-                about = {"code": 1, "process": 0, "dead": dead}
-                about["line"] = (
-                    f"distill-jax: failed: process {dead} of {processes()} was not heard of for "
-                    f"{timeout:g} s; all have stopped, {RESUMES}"
-                )
+            _answered.set()
+            if first() and (about := _judged(_alive(client), seen, timeout)) is not None:
                 client.key_value_set(_ENDED, json.dumps(about))
                 _leave(client, about)
         except Exception as error:
             if _finished.is_set():
                 return
-            _say(f"distill-jax: failed: the first process cannot be reached: {error}"[:300])
-            os._exit(1)
+            why = " ".join(str(error).split())[:200]
+            _first_lost(f"process 0 of {processes()} cannot be reached ({why})")
         if _finished.wait(pause):
             return
 
 
-def _silent(client: Any, seen: dict[str, tuple[str, float]], timeout: float) -> int | None:
-    """A process whose number has not grown for so long."""
+def _mind(timeout: float) -> None:
+    """In the background: ends this process when the first one does not answer `_watch` any more.
+
+    Counts its own looks, not the clock: a machine that was suspended has not waited.
+    """
+    looks, pause = 0, timeout / 10
+    while not _finished.wait(pause):
+        looks = 0 if _answered.is_set() else looks + 1
+        _answered.clear()
+        if looks > 10:
+            _first_lost(f"process 0 of {processes()} was not heard of for {timeout:g} s")
+
+
+def _alive(client: Any) -> dict[int, str]:
+    """What each process has said last."""
+    return {int(name.rsplit("/", 1)[1]): said for name, said in client.key_value_dir_get(_ALIVE)}
+
+
+def _judged(
+    alive: Mapping[int, str], seen: dict[int, tuple[str, float]], timeout: float
+) -> dict[str, Any] | None:
+    """With what all have to end, by what they have said last; None while all is well."""
+    about = {"code": 1, "process": 0}
+    if (dead := _silent(alive, seen, timeout)) is not None:
+        how = f"process {dead} of {processes()} was not heard of for {timeout:g} s"
+        about["dead"] = dead
+    elif _step_limit and len(alive) == processes():
+        reports = {number: said.partition(" ")[2] for number, said in alive.items()}
+        how = stalls.verdict(stalls.read(reports), _step_limit)
+    else:
+        how = None
+    return how and {**about, "line": f"distill-jax: failed: {how}; all have stopped, {RESUMES}"}
+
+
+def _silent(
+    alive: Mapping[int, str], seen: dict[int, tuple[str, float]], timeout: float
+) -> int | None:
+    """A process that has said nothing new for so long."""
     now = time.monotonic()
-    for name, number in client.key_value_dir_get(_ALIVE):
-        if name not in seen or seen[name][0] != number:
-            seen[name] = (number, now)
-        elif now - seen[name][1] > timeout:
-            return int(name.rsplit("/", 1)[1])
+    for number, said in alive.items():
+        if number not in seen or seen[number][0] != said:
+            seen[number] = (said, now)
+        elif now - seen[number][1] > timeout:
+            return number
     return None

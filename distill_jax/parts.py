@@ -78,7 +78,8 @@ class Parts(abc.ABC):
     def save(self, folder: str | os.PathLike, params: Any, stats: Any) -> str:
         """Writes a student of this run; returns its fingerprint.
 
-        All processes call it together, with whole arrays on the host; the first one writes.
+        All processes call it together, with arrays on the devices, which come to the host one at a
+        time; the first process writes.
         """
 
     @abc.abstractmethod

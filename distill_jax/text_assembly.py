@@ -9,7 +9,6 @@ import pathlib
 from collections.abc import Iterator
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
@@ -54,16 +53,12 @@ class TextParts(Parts):
         del stats  # a decoder has none
         config = self.recipe.comparison.student.config
         base, options = lora.base_of(self.teacher_variables), self.config.student
-        base = parallel.fetch(base)
-
-        def write() -> str:
-            whole = params
-            if base:
-                whole = lora.merged(params, base, options.lora_alpha / options.lora_rank)
-            language.save(folder, language.assemble(config, jax.tree.map(jnp.asarray, whole)))
-            return _fingerprint(config, whole)
-
-        return hosts.on_first(write)
+        if base:
+            params = lora.merged(params, base, options.lora_alpha / options.lora_rank)
+        language.write(folder, config, params)
+        definition = dataclasses.asdict(config)
+        fingerprint = models.fingerprint_of(definition, params, parallel.to_first)
+        return hosts.on_first(lambda: fingerprint)
 
     def load(self, folder: str | os.PathLike) -> tuple[models.Flat, models.Flat]:
         """Of an adapted student the merged kernels, and adapters that add nothing to them."""

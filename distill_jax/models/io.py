@@ -4,21 +4,19 @@ Reading executes nothing: JSON and safetensors hold data alone, and a network is
 registered name. Every byte of both files is covered by a SHA-256, so that a damaged, truncated or
 exchanged file is refused, never used.
 
-Writing is atomic. Both files are written to a hidden folder beside the target, ".NAME.saving", and
-flushed to disk; then the target is renamed to ".NAME.previous", the new folder to the target's
-name, and the old one removed. A process killed before the first rename leaves the old model, after
-the second the new one, and between the two the old one under its hidden name: `load` looks there
-when the target is missing, and the next `save` puts it back first. A reader that meets a rename
-reads again. One writer a folder; any number of readers.
+Writing is atomic, see `files.replacing`: a process that is killed on the way leaves a whole model
+under the folder's name or a hidden one. `load` looks there too, and reads again when it meets a
+rename. Arrays come to the first host tensor by tensor. One writer a folder; any number of readers.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import json
 import os
 import pathlib
 import shlex
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax.numpy as jnp
@@ -26,9 +24,10 @@ import numpy as np
 import safetensors.numpy
 from jax import Array
 
-from distill_jax import parallel
+from distill_jax import hosts, parallel
 from distill_jax.errors import UsageError
-from distill_jax.files import flush
+from distill_jax.files import previous_of, replacing
+from distill_jax.models import tensors
 from distill_jax.models.functional import Flat, split
 from distill_jax.models.pytorch import from_pytorch
 from distill_jax.models.registry import abstract
@@ -38,7 +37,7 @@ from distill_jax.models.state_dict import read_state_dict
 _FORMAT = 1
 _MODEL = "model.json"
 _WEIGHTS = "weights.safetensors"
-_LARGE = 2**28  # bytes
+_LARGE = 2**24  # bytes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,10 +57,10 @@ class Saved:
     fingerprint: str
 
 
-def _grouped(params: Mapping[str, Array], stats: Mapping[str, Array]) -> dict[str, np.ndarray]:
+def _grouped(params: Mapping[str, Array], stats: Mapping[str, Array]) -> Flat:
     groups = {"params": params, "stats": stats}
     return {
-        f"{group}/{name}": np.asarray(values[name], order="C")
+        f"{group}/{name}": values[name]
         for group, values in groups.items()
         for name in sorted(values)
     }
@@ -72,16 +71,28 @@ def fingerprint(spec: Spec, params: Mapping[str, Array], stats: Mapping[str, Arr
     return fingerprint_of(spec.to_json(), _grouped(params, stats))
 
 
-def fingerprint_of(definition: Any, arrays: Mapping[str, Array]) -> str:
+def fingerprint_of(
+    definition: Any,
+    arrays: Mapping[str, Array],
+    fetch: Callable[..., np.ndarray | None] = parallel.fetch_part,
+) -> str:
     """Hex SHA-256 of a definition, as JSON, and of arrays, sorted by name.
 
     A large stack, of all layers of a decoder, comes to the host layer by layer.
+
+    Args:
+      definition: what JSON can hold.
+      arrays: on the devices or the host, or what `parallel.fetch_part` can fetch.
+      fetch: it, or `parallel.to_first`, with which the result is that of the first process alone.
     """
     digest = hashlib.sha256(json.dumps(definition, sort_keys=True).encode())
     for name, value in arrays.items():
         digest.update(f"\n{name} {value.dtype.name} {list(value.shape)}\n".encode())
-        for part in value if value.ndim > 2 and value.nbytes > _LARGE else [value]:
-            digest.update(parallel.fetch(part).tobytes())
+        large = value.ndim > 2 and value.nbytes > _LARGE
+        for place in [(row,) for row in range(value.shape[0])] if large else [()]:
+            if (part := fetch(value, place)) is not None:
+                digest.update(tensors.bytes_of(part))
+            del part  # before the next one comes
     return digest.hexdigest()
 
 
@@ -112,18 +123,6 @@ def _rendered(spec: Spec, hash_of_model: str, hash_of_weights: str) -> bytes:
     return (json.dumps(content, indent=2) + "\n").encode()
 
 
-def _previous(folder: pathlib.Path) -> pathlib.Path:
-    return folder.with_name(f".{folder.name}.previous")
-
-
-def _discard(folder: pathlib.Path) -> None:
-    """Removes a folder of ours. Only our two files: anything else in it makes `rmdir` refuse."""
-    if folder.is_dir():
-        for name in (_MODEL, _WEIGHTS):
-            (folder / name).unlink(missing_ok=True)
-        folder.rmdir()
-
-
 def save(
     path: str | os.PathLike,
     spec: Spec,
@@ -131,6 +130,8 @@ def save(
     stats: Mapping[str, Array],
 ) -> str:
     """Writes a network to a folder, in place of the one that may be there.
+
+    All processes call it together; the first one writes.
 
     Args:
       path: the folder; made if need be. It may hold an earlier model and nothing else.
@@ -148,41 +149,23 @@ def save(
     faults = _misfits(spec, params, stats)
     if faults:
         raise ValueError(f"these are not the arrays of {spec.name}: {faults}")
-    folder = pathlib.Path(path).resolve()
-    found = os.listdir(folder) if folder.is_dir() else [folder.name] if folder.exists() else []
-    others = sorted(set(found) - {_MODEL, _WEIGHTS})
-    if others:
-        raise UsageError(
-            f"path={str(path)!r}: expected a new folder or one with nothing but a model; "
-            f"found {others[0]!r}, which replacing it would delete"
-        )
-    saving, previous = folder.with_name(f".{folder.name}.saving"), _previous(folder)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    if previous.exists() and not folder.exists():
-        previous.rename(folder)
-    _discard(saving)
-    _discard(previous)
-
-    hash_of_model = fingerprint(spec, params, stats)
-    weights = safetensors.numpy.save(_grouped(params, stats))
-    model = _rendered(spec, hash_of_model, hashlib.sha256(weights).hexdigest())
-    saving.mkdir()
-    for name, content in ((_WEIGHTS, weights), (_MODEL, model)):
-        (saving / name).write_bytes(content)
-        flush(saving / name)
-    flush(saving)
-    if folder.exists():
-        folder.rename(previous)
-    saving.rename(folder)
-    flush(folder.parent)
-    _discard(previous)
+    arrays = _grouped(params, stats)
+    whole = fingerprint_of(spec.to_json(), arrays, parallel.to_first)
+    hash_of_model = hosts.on_first(lambda: whole)
+    written = replacing(path, (_MODEL, _WEIGHTS).__contains__, "a model")
+    with written if hosts.first() else contextlib.nullcontext() as saving:
+        weights, digest = saving and saving / _WEIGHTS, hashlib.sha256()
+        tensors.write(weights, arrays, lambda name: parallel.to_first(arrays[name]), digest=digest)
+        if saving:
+            model = _rendered(spec, hash_of_model, digest.hexdigest())
+            (saving / _MODEL).write_bytes(model)
     return hash_of_model
 
 
 def _find(path: pathlib.Path) -> pathlib.Path:
     """The folder with the model of `path`: itself, "model" in it, or what either was to replace."""
     places = [
-        place if place.is_dir() else _previous(place)
+        place if place.is_dir() else previous_of(place)
         for place in (path.resolve(), path.resolve() / "model")
     ]
     for name in (_MODEL, _WEIGHTS):

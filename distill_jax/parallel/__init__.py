@@ -17,7 +17,15 @@ from distill_jax.parallel.mesh import (
     replicated,
     ways,
 )
-from distill_jax.parallel.placing import fetch, own_rows, place, place_rows, share
+from distill_jax.parallel.placing import (
+    fetch,
+    fetch_part,
+    own_rows,
+    place,
+    place_rows,
+    share,
+    to_first,
+)
 from distill_jax.parallel.rules import (
     GATHERED,
     PARTS,
@@ -38,6 +46,7 @@ __all__ = [
     "check_divides",
     "describe_devices",
     "fetch",
+    "fetch_part",
     "fix_gpu_order",
     "gathered",
     "layout",
@@ -49,6 +58,7 @@ __all__ = [
     "replicated",
     "share",
     "sharding",
+    "to_first",
     "undivided",
     "ways",
 ]

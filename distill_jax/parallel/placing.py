@@ -5,13 +5,17 @@ puts the parts that its devices hold; what it is given is the whole value, the s
 its own rows of a batch. In a single process all of this is `jax.device_put` and `jax.device_get`.
 """
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
-from jax.sharding import Mesh, Sharding
+from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
 
+from distill_jax import hosts
 from distill_jax.errors import UsageError
 from distill_jax.parallel.mesh import batch_sharding
 
@@ -80,6 +84,49 @@ def fetch(tree: Any) -> Any:
         return multihost_utils.process_allgather(value, tiled=True) if split else value
 
     return jax.device_get(jax.tree.map(fetched, tree))
+
+
+def fetch_part(value: Any, place: tuple[int, ...] = ()) -> np.ndarray:
+    """`value[place]`, whole on the host of every process, which all call it together.
+
+    Nothing of it stays on the host or the devices with the array, as with `fetch`.
+
+    Args:
+      value: an array on the devices or the host; or what is made of some, which has a method
+        `part` with the place and either of these functions as its arguments.
+      place: numbers along the first axes.
+    """
+    if not isinstance(value, jax.Array | np.ndarray):
+        return value.part(place, fetch_part)
+    return _part(value, place, True)
+
+
+def to_first(value: Any, place: tuple[int, ...] = ()) -> np.ndarray | None:
+    """As `fetch_part`, on the host of the first process alone; None on the others."""
+    if not isinstance(value, jax.Array | np.ndarray):
+        return value.part(place, to_first)
+    return _part(value, place, hosts.first())
+
+
+def _part(value: Any, place: tuple[int, ...], wanted: bool) -> np.ndarray | None:
+    if isinstance(value, np.ndarray):
+        return np.asarray(value[place]) if wanted else None
+    split = not (value.is_fully_addressable or value.is_fully_replicated)
+    whole = NamedSharding(value.sharding.mesh, PartitionSpec()) if split else None
+    part = _taken(len(place), whole)(value, *place)
+    # Else the devices run ahead, and have many whole tensors at a time.
+    jax.block_until_ready(part)
+    return np.asarray(part) if wanted else None
+
+
+@functools.cache
+def _taken(axes: int, whole: Sharding | None) -> Callable[..., jax.Array]:
+    """A new array, as the host's copy of one lives as long as it does."""
+
+    def taken(value: jax.Array, *place: jax.Array) -> jax.Array:
+        return value[place] if axes else jnp.copy(value)
+
+    return jax.jit(taken, out_shardings=whole)
 
 
 def share(mesh: Mesh) -> tuple[int, int]:

@@ -5,15 +5,17 @@ import dataclasses
 import itertools
 import math
 import os
+import queue
 import signal
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
 import jax
+import jax.numpy as jnp
 from jax.experimental import multihost_utils
 
-from distill_jax import hosts
+from distill_jax import hosts, stalls
 from distill_jax.training.state import TrainState
 
 
@@ -125,6 +127,34 @@ def _agreed_stop() -> Callable[[], bool]:
     return asked
 
 
+@contextlib.contextmanager
+def _followed() -> Iterator[Callable[[int, TrainState], None]]:
+    """While it lasts, what it gives has `stalls` told when a step has been computed.
+
+    The main thread hands steps over without waiting, and then waits for many of them at once.
+    """
+    if not hosts.watches_steps():
+        yield lambda step, state: None
+        return
+    handed: queue.SimpleQueue[tuple[int, jax.Array] | None] = queue.SimpleQueue()
+
+    def follow(step: int, state: TrainState) -> None:
+        # A copy, of one device: the next step takes the state itself.
+        handed.put((step, jnp.copy(state.bad_step.addressable_data(0))))
+
+    def wait() -> None:
+        while (item := handed.get()) is not None:
+            with contextlib.suppress(Exception):  # the main thread meets the same error
+                jax.block_until_ready(item[1])
+                stalls.computed(item[0])
+
+    threading.Thread(target=wait, name="steps", daemon=True).start()
+    try:
+        yield follow
+    finally:
+        handed.put(None)
+
+
 def fit(
     state: TrainState,
     step: int,
@@ -154,24 +184,39 @@ def fit(
       Preempted: after saving, when a stop was asked for.
       Diverged: at the first stop after a loss or gradient that was not finite.
     """
-    saved = step
-    while step < timetable.total_steps:
-        stop = timetable.next_stop(step)
-        while step < stop and not stop_asked():
-            whole = stop - step >= timetable.steps_per_call
-            count = timetable.steps_per_call if whole else 1
-            state = advance(state, step, [next(batches) for _ in range(count)])
-            step += count
-        sums, bad_step = jax.device_get((state.sums, state.bad_step))
-        if bad_step >= 0:
-            raise hooks.diverged(int(bad_step))
-        if step == stop and timetable.logs_at(step):
-            hooks.log(step, {name: float(value) for name, value in sums.items()})
-        best = step == stop and step in timetable.evaluate_at and hooks.evaluate(step, state)
-        interrupted = stop_asked() and step < timetable.total_steps
-        if saved < step and (interrupted or best or step in timetable.save_at):
-            hooks.save(step, state)
-            saved = step
-        if interrupted:
-            raise Preempted
+    saved, compiled = step, set()
+    with _followed() as follow:
+        while step < timetable.total_steps:
+            stop = timetable.next_stop(step)
+            while step < stop and not stop_asked():
+                whole = stop - step >= timetable.steps_per_call
+                count = timetable.steps_per_call if whole else 1
+                stalls.mark(step, f"reading the data of step {step + 1}")
+                taken = [next(batches) for _ in range(count)]
+                program = (max((s for s in timetable.begin_at if s <= step), default=0), count)
+                fresh = program not in compiled
+                compiled.add(program)
+                doing = "compiling" if fresh else "computing"
+                stalls.mark(step + count, f"{doing} step {step + count}", long=fresh)
+                state = advance(state, step, taken)
+                step += count
+                follow(step, state)
+            stalls.mark(step, f"fetching the results of step {step}")
+            sums, bad_step = jax.device_get((state.sums, state.bad_step))
+            if bad_step >= 0:
+                raise hooks.diverged(int(bad_step))
+            if step == stop and timetable.logs_at(step):
+                stalls.mark(step, f"logging step {step}")
+                hooks.log(step, {name: float(value) for name, value in sums.items()})
+            best = False
+            if step == stop and step in timetable.evaluate_at:
+                stalls.mark(step, f"evaluating step {step}", long=True)
+                best = hooks.evaluate(step, state)
+            interrupted = stop_asked() and step < timetable.total_steps
+            if saved < step and (interrupted or best or step in timetable.save_at):
+                stalls.mark(step, f"saving step {step}", long=True)
+                hooks.save(step, state)
+                saved = step
+            if interrupted:
+                raise Preempted
     return state

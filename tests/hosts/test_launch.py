@@ -99,6 +99,7 @@ def test_the_command_line_refuses_them_before_anything_is_written(tmp_path, caps
     for flag, message in (
         ("--process_id=1", "--coordinator: missing beside --process_id=1"),
         ("--host_timeout=0", "--host_timeout=0: expected seconds from 1 to 86400"),
+        ("--step_timeout=-1", "--step_timeout=-1: expected 0, or seconds from 1 to 604800"),
         ("--host_timeout=soon", "--host_timeout=soon: expected numbers"),
     ):
         assert cli.main([verb, f"--workdir={workdir}", flag]) == 2

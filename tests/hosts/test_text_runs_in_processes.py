@@ -1,5 +1,6 @@
 """Runs on text in two processes: the numbers of one, answers to prompts included."""
 
+import dataclasses
 import json
 import signal
 
@@ -7,6 +8,9 @@ import pytest
 import small_texts
 from local_processes import Run, finished, records, result, written
 from small_runs import changed
+
+from distill_jax import models
+from distill_jax.models import language
 
 KINDS = {
     "plain": {},
@@ -91,3 +95,8 @@ def test_shards_over_processes(config, tmp_path, axes):
         for key, value in line.items():
             if isinstance(value, float):
                 assert value == pytest.approx(same[key], rel=1e-4, abs=1e-5), key
+    # The first process has written what lay in parts in both, and told its fingerprint.
+    model = language.load(tmp_path / "two" / "model")
+    definition, params = dataclasses.asdict(model.config), models.split(model)[1]
+    found = models.fingerprint_of(definition, params)
+    assert found == result(tmp_path / "two")["parameters_sha256"]

@@ -22,7 +22,7 @@ from distill_jax.models.language.decoder import (
     create,
     from_layers,
 )
-from distill_jax.models.language.export import save
+from distill_jax.models.language.export import save, write
 from distill_jax.models.language.families import from_huggingface, to_huggingface
 
 __all__ = [
@@ -43,4 +43,5 @@ __all__ = [
     "load",
     "save",
     "to_huggingface",
+    "write",
 ]

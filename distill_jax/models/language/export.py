@@ -1,11 +1,10 @@
 """Writing a decoder as a Hugging Face folder that transformers loads, to the same logits.
 
-Writing is atomic: the files go to a hidden folder beside the target, ".NAME.saving", and are
-flushed to disk; then the target, if there is one, is renamed to ".NAME.previous", the new folder to
-the target's name, and the old one removed. A process killed on the way leaves a whole folder under
-one of these names.
+Writing is atomic, see `distill_jax.files.replacing`. A tensor at a time comes from the devices to
+the first host, which writes it.
 """
 
+import contextlib
 import json
 import os
 import pathlib
@@ -13,15 +12,17 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
-import safetensors.numpy
 from jax.typing import DTypeLike
 
-from distill_jax.errors import UsageError
-from distill_jax.files import flush
+from distill_jax import hosts, parallel
+from distill_jax.files import replacing
+from distill_jax.models import tensors
 from distill_jax.models.functional import split
 from distill_jax.models.language import files, names
+from distill_jax.models.language.config import DecoderConfig
 from distill_jax.models.language.decoder import Decoder
 from distill_jax.models.language.families import to_huggingface
 
@@ -50,13 +51,40 @@ def save(
     beside: Mapping[str, bytes] | None = None,
     key: str = "path",
 ) -> None:
+    """Writes config.json and safetensors of a decoder; see `write`."""
+    write(
+        path,
+        model.config,
+        split(model)[1],
+        dtype=dtype,
+        shard_bytes=shard_bytes,
+        extra=extra,
+        beside=beside,
+        key=key,
+    )
+
+
+def write(
+    path: str | os.PathLike,
+    config: DecoderConfig,
+    params: Mapping[str, Any],
+    *,
+    dtype: DTypeLike | None = None,
+    shard_bytes: int = 5 * 10**9,
+    extra: Mapping[str, Any] | None = None,
+    beside: Mapping[str, bytes] | None = None,
+    key: str = "path",
+) -> None:
     """Writes config.json and safetensors.
+
+    All processes call it together; the first one writes.
 
     Args:
       path: the folder; made if need be. It may hold an earlier checkpoint and nothing else.
-      model: what to write; its config's `family` says how.
+      config: of the decoder; its `family` says how.
+      params: by their flat names, as `parallel.to_first` takes them.
       dtype: of the file; by default that of the parameters.
-      shard_bytes: above this much, several files and an index. The host holds one of them.
+      shard_bytes: above this much, several files and an index.
       extra: more keys for config.json, such as bos_token_id and eos_token_id.
       beside: contents of more files, by names in TOKENIZER.
       key: what an error calls the path.
@@ -64,62 +92,41 @@ def save(
     Raises:
       UsageError: the folder holds other things, or the family has no such option as the model.
     """
-    folder = pathlib.Path(path).resolve()
-    found = os.listdir(folder) if folder.is_dir() else [folder.name] if folder.exists() else []
-    others = sorted(name for name in found if not _OURS.fullmatch(name))
-    if others:
-        raise UsageError(
-            f"{key}={str(path)!r}: expected a new folder or one with nothing but a checkpoint; "
-            f"found {others[0]!r}, which replacing it would delete"
-        )
-    params = split(model)[1]
     kind = jnp.dtype(dtype or params["embedding"].dtype)
-    content = to_huggingface(model.config, dtype=kind.name, extra=extra)
-    saving, previous = (folder.with_name(f".{folder.name}.{end}") for end in ("saving", "previous"))
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    if previous.exists() and not folder.exists():
-        previous.rename(folder)
-    _discard(saving)
-    _discard(previous)
-    saving.mkdir()
-    (saving / files.CONFIG).write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
-    for name, data in (beside or {}).items():
-        (saving / name).write_bytes(data)
-    _write(saving, model, params, kind, shard_bytes)
-    for file in saving.iterdir():
-        flush(file)
-    flush(saving)
-    if folder.exists():
-        folder.rename(previous)
-    saving.rename(folder)
-    flush(folder.parent)
-    _discard(previous)
-
-
-def _discard(folder: pathlib.Path) -> None:
-    """Removes a folder of ours. Only files of ours: anything else in it makes `rmdir` refuse."""
-    if folder.is_dir():
-        for file in folder.iterdir():
-            if _OURS.fullmatch(file.name):
-                file.unlink()
-        folder.rmdir()
+    content = to_huggingface(config, dtype=kind.name, extra=extra)
+    written = replacing(path, lambda name: bool(_OURS.fullmatch(name)), "a checkpoint", key)
+    with written if hosts.first() else contextlib.nullcontext() as saving:
+        if saving:
+            text = json.dumps(content, indent=2, sort_keys=True) + "\n"
+            (saving / files.CONFIG).write_text(text)
+            for name, data in (beside or {}).items():
+                (saving / name).write_bytes(data)
+        _write(saving, config, params, kind, shard_bytes)
 
 
 def _write(
-    folder: pathlib.Path, model: Decoder, params: Mapping[str, Any], kind: jnp.dtype, limit: int
+    folder: pathlib.Path | None,
+    config: DecoderConfig,
+    params: Mapping[str, Any],
+    kind: jnp.dtype,
+    limit: int,
 ) -> None:
-    layout = names.tensors(model.config, {name: value.shape for name, value in params.items()})
+    layout = names.tensors(config, {name: value.shape for name, value in params.items()})
     shards = list(_shards(layout, kind.itemsize, limit))
     index: dict[str, str] = {}
     for number, shard in enumerate(shards, 1):
         several = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-        file = files.SINGLE if len(shards) == 1 else several
-        arrays = {tensor.name: _array(tensor, params, kind) for tensor in shard}
+        name = files.SINGLE if len(shards) == 1 else several
+        held = {tensor.name: tensor for tensor in shard}
+
+        def read(name: str, held: Mapping[str, names.Tensor] = held) -> np.ndarray | None:
+            return _array(held[name], params, kind)
+
+        kinds = {name: jax.ShapeDtypeStruct(tensor.shape, kind) for name, tensor in held.items()}
         # Transformers refuses a file that does not say for which framework its names are.
-        safetensors.numpy.save_file(arrays, folder / file, metadata={"format": "pt"})
-        (folder / file).chmod(0o644)
-        index |= dict.fromkeys(arrays, file)
-    if len(shards) > 1:
+        tensors.write(folder and folder / name, kinds, read, metadata={"format": "pt"})
+        index |= dict.fromkeys(held, name)
+    if folder and len(shards) > 1:
         total = sum(int(np.prod(tensor.shape)) for tensor in layout) * kind.itemsize
         content = {"metadata": {"total_size": total}, "weight_map": index}
         (folder / files.INDEX).write_text(json.dumps(content, indent=2) + "\n")
@@ -137,8 +144,11 @@ def _shards(layout: list[names.Tensor], itemsize: int, limit: int) -> Iterator[l
     yield shard
 
 
-def _array(tensor: names.Tensor, params: Mapping[str, Any], kind: jnp.dtype) -> np.ndarray:
-    """One tensor as the checkpoint has it."""
-    parts = [params[name][tensor.place] for name in tensor.parameters]
-    whole = np.concatenate([np.asarray(part.astype(kind)) for part in parts], axis=-1)
-    return np.ascontiguousarray(whole.T if tensor.transposed else whole)
+def _array(tensor: names.Tensor, params: Mapping[str, Any], kind: jnp.dtype) -> np.ndarray | None:
+    """One tensor as the checkpoint has it, in the first process."""
+    parts = [parallel.to_first(params[name], tensor.place) for name in tensor.parameters]
+    if not hosts.first():
+        return None
+    parts = [part.astype(kind, copy=False) for part in parts]
+    whole = np.concatenate(parts, axis=-1) if len(parts) > 1 else parts[0]
+    return whole.T if tensor.transposed else whole

@@ -12,7 +12,8 @@ it. Left out on purpose: dropout before A; adapted embeddings, heads, routers an
 which stay as they were: of a mixture of experts the attention alone is adapted.
 """
 
-from collections.abc import Mapping, Sequence
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -141,7 +142,50 @@ def joined(params: Mapping[str, Array], variables: Mapping[str, Array]) -> tuple
     return {**base_of(variables), **params}, teacher
 
 
-def merged(params: Mapping[str, Array], base: Mapping[str, Array], scale: float) -> Flat:
+@dataclasses.dataclass(frozen=True)
+class Merged:
+    """W + A @ B * scale in float32, or W alone; computed on the host when a part is asked for.
+
+    Attributes:
+      kernel: W, [layers, inputs, outputs] where there are adapters.
+      low_rank: A and B; () for none.
+      scale: alpha / rank.
+    """
+
+    kernel: Array
+    low_rank: tuple[Array, ...]
+    scale: float
+
+    dtype = np.dtype(np.float32)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.kernel.shape
+
+    @property
+    def ndim(self) -> int:
+        return self.kernel.ndim
+
+    @property
+    def nbytes(self) -> int:
+        return self.kernel.size * self.dtype.itemsize
+
+    def part(
+        self, place: tuple[int, ...], fetch: Callable[..., np.ndarray | None]
+    ) -> np.ndarray | None:
+        """What lies at the place, as `fetch` of the arrays gives it; see `parallel.fetch_part`."""
+        fetched = [fetch(value, place) for value in (self.kernel, *self.low_rank)]
+        if fetched[0] is None:
+            return None
+        dense, *low_rank = (value.astype(np.float32) for value in fetched)
+        if low_rank:
+            dense += np.float32(self.scale) * (low_rank[0] @ low_rank[1])
+        return dense
+
+
+def merged(
+    params: Mapping[str, Array], base: Mapping[str, Array], scale: float
+) -> dict[str, Merged]:
     """The parameters of a plain decoder that computes what the adapted one does.
 
     Args:
@@ -150,14 +194,12 @@ def merged(params: Mapping[str, Array], base: Mapping[str, Array], scale: float)
       scale: alpha / rank.
 
     Returns:
-      float32 on the host: W + A @ B * scale where W is adapted, else W.
+      What `parallel.fetch_part` fetches: float32, W + A @ B * scale where W is adapted, else W.
     """
     whole = {}
     for name, value in base.items():
-        dense = np.asarray(value).astype(np.float32)
         stem = name.removesuffix("/kernel") + _MARK
-        if stem + "a/kernel" in params:
-            a, b = (np.asarray(params[f"{stem}{end}/kernel"], np.float32) for end in "ab")
-            dense = dense + np.float32(scale) * (a @ b)
-        whole[name] = dense
+        adapted = stem + "a/kernel" in params
+        low_rank = tuple(params[f"{stem}{end}/kernel"] for end in "ab") if adapted else ()
+        whole[name] = Merged(value, low_rank, scale)
     return whole

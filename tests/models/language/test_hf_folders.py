@@ -16,7 +16,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from distill_jax.errors import UsageError
 from distill_jax.models import language
-from distill_jax.models.language import DecoderConfig
+from distill_jax.models.language import DecoderConfig, export
 
 INDEX = "model.safetensors.index.json"
 MB = 2**20
@@ -161,7 +161,7 @@ def test_a_write_that_is_killed_leaves_the_old_folder(llama, tmp_path, monkeypat
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(safetensors.numpy, "save_file", killed)
+        patched.setattr(export.tensors, "bytes_of", killed)
         with pytest.raises(KeyboardInterrupt):
             language.save(out, model, dtype=jnp.bfloat16)
     assert {p.name: p.read_bytes() for p in out.iterdir()} == before
