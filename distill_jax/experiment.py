@@ -10,7 +10,17 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from distill_jax import assembly, hosts, models, parallel, reports, schema, text_assembly, workdir
+from distill_jax import (
+    assembly,
+    files,
+    hosts,
+    models,
+    parallel,
+    reports,
+    schema,
+    text_assembly,
+    workdir,
+)
 from distill_jax import config as configs
 from distill_jax.errors import UsageError
 from distill_jax.generation import METRICS
@@ -86,7 +96,7 @@ def run(config: Mapping[str, Any] | ConfigDict, where: str | os.PathLike) -> Res
     """
     began = time.perf_counter()
     config = configs.resolve(config)
-    paths = Workdir(pathlib.Path(where))
+    paths = Workdir(files.local(where, "--workdir"))
 
     def claim() -> tuple[bool, dict[str, Any] | None]:
         resumed = paths.check(config)
@@ -247,7 +257,7 @@ def evaluate(
     Raises:
       UsageError: when there is no such run, model or split, or an override would change the run.
     """
-    paths = Workdir(pathlib.Path(where))
+    paths = Workdir(files.local(where, "--workdir"))
     stored = paths.stored_config()
     if stored is None:
         raise UsageError(f"--workdir={where}: no run there; expected a config.json")

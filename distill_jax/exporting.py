@@ -6,6 +6,7 @@ from typing import Any
 
 from distill_jax.data import text
 from distill_jax.errors import UsageError
+from distill_jax.files import local
 from distill_jax.models import language
 from distill_jax.models.language.export import TOKENIZER
 from distill_jax.schema import TEXT
@@ -28,7 +29,8 @@ def write(where: str | os.PathLike, out: str | os.PathLike, which: str) -> dict[
       UsageError: there is no such run, it is not of text or has not finished, or the folder holds
         something else.
     """
-    paths = Workdir(pathlib.Path(where))
+    local(out, "--out")
+    paths = Workdir(local(where, "--workdir"))
     config = paths.stored_config()
     if config is None:
         raise UsageError(f"--workdir={where}: no run there; expected a config.json")

@@ -3,7 +3,13 @@
 import contextlib
 import os
 import pathlib
+import re
 import tempfile
+
+from distill_jax.errors import UsageError
+
+# One slash: pathlib makes "gs:/bucket" of "gs://bucket", which would be a folder named "gs:".
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
 
 
 def write_atomically(path: str | os.PathLike, content: bytes | str) -> None:
@@ -28,6 +34,21 @@ def write_atomically(path: str | os.PathLike, content: bytes | str) -> None:
             os.unlink(temporary)
         raise
     flush(path.parent)
+
+
+def local(path: str | os.PathLike, key: str) -> pathlib.Path:
+    """The path of a file or folder on a disk.
+
+    Args:
+      path: what a config, a command or a caller names.
+      key: what an error calls it, such as "data.path" or "--workdir".
+
+    Raises:
+      UsageError: it is a URL, which would become a local folder named by its scheme.
+    """
+    if _URL.match(os.fspath(path)):
+        raise UsageError(f"{key}={str(path)!r}: a URL; expected a local file or folder")
+    return pathlib.Path(path)
 
 
 def flush(path: str | os.PathLike) -> None:

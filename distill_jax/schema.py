@@ -45,10 +45,10 @@ SCHEMA: dict[str, keys.Key] = {
     "data.name": keys.text(
         "digits", "digits, idx, npz, folder, text, or any TFDS image-classification set"
     ),
-    "data.path": keys.text(
+    "data.path": keys.file(
         "", "folder or file of the idx, npz, folder and text sets", lasting=False
     ),
-    "data.tfds_dir": keys.text(
+    "data.tfds_dir": keys.file(
         "", "folder of prepared TFDS sets; empty: TFDS's own", lasting=False
     ),
     "data.image_size": keys.integer(
@@ -106,7 +106,7 @@ SCHEMA: dict[str, keys.Key] = {
         high=1.0,
     ),
     # text
-    "data.tokenizer": keys.text(
+    "data.tokenizer": keys.file(
         "", "folder or file of the tokenizer; empty: the teacher's, or the student's", lasting=False
     ),
     "data.length": keys.integer(
@@ -127,7 +127,7 @@ SCHEMA: dict[str, keys.Key] = {
         "",
         "where prompt and response stand in a record: " + ", ".join(FIELDS) + "; empty: as named",
     ),
-    "data.test_path": keys.text(
+    "data.test_path": keys.file(
         "", "file of the test documents; empty: as many as validation, held out", lasting=False
     ),
     # on-policy distillation
@@ -160,7 +160,7 @@ SCHEMA: dict[str, keys.Key] = {
         ("mean_probabilities", "sum_losses"),
         "several teachers: one mean distribution, or a loss to each",
     ),
-    "teacher.store": keys.text(
+    "teacher.store": keys.file(
         "", "folder of stored answers, made by `distill-jax store`; empty: none", lasting=False
     ),
     "teacher.resident": keys.choice(
@@ -259,12 +259,12 @@ SCHEMA: dict[str, keys.Key] = {
         ("accuracy", "nll", *METRICS),
         "validation figure that chooses the selected model",
     ),
-    "evaluation.prompts": keys.text(
+    "evaluation.prompts": keys.file(
         "",
         "JSONL of prompts with responses, answered at each evaluation; empty: none",
         lasting=False,
     ),
-    "evaluation.test_prompts": keys.text(
+    "evaluation.test_prompts": keys.file(
         "", "the same for the figures of the test split; empty: none", lasting=False
     ),
     "evaluation.fields": keys.choice(
