@@ -22,8 +22,15 @@ import sys
 import traceback
 from collections.abc import Sequence
 
-from distill_jax import __version__, files, hosts, launch
+from distill_jax import __version__, buckets, files, hosts, launch
 from distill_jax.errors import UsageError
+
+#: The verbs whose paths may lie in a bucket, gs://.
+_BUCKETS = {
+    "workdir": ("train", "eval", "plan", "report", "export", "import"),
+    "out": ("plan", "export"),
+    "file": (),
+}
 
 
 class _Parser(argparse.ArgumentParser):
@@ -134,7 +141,12 @@ def _import(arguments: argparse.Namespace, overrides: dict[str, str]) -> None:
         std=_numbers("std", arguments.std, float),
     )
     saved = models.load(arguments.file, spec=spec, key="import")
-    fingerprint = models.save(arguments.workdir, spec, saved.params, saved.stats)
+    if files.is_remote(arguments.workdir) and buckets.names(arguments.workdir):
+        raise UsageError(
+            f"--workdir={arguments.workdir}: there are objects under this name; expected a new one"
+        )
+    with files.published(arguments.workdir, "model.json") as folder:
+        fingerprint = models.save(folder, spec, saved.params, saved.stats)
     found = {"model": arguments.model, "parameters": models.count(saved.params)}
     print(json.dumps({"path": str(arguments.workdir), **found, "fingerprint": fingerprint}))
 
@@ -178,8 +190,9 @@ def _plan(arguments: argparse.Namespace, overrides: dict[str, str]) -> int:
     chosen = planning.search if arguments.search else planning.check
     fits, text, content = chosen(config, targets.open_target(arguments.target))
     if out is not None:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(json.dumps(content, indent=2) + "\n")
+        with files.reached(out, "--out"):
+            files.make_folder(out.parent)
+            out.write_text(json.dumps(content, indent=2) + "\n")
     print(text)
     return 0 if fits else 1
 
@@ -197,7 +210,8 @@ def _train(arguments: argparse.Namespace, overrides: dict[str, str]) -> None:
     if arguments.config is not None:
         config = configs.load(arguments.config, overrides)
     elif arguments.workdir is not None:
-        config = Workdir(arguments.workdir).stored_config()
+        with files.reached(arguments.workdir, "--workdir"):
+            config = Workdir(arguments.workdir).stored_config()
         if config is None:
             raise UsageError(f"--workdir={arguments.workdir}: no run to resume; expected --config")
         config = configs.resolve(configs.apply_overrides(config, overrides))
@@ -234,7 +248,9 @@ def _report(arguments: argparse.Namespace, overrides: dict[str, str]) -> None:
 
     if overrides:
         raise UsageError(f"--config.{next(iter(overrides))}: report takes no config keys")
-    if Workdir(arguments.workdir).stored_config() is None:
+    with files.reached(arguments.workdir, "--workdir"):
+        stored = Workdir(arguments.workdir).stored_config()
+    if stored is None:
         raise UsageError(f"--workdir={arguments.workdir}: no run there; expected a config.json")
     print(reports.run_report(arguments.workdir))
 
@@ -260,7 +276,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         arguments = _parser().parse_args(rest)
         for name, key in (("workdir", "--workdir"), ("out", "--out"), ("file", "FILE")):
             if getattr(arguments, name, None) is not None:
-                setattr(arguments, name, files.local(getattr(arguments, name), key))
+                path = files.place if arguments.verb in _BUCKETS[name] else files.local
+                setattr(arguments, name, path(getattr(arguments, name), key))
         run = {
             "train": _train,
             "eval": _evaluate,
@@ -297,7 +314,8 @@ def _failed(error: Exception) -> int:
         if gone is not None:
             name = f"process {gone} of {hosts.processes()}"
             hosts.end(1, f"distill-jax: failed: {name} has gone; all have stopped, {hosts.RESUMES}")
-    if isinstance(error, (loop.Diverged, checkpoints.CheckpointError, hosts.HostsError)):
+    known = loop.Diverged, checkpoints.CheckpointError, hosts.HostsError, buckets.Unreachable
+    if isinstance(error, known):
         return _ended(1, f"distill-jax: failed: {error}")
     if hosts.many():
         traceback.print_exc()

@@ -112,13 +112,13 @@ def text(default: str, meaning: str, **kwargs) -> Key:
     return Key(default, check, "a text", meaning, **kwargs)
 
 
-def file(default: str, meaning: str, **kwargs) -> Key:
-    """The path of a local file or folder, or an empty text."""
+def file(default: str, meaning: str, *, remote: bool = False, **kwargs) -> Key:
+    """The path of a file or folder, on a disk or also in a bucket, or an empty text."""
 
     def check(value: Any) -> str:
         if not isinstance(value, str):
             raise ValueError
-        return _on_disk(value)
+        return _place(value, remote)
 
     return Key(default, check, "a path", meaning, **kwargs)
 
@@ -176,14 +176,19 @@ def path(value: Any) -> str:
     """The path of a local file or folder, not empty."""
     if not isinstance(value, str) or not value:
         raise ValueError
-    return _on_disk(value)
+    return _place(value, remote=False)
 
 
-def _on_disk(value: str) -> str:
-    try:
-        files.local(value, "")
-    except ValueError:
-        raise ValueError("a local file or folder, no URL") from None
+def place(value: Any) -> str:
+    """The path of a file or folder, on a disk or in a bucket, not empty."""
+    if not isinstance(value, str) or not value:
+        raise ValueError
+    return _place(value, remote=True)
+
+
+def _place(value: str, remote: bool) -> str:
+    if wrong := files.expected(value, remote=remote):
+        raise ValueError(wrong)
     return value
 
 

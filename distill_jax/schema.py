@@ -107,7 +107,10 @@ SCHEMA: dict[str, keys.Key] = {
     ),
     # text
     "data.tokenizer": keys.file(
-        "", "folder or file of the tokenizer; empty: the teacher's, or the student's", lasting=False
+        "",
+        "folder or file of the tokenizer; empty: the teacher's, or the student's",
+        remote=True,
+        lasting=False,
     ),
     "data.length": keys.integer(
         512, "tokens of a row, T; a batch is training.batch_size rows", low=2
@@ -150,7 +153,11 @@ SCHEMA: dict[str, keys.Key] = {
         "mlp", f"what is trained: {DECODER} (of text), " + ", ".join(models.names())
     ),
     "teacher.path": keys.several(
-        (), keys.path, "paths", "workdirs or model folders of the teachers; (): none", lasting=False
+        (),
+        keys.place,
+        "paths",
+        "workdirs or model folders of the teachers; (): none",
+        lasting=False,
     ),
     "teacher.weights": keys.several(
         (), keys.not_negative, "numbers >= 0, one a teacher", "weights of the teachers; (): equal"
