@@ -43,10 +43,13 @@ def path(said: str | os.PathLike) -> Any:
     """The `epath.Path` of gs://bucket/folder.
 
     Raises:
-      UsageError: it names no bucket, or gcsfs is not installed; says what was expected alone.
+      UsageError: it names no bucket, has a character of patterns, or gcsfs is not installed. It
+        says what was expected alone.
     """
     if not os.fspath(said).removeprefix(SCHEME).strip("/"):
         raise UsageError("gs://bucket/folder")
+    if set(os.fspath(said)) & set("*?[]#"):  # orbax and gcsfs take these for patterns
+        raise UsageError("a name without any of *?[]#")
     if importlib.util.find_spec("gcsfs") is None:
         raise UsageError(f"the package gcsfs for it ({INSTALL}), or a local path")
     _system()
