@@ -87,6 +87,8 @@ class Bucket:
 
 class Handler(http.server.BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    wbufsize = -1  # an answer in one packet, which needs no acknowledgement on the way
+    disable_nagle_algorithm = True
     bucket: Bucket
 
     def log_message(self, *_) -> None:
