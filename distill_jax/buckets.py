@@ -24,7 +24,6 @@ from typing import Any
 from distill_jax.errors import UsageError
 
 SCHEME = "gs://"
-INSTALL = "pip install 'distill_jax[gcs]'"
 _BLOCK = 2**26  # bytes that are read at a time
 
 # Where TensorFlow is installed, for preparing data sets, epath would go through it. Read at epath's
@@ -39,19 +38,26 @@ class Unreachable(RuntimeError):
         super().__init__(" ".join(message.split()))
 
 
-def path(said: str | os.PathLike) -> Any:
+def expected(said: str | os.PathLike) -> str:
+    """What is wrong with a path of gs://, by what was expected; empty when it is fine."""
+    if not os.fspath(said).removeprefix(SCHEME).strip("/"):
+        return "gs://bucket/folder"
+    if set(os.fspath(said)) & set("*?[]#"):  # orbax and gcsfs take these for patterns
+        return "a name without any of *?[]#"
+    return ""
+
+
+def path(said: str | os.PathLike, key: str) -> Any:
     """The `epath.Path` of gs://bucket/folder.
 
     Raises:
-      UsageError: it names no bucket, has a character of patterns, or gcsfs is not installed. It
-        says what was expected alone.
+      UsageError: gcsfs is not installed.
     """
-    if not os.fspath(said).removeprefix(SCHEME).strip("/"):
-        raise UsageError("gs://bucket/folder")
-    if set(os.fspath(said)) & set("*?[]#"):  # orbax and gcsfs take these for patterns
-        raise UsageError("a name without any of *?[]#")
     if importlib.util.find_spec("gcsfs") is None:
-        raise UsageError(f"the package gcsfs for it ({INSTALL}), or a local path")
+        raise UsageError(
+            f"{key}={os.fspath(said)!r}: the package gcsfs is not installed; expected it "
+            "(pip install gcsfs), or a local path"
+        )
     _system()
     from etils import epath
 

@@ -58,11 +58,8 @@ def expected(path: str | os.PathLike, *, remote: bool) -> str:
       remote: whether it may lie in a bucket.
     """
     if remote and is_remote(path):
-        try:
-            buckets.path(path)
-        except UsageError as error:
-            return str(error)
-    elif _URL.match(os.fspath(path)):
+        return buckets.expected(path)
+    if _URL.match(os.fspath(path)):
         return f"a local file or folder{', or gs://' * remote}"
     return ""
 
@@ -93,11 +90,11 @@ def place(path: str | os.PathLike, key: str) -> Any:
       A `pathlib.Path`, or the `epath.Path` of gs://bucket/folder.
 
     Raises:
-      UsageError: it is another URL, or gcsfs is not installed.
+      UsageError: it is another URL, or gcsfs is not installed for this one.
     """
     if wrong := expected(path, remote=True):
         raise UsageError(f"{key}={os.fspath(path)!r}: expected {wrong}")
-    return buckets.path(path) if is_remote(path) else pathlib.Path(path)
+    return buckets.path(path, key) if is_remote(path) else pathlib.Path(path)
 
 
 def reached(path: str | os.PathLike, key: str) -> contextlib.AbstractContextManager:

@@ -13,10 +13,12 @@ import numpy as np
 import pytest
 import safetensors.numpy
 import small_texts
+from hosts.local_processes import finished, written
 from small_runs import TEACHER, changed
 from test_resume import interrupt_after, outcome
 
-from distill_jax import buckets, cli, config, experiment, files, models, parallel
+from distill_jax import buckets, cli, experiment, files, models, parallel
+from distill_jax.data import text
 from distill_jax.errors import UsageError
 from distill_jax.models import language
 from distill_jax.models.language import ranges
@@ -405,18 +407,26 @@ def test_a_run_on_text_with_all_in_buckets(bucket, tmp_path, capsys):
     assert "there are objects under this name" in capsys.readouterr().err
 
 
-PLACES = ["teacher.path", "student.path", "data.tokenizer"]
+@pytest.mark.slow
+def test_two_processes_in_a_bucket_are_one_with_two_devices_on_a_disk(bucket, tmp_path):
+    config = changed(RUN, mesh__data=-1, training__steps=30, checkpoint__every_steps=10)
+    file = written(config, tmp_path)
+    for processes, workdir in ((1, tmp_path / "run"), (2, bucket)):
+        arguments = ["train", f"--config={file}", f"--workdir={workdir}"]
+        finished(
+            tmp_path / f"logs{processes}", arguments, processes=processes, devices=3 - processes
+        )
+    assert outcome(bucket) == outcome(tmp_path / "run")
+    here, there = (figures(workdir) | {"device": ""} for workdir in (tmp_path / "run", bucket))
+    assert here == there
+    assert "ocdbt.process_1" in buckets.names(bucket / "checkpoints" / "30" / "state")
 
 
-@pytest.mark.parametrize("key", PLACES)
-def test_a_key_that_takes_a_bucket_asks_for_gcsfs(key, monkeypatch):
+@pytest.mark.parametrize("load", [models.load, language.load, text.load_tokenizer])
+def test_what_is_read_from_a_bucket_asks_for_gcsfs(load, monkeypatch):
     monkeypatch.setitem(sys.modules, "gcsfs", None)
-    student = {"name": "decoder", "layers": (0,)} if key == "student.path" else {"name": "mlp"}
-    section, name = key.split(".")
-    given = {"student": student}
-    given.setdefault(section, {})[name] = "gs://bucket/x"
-    with pytest.raises(UsageError, match=rf"{key}=.*'gs://bucket/x'.*distill_jax\[gcs\]"):
-        config.resolve(given)
+    with pytest.raises(UsageError, match=r"some.key='gs://bucket/x': the package gcsfs is not ins"):
+        load("gs://bucket/x", key="some.key")
 
 
 def test_a_workdir_in_a_bucket_asks_for_gcsfs(monkeypatch, capsys, tmp_path):
@@ -426,7 +436,7 @@ def test_a_workdir_in_a_bucket_asks_for_gcsfs(monkeypatch, capsys, tmp_path):
         assert cli.main([verb, "--workdir=gs://bucket/run"]) == 2
         line = capsys.readouterr().err
         assert line.count("\n") == 1 and "--workdir='gs://bucket/run'" in line
-        assert "pip install 'distill_jax[gcs]'" in line
+        assert "the package gcsfs is not installed; expected it (pip install gcsfs)" in line
     assert cli.main(["train", "--workdir=gs://"]) == 2
     assert "expected gs://bucket/folder" in capsys.readouterr().err
     for wrong in ("gs://bucket/a[1]", "gs://bucket/a*", "gs://bucket/a#1"):
