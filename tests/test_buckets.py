@@ -286,6 +286,9 @@ def test_a_model_in_a_bucket_is_a_teacher(bucket, digits_teacher, tmp_path):
         buckets.write(bucket / "model" / name, (digits_teacher / "model" / name).read_bytes())
     here, there = models.load(digits_teacher), models.load(str(bucket))
     assert here.fingerprint == there.fingerprint == models.load(bucket / "model").fingerprint
+    with files.published(bucket / "copy", "model.json") as folder:  # as `import` does
+        models.save(folder, here.spec, here.params, here.stats)
+    assert models.load(bucket / "copy").fingerprint == here.fingerprint
     content = bytearray((digits_teacher / "model" / "weights.safetensors").read_bytes())
     content[-1] ^= 1
     buckets.write(bucket / "model" / "weights.safetensors", bytes(content))
