@@ -67,6 +67,9 @@ def path(said: str | os.PathLike, key: str) -> Any:
 @functools.cache
 def _system() -> Any:
     """The file system of gcsfs, the one that epath uses too."""
+    # Else gcsfs asks for the kind of each bucket by gRPC, for which one may have no right, and says
+    # so each time; zonal buckets alone need it.
+    os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
     import fsspec
 
     # What TensorStore or another process writes must be seen.
