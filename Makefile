@@ -21,11 +21,12 @@ test: $(VENV)/.installed check
 	$(BIN)/python -m pytest -n 2 -m "not slow"
 
 $(VENV)/.plan: $(VENV)/.installed
-	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[plan,plan-gpu]'
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[plan,plan-gpu,gcs]'
 	touch $@
 
 test-slow: $(VENV)/.installed $(VENV)/.plan
 	$(BIN)/python -m pytest -n 2 -m "slow"
+	$(BIN)/python -m pytest -m "not slow" tests/test_buckets.py
 
 check: $(VENV)/.installed
 	$(BIN)/ruff check .

@@ -68,6 +68,7 @@ setuptools.setup(
         "tpu": ["jax[tpu]>=0.10"],
         "plan": ["jax[tpu]>=0.10"],  # XLA's TPU compiler, libtpu, in the version that jax asks for
         "plan-gpu": GPU_COMPILER,
+        "gcs": ["gcsfs>=2026.4"],  # gs://bucket/run
         "tfds": TFDS_PREPARE,
         "sentencepiece": ["sentencepiece>=0.2"],
         "wandb": ["wandb>=0.18"],

@@ -18,7 +18,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from distill_jax import config as configs
-from distill_jax import data, methods, models, pairing, parallel, teachers
+from distill_jax import data, files, methods, models, pairing, parallel, teachers
 from distill_jax.answering import Opened, open_teacher
 from distill_jax.errors import UsageError
 from distill_jax.parts import Parts
@@ -55,7 +55,8 @@ class ImageParts(Parts):
         return data.Crops.of(self.config.data.augment.resized_crop, seed)
 
     def save(self, folder: str | os.PathLike, params: Any, stats: Any) -> str:
-        return models.save(folder, self.recipe.spec, params, stats)
+        with files.published(folder, "model.json") as here:
+            return models.save(here, self.recipe.spec, params, stats)
 
     def load(self, folder: str | os.PathLike) -> tuple[models.Flat, models.Flat]:
         saved = models.load(folder, key="--workdir")

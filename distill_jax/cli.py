@@ -18,13 +18,19 @@ processes end with the same code.
 
 import argparse
 import json
-import pathlib
 import sys
 import traceback
 from collections.abc import Sequence
 
-from distill_jax import __version__, hosts, launch
+from distill_jax import __version__, buckets, files, hosts, launch
 from distill_jax.errors import UsageError
+
+#: The verbs whose paths may lie in a bucket, gs://.
+_BUCKETS = {
+    "workdir": ("train", "eval", "plan", "report", "export", "import"),
+    "out": ("plan", "export"),
+    "file": (),
+}
 
 
 class _Parser(argparse.ArgumentParser):
@@ -40,7 +46,7 @@ def _parser() -> argparse.ArgumentParser:
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB", parser_class=_Parser)
     train = verbs.add_parser("train", help="train a teacher, a baseline or a student; resumes")
     train.add_argument("--config", metavar="FILE[:ARG]", help="Python file with get_config()")
-    train.add_argument("--workdir", type=pathlib.Path, help="folder of the run")
+    train.add_argument("--workdir", help="folder of the run")
     train.add_argument("--help-config", action="store_true", help="print every key and exit")
     train.add_argument(
         "--print-config", action="store_true", help="print the resolved config, exit"
@@ -48,38 +54,38 @@ def _parser() -> argparse.ArgumentParser:
     _add_hosts(train)
     evaluate = verbs.add_parser("eval", help="evaluate the student of a finished run")
     _add_hosts(evaluate)
-    evaluate.add_argument("--workdir", type=pathlib.Path, required=True)
+    evaluate.add_argument("--workdir", required=True)
     evaluate.add_argument("--split", choices=("test", "validation"), default="test")
     evaluate.add_argument("--which", choices=("final", "selected"), default="final")
     plan = verbs.add_parser("plan", help="say whether a run fits chips, and how fast it can be")
     plan.add_argument("--config", metavar="FILE[:ARG]", required=True)
     plan.add_argument("--target", required=True, help="tpu:v5p:4x4x4, gpu:h100:8, local, ...")
     plan.add_argument("--search", action="store_true", help="rank meshes, remat, teacher dtypes")
-    plan.add_argument("--workdir", type=pathlib.Path, help="folder for plan.json")
-    plan.add_argument("--out", type=pathlib.Path, help="file for the JSON, in place of it")
+    plan.add_argument("--workdir", help="folder for plan.json")
+    plan.add_argument("--out", help="file for the JSON, in place of it")
     report = verbs.add_parser("report", help="write report.html of a run, finished or not")
-    report.add_argument("--workdir", type=pathlib.Path, required=True)
+    report.add_argument("--workdir", required=True)
     imported = verbs.add_parser("import", help="make a teacher of a PyTorch state dict")
-    imported.add_argument("file", metavar="FILE", type=pathlib.Path)
+    imported.add_argument("file", metavar="FILE")
     imported.add_argument("--model", required=True, help="which network the weights are of")
     imported.add_argument("--classes", type=int, required=True)
     imported.add_argument("--mean", required=True, metavar="R,G,B", help="of pixels in [0, 1]")
     imported.add_argument("--std", required=True, metavar="R,G,B", help="of pixels in [0, 1]")
     imported.add_argument("--image", default="32,32,3", metavar="H,W,C")
     imported.add_argument("--option", action="append", default=[], metavar="NAME=VALUE")
-    imported.add_argument("--workdir", type=pathlib.Path, required=True, help="new model folder")
+    imported.add_argument("--workdir", required=True, help="new model folder")
     store = verbs.add_parser("store", help="write a teacher's answers to every view; resumes")
     store.add_argument("--config", metavar="FILE[:ARG]", required=True, help="of the later runs")
-    store.add_argument("--workdir", type=pathlib.Path, required=True, help="folder of the store")
+    store.add_argument("--workdir", required=True, help="folder of the store")
     store.add_argument("--dtype", default="float16", choices=("float16", "bfloat16", "float32"))
     store.add_argument("--taps", default="pooled", metavar="NAME,NAME", help="'' for none")
     generate = verbs.add_parser("generate", help="let a teacher answer prompts; resumes")
     generate.add_argument("--config", metavar="FILE[:ARG]", required=True)
-    generate.add_argument("--workdir", type=pathlib.Path, required=True)
+    generate.add_argument("--workdir", required=True)
     export = verbs.add_parser("export", help="write a decoder for other libraries")
-    export.add_argument("--workdir", type=pathlib.Path, required=True)
+    export.add_argument("--workdir", required=True)
     export.add_argument("--format", choices=("huggingface",), default="huggingface")
-    export.add_argument("--out", type=pathlib.Path, required=True, help="new folder")
+    export.add_argument("--out", required=True, help="new folder")
     export.add_argument("--which", choices=("final", "selected"), default="final")
     return parser
 
@@ -147,7 +153,12 @@ def _import(arguments: argparse.Namespace, overrides: dict[str, str]) -> None:
         std=_numbers("std", arguments.std, float),
     )
     saved = models.load(arguments.file, spec=spec, key="import")
-    fingerprint = models.save(arguments.workdir, spec, saved.params, saved.stats)
+    if files.is_remote(arguments.workdir) and buckets.names(arguments.workdir):
+        raise UsageError(
+            f"--workdir={arguments.workdir}: there are objects under this name; expected a new one"
+        )
+    with files.published(arguments.workdir, "model.json") as folder:
+        fingerprint = models.save(folder, spec, saved.params, saved.stats)
     found = {"model": arguments.model, "parameters": models.count(saved.params)}
     print(json.dumps({"path": str(arguments.workdir), **found, "fingerprint": fingerprint}))
 
@@ -191,8 +202,9 @@ def _plan(arguments: argparse.Namespace, overrides: dict[str, str]) -> int:
     chosen = planning.search if arguments.search else planning.check
     fits, text, content = chosen(config, targets.open_target(arguments.target))
     if out is not None:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(json.dumps(content, indent=2) + "\n")
+        with files.reached(out, "--out"):
+            files.make_folder(out.parent)
+            out.write_text(json.dumps(content, indent=2) + "\n")
     print(text)
     return 0 if fits else 1
 
@@ -210,7 +222,8 @@ def _train(arguments: argparse.Namespace, overrides: dict[str, str]) -> None:
     if arguments.config is not None:
         config = configs.load(arguments.config, overrides)
     elif arguments.workdir is not None:
-        config = Workdir(arguments.workdir).stored_config()
+        with files.reached(arguments.workdir, "--workdir"):
+            config = Workdir(arguments.workdir).stored_config()
         if config is None:
             raise UsageError(f"--workdir={arguments.workdir}: no run to resume; expected --config")
         config = configs.resolve(configs.apply_overrides(config, overrides))
@@ -247,7 +260,9 @@ def _report(arguments: argparse.Namespace, overrides: dict[str, str]) -> None:
 
     if overrides:
         raise UsageError(f"--config.{next(iter(overrides))}: report takes no config keys")
-    if Workdir(arguments.workdir).stored_config() is None:
+    with files.reached(arguments.workdir, "--workdir"):
+        stored = Workdir(arguments.workdir).stored_config()
+    if stored is None:
         raise UsageError(f"--workdir={arguments.workdir}: no run there; expected a config.json")
     print(reports.run_report(arguments.workdir))
 
@@ -271,6 +286,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         rest, overrides = _split_overrides(sys.argv[1:] if argv is None else argv)
         arguments = _parser().parse_args(rest)
+        for name, key in (("workdir", "--workdir"), ("out", "--out"), ("file", "FILE")):
+            if getattr(arguments, name, None) is not None:
+                path = files.place if arguments.verb in _BUCKETS[name] else files.local
+                setattr(arguments, name, path(getattr(arguments, name), key))
         run = {
             "train": _train,
             "eval": _evaluate,
@@ -307,7 +326,8 @@ def _failed(error: Exception) -> int:
         if gone is not None:
             name = f"process {gone} of {hosts.processes()}"
             hosts.end(1, f"distill-jax: failed: {name} has gone; all have stopped, {hosts.RESUMES}")
-    if isinstance(error, (loop.Diverged, checkpoints.CheckpointError, hosts.HostsError)):
+    known = loop.Diverged, checkpoints.CheckpointError, hosts.HostsError, buckets.Unreachable
+    if isinstance(error, known):
         return _ended(1, f"distill-jax: failed: {error}")
     if hosts.many():
         traceback.print_exc()

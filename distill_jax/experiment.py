@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 
 from distill_jax import (
     assembly,
+    files,
     hosts,
     models,
     parallel,
@@ -96,14 +97,15 @@ def run(config: Mapping[str, Any] | ConfigDict, where: str | os.PathLike) -> Res
     """
     began = time.perf_counter()
     config = configs.resolve(config)
-    paths = Workdir(pathlib.Path(where))
+    paths = Workdir(files.place(where, "--workdir"))
 
     def claim() -> tuple[bool, dict[str, Any] | None]:
         resumed = paths.check(config)
         done = resumed and paths.result.exists()
         return resumed, workdir.read_json(paths.result) if done else None
 
-    resumed, done = hosts.on_first(claim)
+    with files.reached(paths.root, "--workdir"):
+        resumed, done = hosts.on_first(claim)
     if done is not None:
         return Result(done, paths.root)
     if config.training.deterministic:
@@ -159,9 +161,10 @@ def _begun(parts: Parts, paths: Workdir, resumed: bool) -> str:
     size = sum(leaf.nbytes for leaf in jax.tree.leaves(parts.initial))
     copies = config.checkpoint.keep_last + 2  # the best one, and the one being written
     checkpoints.free_space(paths.root, copies * size, key="workdir")
-    paths.root.mkdir(parents=True, exist_ok=True)
-    workdir.write_json(paths.config, config.to_dict())
-    workdir.write_json(paths.manifest, manifest)
+    with files.reached(paths.root, "--workdir"):
+        files.make_folder(paths.root)
+        workdir.write_json(paths.config, config.to_dict())
+        workdir.write_json(paths.manifest, manifest)
     return now["started"]
 
 
@@ -261,8 +264,9 @@ def evaluate(
     Raises:
       UsageError: when there is no such run, model or split, or an override would change the run.
     """
-    paths = Workdir(pathlib.Path(where))
-    stored = paths.stored_config()
+    paths = Workdir(files.place(where, "--workdir"))
+    with files.reached(paths.root, "--workdir"):
+        stored = paths.stored_config()
     if stored is None:
         raise UsageError(f"--workdir={where}: no run there; expected a config.json")
     asked = configs.apply_overrides(stored, overrides)

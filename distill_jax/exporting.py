@@ -1,11 +1,12 @@
 """A trained decoder for other libraries: what `distill-jax export` does."""
 
 import os
-import pathlib
 from typing import Any
 
+from distill_jax import buckets
 from distill_jax.data import text
 from distill_jax.errors import UsageError
+from distill_jax.files import is_remote, place, published, reached
 from distill_jax.models import language
 from distill_jax.models.language.export import TOKENIZER
 from distill_jax.schema import TEXT
@@ -28,8 +29,9 @@ def write(where: str | os.PathLike, out: str | os.PathLike, which: str) -> dict[
       UsageError: there is no such run, it is not of text or has not finished, or the folder holds
         something else.
     """
-    paths = Workdir(pathlib.Path(where))
-    config = paths.stored_config()
+    paths, out = Workdir(place(where, "--workdir")), place(out, "--out")
+    with reached(paths.root, "--workdir"):
+        config = paths.stored_config()
     if config is None:
         raise UsageError(f"--workdir={where}: no run there; expected a config.json")
     if config.data.name != TEXT:
@@ -41,8 +43,10 @@ def write(where: str | os.PathLike, out: str | os.PathLike, which: str) -> dict[
     result = read_json(paths.result)[which]
     if result is None:
         raise UsageError(f"--which={which}: the run held nothing out to select on; expected final")
+    if is_remote(out) and buckets.names(out):
+        raise UsageError(f"--out={out}: there are objects under this name; expected a new folder")
     model = language.load(paths.model if which == "final" else paths.selected, key="--workdir")
-    file = pathlib.Path(read_json(paths.manifest)["data"]["tokenizer"]["path"])
+    file = place(read_json(paths.manifest)["data"]["tokenizer"]["path"], "data.tokenizer")
     tokenizer = text.load_tokenizer(file)
     beside = {}
     if file.name in TOKENIZER:
@@ -52,7 +56,8 @@ def write(where: str | os.PathLike, out: str | os.PathLike, which: str) -> dict[
             if (file.parent / name).is_file()
         }
     extra = {"bos_token_id": tokenizer.bos, "eos_token_id": tokenizer.eos}
-    language.save(out, model, extra=extra, beside=beside, key="--out")
+    with published(out, "config.json") as folder:
+        language.save(folder, model, extra=extra, beside=beside, key="--out")
     return {
         "path": str(out),
         "family": model.config.family,

@@ -1,23 +1,35 @@
-"""Writing files and folders so that a reader, or a crash, never meets half of one."""
+"""Where files lie, on a disk or in a bucket, and writing them so that none is ever half there."""
 
 import contextlib
 import os
 import pathlib
+import re
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
+from distill_jax import buckets
 from distill_jax.errors import UsageError
+
+# One slash: pathlib makes "gs:/bucket" of "gs://bucket", which would be a folder named "gs:".
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
+_PUSH_SECONDS = 30.0
 
 
 def write_atomically(path: str | os.PathLike, content: bytes | str) -> None:
     """Writes a file whole or not at all, durably: temporary file, fsync, rename, fsync of folder.
 
+    In a bucket one request does all of it.
+
     Args:
       path: the file; its folder exists.
       content: bytes, or text that is written as UTF-8.
     """
-    path = pathlib.Path(path)
     content = content.encode() if isinstance(content, str) else content
+    if is_remote(path):
+        buckets.write(path, content)
+        return
+    path = pathlib.Path(path)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "wb") as file:
@@ -31,6 +43,123 @@ def write_atomically(path: str | os.PathLike, content: bytes | str) -> None:
             os.unlink(temporary)
         raise
     flush(path.parent)
+
+
+def is_remote(path: str | os.PathLike) -> bool:
+    """Whether it lies in a bucket: a text, or an `epath.Path`, that starts with gs://."""
+    return os.fspath(path).startswith(buckets.SCHEME)
+
+
+def expected(path: str | os.PathLike, *, remote: bool) -> str:
+    """What is wrong with a path, by what was expected in its place; empty when it is fine.
+
+    Args:
+      path: what a config, a command or a caller names.
+      remote: whether it may lie in a bucket.
+    """
+    if remote and is_remote(path):
+        return buckets.expected(path)
+    if _URL.match(os.fspath(path)):
+        return f"a local file or folder{', or gs://' * remote}"
+    return ""
+
+
+def local(path: str | os.PathLike, key: str) -> pathlib.Path:
+    """The path of a file or folder on a disk.
+
+    Args:
+      path: what a config, a command or a caller names.
+      key: what an error calls it, such as "data.path" or "--workdir".
+
+    Raises:
+      UsageError: it is a URL, which would become a local folder named by its scheme.
+    """
+    if wrong := expected(path, remote=False):
+        raise UsageError(f"{key}={os.fspath(path)!r}: expected {wrong}")
+    return pathlib.Path(path)
+
+
+def place(path: str | os.PathLike, key: str) -> Any:
+    """The path of a file or folder on a disk or in a bucket.
+
+    Args:
+      path: what a config, a command or a caller names.
+      key: what an error calls it.
+
+    Returns:
+      A `pathlib.Path`, or the `epath.Path` of gs://bucket/folder.
+
+    Raises:
+      UsageError: it is another URL, or gcsfs is not installed for this one.
+    """
+    if wrong := expected(path, remote=True):
+        raise UsageError(f"{key}={os.fspath(path)!r}: expected {wrong}")
+    return buckets.path(path, key) if is_remote(path) else pathlib.Path(path)
+
+
+def reached(path: str | os.PathLike, key: str) -> contextlib.AbstractContextManager:
+    """For what is first done in a folder: errors of a bucket are said in one line."""
+    return buckets.reached(path, key) if is_remote(path) else contextlib.nullcontext()
+
+
+def fetched(
+    folder: str | os.PathLike, wanted: Iterable[str]
+) -> contextlib.AbstractContextManager[pathlib.Path]:
+    """A local folder with the wanted files of a folder, as far as they are there."""
+    if is_remote(folder):
+        return buckets.fetched(folder, wanted)
+    return contextlib.nullcontext(pathlib.Path(folder))
+
+
+def published(
+    folder: str | os.PathLike, last: str
+) -> contextlib.AbstractContextManager[pathlib.Path]:
+    """A local folder to write to: the folder itself, or one that is copied to it at the end.
+
+    Args:
+      folder: where the files are to be.
+      last: the one without which a reader takes the folder for none.
+    """
+    if is_remote(folder):
+        return buckets.published(folder, last)
+    return contextlib.nullcontext(pathlib.Path(folder))
+
+
+def make_folder(path: pathlib.Path) -> None:
+    """Makes a folder, with those above it; a bucket has none."""
+    if not is_remote(path):
+        path.mkdir(parents=True, exist_ok=True)
+
+
+class Growing:
+    """The files of a folder that grow while a run goes on, which a bucket does not let them.
+
+    Args:
+      folder: where they are to be.
+      names: of the files, and of folders of such files.
+
+    Attributes:
+      local: the folder to write them in: the folder itself, or a local one for a bucket.
+    """
+
+    def __init__(self, folder: str | os.PathLike, names: Iterable[str]):
+        self._mirror = buckets.Mirror(folder, names) if is_remote(folder) else None
+        self.local = self._mirror.local if self._mirror else pathlib.Path(folder)
+
+    def push(self) -> None:
+        """Returns when a bucket has all that was written."""
+        if self._mirror:
+            self._mirror.push()
+
+    def push_sometimes(self, warn: Callable[[str], None]) -> None:
+        """As `push`, every so often; a failure is told and tried again."""
+        if self._mirror:
+            self._mirror.push_after(_PUSH_SECONDS, warn)
+
+    def close(self) -> None:
+        """As `push`, and the local folder of a bucket is removed."""
+        if self._mirror:
+            self._mirror.close()
 
 
 def flush(path: str | os.PathLike) -> None:

@@ -18,6 +18,7 @@ from distill_jax import config as configs
 from distill_jax import generation, models, parallel
 from distill_jax.data import text
 from distill_jax.errors import UsageError, unknown
+from distill_jax.files import local, place
 from distill_jax.generation import decode
 from distill_jax.models import language
 from distill_jax.models.language import int8
@@ -86,6 +87,8 @@ class Settings:
 
         named = isinstance(self.prompts, str) and bool(self.prompts)
         require(named, "prompts", "the path of a JSONL file")
+        local(str(self.prompts), "prompts")
+        place(str(self.tokenizer), _KEYS["tokenizer"])
         for field in ("fields", "tokenizer", "licence"):
             require(isinstance(getattr(self, field), str), field, "text")
         for field in ("max_new_tokens", "samples", "batch_size", "shard", "fsdp", "tensor"):
@@ -133,6 +136,7 @@ def settings_of(config: Mapping[str, Any]) -> tuple[str, Settings]:
         raise UsageError(
             f"teacher.path={path!r}: expected one teacher, a Hugging Face folder or a workdir"
         )
+    place(paths[0], "teacher.path")
     values = {known[key]: tuple(v) if isinstance(v, list) else v for key, v in flat.items()}
     return paths[0], Settings(**{"prompts": "", **values})
 
@@ -321,7 +325,7 @@ def licence_of(folder: pathlib.Path) -> str | None:
     Only one line is looked for; YAML beyond a plain or quoted word counts as saying none.
     """
     try:
-        head = (folder / "README.md").read_text(encoding="utf-8", errors="replace")
+        head = (folder / "README.md").read_bytes().decode(errors="replace")
     except OSError:
         return None
     matter = re.match(r"\ufeff?---[ \t]*\r?\n(.*?)^---[ \t]*\r?$", head, re.DOTALL | re.MULTILINE)

@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from distill_jax import files
 from distill_jax.training import schedules
 
 Check = Callable[[Any], Any]  # returns the value in its canonical form or raises ValueError
@@ -111,6 +112,17 @@ def text(default: str, meaning: str, **kwargs) -> Key:
     return Key(default, check, "a text", meaning, **kwargs)
 
 
+def file(default: str, meaning: str, *, remote: bool = False, **kwargs) -> Key:
+    """The path of a file or folder, on a disk or also in a bucket, or an empty text."""
+
+    def check(value: Any) -> str:
+        if not isinstance(value, str):
+            raise ValueError
+        return _place(value, remote)
+
+    return Key(default, check, "a path", meaning, **kwargs)
+
+
 def choice(default: str, names: Iterable[str], meaning: str, **kwargs) -> Key:
     """One of some names."""
     names = tuple(names)
@@ -161,9 +173,22 @@ def share_or_count(value: Any) -> float | int:
 
 
 def path(value: Any) -> str:
-    """A text that is not empty."""
+    """The path of a local file or folder, not empty."""
     if not isinstance(value, str) or not value:
         raise ValueError
+    return _place(value, remote=False)
+
+
+def place(value: Any) -> str:
+    """The path of a file or folder, on a disk or in a bucket, not empty."""
+    if not isinstance(value, str) or not value:
+        raise ValueError
+    return _place(value, remote=True)
+
+
+def _place(value: str, remote: bool) -> str:
+    if wrong := files.expected(value, remote=remote):
+        raise ValueError(wrong)
     return value
 
 

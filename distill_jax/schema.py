@@ -45,10 +45,10 @@ SCHEMA: dict[str, keys.Key] = {
     "data.name": keys.text(
         "digits", "digits, idx, npz, folder, text, or any TFDS image-classification set"
     ),
-    "data.path": keys.text(
+    "data.path": keys.file(
         "", "folder or file of the idx, npz, folder and text sets", lasting=False
     ),
-    "data.tfds_dir": keys.text(
+    "data.tfds_dir": keys.file(
         "", "folder of prepared TFDS sets; empty: TFDS's own", lasting=False
     ),
     "data.image_size": keys.integer(
@@ -111,8 +111,11 @@ SCHEMA: dict[str, keys.Key] = {
         high=1.0,
     ),
     # text
-    "data.tokenizer": keys.text(
-        "", "folder or file of the tokenizer; empty: the teacher's, or the student's", lasting=False
+    "data.tokenizer": keys.file(
+        "",
+        "folder or file of the tokenizer; empty: the teacher's, or the student's",
+        remote=True,
+        lasting=False,
     ),
     "data.length": keys.integer(
         512, "tokens of a row, T; a batch is training.batch_size rows", low=2
@@ -132,7 +135,7 @@ SCHEMA: dict[str, keys.Key] = {
         "",
         "where prompt and response stand in a record: " + ", ".join(FIELDS) + "; empty: as named",
     ),
-    "data.test_path": keys.text(
+    "data.test_path": keys.file(
         "", "file of the test documents; empty: as many as validation, held out", lasting=False
     ),
     # on-policy distillation
@@ -155,7 +158,11 @@ SCHEMA: dict[str, keys.Key] = {
         "mlp", f"what is trained: {DECODER} (of text), " + ", ".join(models.names())
     ),
     "teacher.path": keys.several(
-        (), keys.path, "paths", "workdirs or model folders of the teachers; (): none", lasting=False
+        (),
+        keys.place,
+        "paths",
+        "workdirs or model folders of the teachers; (): none",
+        lasting=False,
     ),
     "teacher.weights": keys.several(
         (), keys.not_negative, "numbers >= 0, one a teacher", "weights of the teachers; (): equal"
@@ -165,7 +172,7 @@ SCHEMA: dict[str, keys.Key] = {
         ("mean_probabilities", "sum_losses"),
         "several teachers: one mean distribution, or a loss to each",
     ),
-    "teacher.store": keys.text(
+    "teacher.store": keys.file(
         "", "folder of stored answers, made by `distill-jax store`; empty: none", lasting=False
     ),
     "teacher.resident": keys.choice(
@@ -264,12 +271,12 @@ SCHEMA: dict[str, keys.Key] = {
         ("accuracy", "nll", *METRICS),
         "validation figure that chooses the selected model",
     ),
-    "evaluation.prompts": keys.text(
+    "evaluation.prompts": keys.file(
         "",
         "JSONL of prompts with responses, answered at each evaluation; empty: none",
         lasting=False,
     ),
-    "evaluation.test_prompts": keys.text(
+    "evaluation.test_prompts": keys.file(
         "", "the same for the figures of the test split; empty: none", lasting=False
     ),
     "evaluation.fields": keys.choice(

@@ -8,11 +8,15 @@ from typing import Any
 import jax
 
 from distill_jax import hosts
+from distill_jax.files import Growing
 from distill_jax.generation import METRICS
 from distill_jax.parts import Parts
 from distill_jax.training import checkpoints, loop, state, writers
 from distill_jax.training.progress import Progress
 from distill_jax.workdir import Workdir
+
+#: What is written beside checkpoints while a run goes on; in the run's folder.
+GROWING = ("metrics.jsonl", "performance.jsonl", "tensorboard", "wandb_run_id")
 
 
 class Session:
@@ -34,7 +38,9 @@ class Session:
             warn=progress.note,
         )
         log = writers.MetricsLog if hosts.first() else lambda path: writers.Silent()
-        self.metrics, self.performance = log(paths.metrics), log(paths.performance)
+        self.growing = Growing(paths.root, GROWING if hosts.first() else ())
+        self.logs = Workdir(self.growing.local)
+        self.metrics, self.performance = log(self.logs.metrics), log(self.logs.performance)
         self.boards: list[Any] = []
         self.resumed = resumed
 
@@ -60,10 +66,10 @@ class Session:
         for log in (self.metrics, self.performance):
             log.truncate(at)
         if self.config.logging.tensorboard and hosts.first():
-            self.boards.append(writers.TensorBoard(self.paths.tensorboard, purge_step=at + 1))
+            self.boards.append(writers.TensorBoard(self.logs.tensorboard, purge_step=at + 1))
         if self.config.logging.wandb and hosts.first():
             self.boards.append(
-                writers.Wandb(self.config.logging.wandb, self.config.to_dict(), self.paths.root)
+                writers.Wandb(self.config.logging.wandb, self.config.to_dict(), self.logs.root)
             )
         self.clock = time.perf_counter()
         return now, at, extra.get("position", 0)
@@ -79,6 +85,7 @@ class Session:
         self.checkpoints.close()
         for writer in (self.metrics, self.performance, *self.boards):
             writer.close()
+        self.growing.close()
 
     def _write(self, at: int, split: str, values: Mapping[str, Any]) -> None:
         self.metrics.write(at, split, values)
@@ -116,6 +123,7 @@ class Session:
                 if name in self.last_validation:
                     shown[f"validation_{name}"] = self.last_validation[name]
         self.progress.update(at, {**shown, "examples_per_second": speed["examples_per_second"]})
+        self.growing.push_sometimes(self.progress.note)
 
     def evaluate(self, at: int, now: state.TrainState) -> bool:
         self.seconds += self._lap()
@@ -151,6 +159,7 @@ class Session:
         self.seconds += self._lap()
         self.metrics.sync()
         self.performance.sync()
+        self.growing.push()
         evaluated = self.last_validation.get("step") == at
         score = self._score(self.last_validation) if evaluated else None
         extra = {

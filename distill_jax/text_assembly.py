@@ -5,7 +5,6 @@ Nothing is written here; what does not fit is said in one line each, as in `asse
 
 import dataclasses
 import os
-import pathlib
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from distill_jax import data, hosts, models, parallel, text_pairing, text_prompts
+from distill_jax import data, files, hosts, models, parallel, text_pairing, text_prompts
 from distill_jax.assembly import initial_state, mesh_of
 from distill_jax.data import text
 from distill_jax.errors import UsageError
@@ -55,7 +54,8 @@ class TextParts(Parts):
         base, options = lora.base_of(self.teacher_variables), self.config.student
         if base:
             params = lora.merged(params, base, options.lora_alpha / options.lora_rank)
-        language.write(folder, config, params)
+        with files.published(folder, "config.json") as here:
+            language.write(here, config, params)
         definition = dataclasses.asdict(config)
         fingerprint = models.fingerprint_of(definition, params, parallel.to_first)
         return hosts.on_first(lambda: fingerprint)
@@ -185,12 +185,13 @@ def _tokenizer(config: ConfigDict) -> tuple[text.Tokenizer, int]:
 
 def _has_tokenizer(folder: str) -> bool:
     return any(
-        pathlib.Path(folder, name).is_file() for name in ("tokenizer.json", "tokenizer.model")
+        (files.place(folder, "teacher.path") / name).is_file()
+        for name in ("tokenizer.json", "tokenizer.model")
     )
 
 
 def _has_template(tokenizer: text.Tokenizer) -> bool:
-    beside = pathlib.Path(tokenizer.path).with_name("chat_template.jinja")
+    beside = files.place(tokenizer.path, "data.tokenizer").with_name("chat_template.jinja")
     return "chat_template" in tokenizer.settings or beside.is_file()
 
 

@@ -18,6 +18,7 @@ from ml_collections import ConfigDict
 from distill_jax import config as configs
 from distill_jax import methods, models, parallel
 from distill_jax.errors import UsageError
+from distill_jax.files import place, reached
 from distill_jax.generation import Sampler
 from distill_jax.models import language
 from distill_jax.models.language import lora
@@ -186,8 +187,10 @@ def placement(config: ConfigDict, mesh: Mesh, part: str) -> language.Placement |
 
 def folder_of(path: str | os.PathLike) -> pathlib.Path:
     """The checkpoint in a workdir of ours, or the folder itself."""
-    inner = pathlib.Path(path, "model")
-    return inner if (inner / "config.json").is_file() else pathlib.Path(path)
+    folder = place(path, "teacher.path")
+    inner = folder / "model"
+    with reached(folder, "teacher.path"):
+        return inner if (inner / "config.json").is_file() else folder
 
 
 def rollout_of(

@@ -16,10 +16,10 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from distill_jax import __version__, hosts
+from distill_jax import __version__, buckets, hosts
 from distill_jax import config as configs
 from distill_jax.errors import UsageError
-from distill_jax.files import write_atomically
+from distill_jax.files import is_remote, write_atomically
 
 SEEN_AFTER = 60.0  # seconds: network file systems show new files late
 LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
@@ -40,7 +40,11 @@ def read_json(path: pathlib.Path) -> Any:
 
 @dataclasses.dataclass(frozen=True)
 class Workdir:
-    """The paths of a run."""
+    """The paths of a run.
+
+    Attributes:
+      root: a `pathlib.Path`, or the `epath.Path` of gs://, which reads and lists as that does.
+    """
 
     root: pathlib.Path
 
@@ -77,16 +81,22 @@ class Workdir:
                     f"or a new folder ({'; '.join(differences)})"
                 )
             return True
-        parent = next(p for p in [self.root, *self.root.absolute().parents] if p.exists())
-        if not parent.is_dir() or not os.access(parent, os.W_OK):
-            raise UsageError(f"--workdir={self.root}: expected a folder that can be written")
         torn = f".{self.config.name}."  # a start that was killed while it wrote its first file
-        if parent == self.root and not all(p.name.startswith(torn) for p in parent.iterdir()):
+        if not all(name.startswith(torn) for name in self._found()):
             raise UsageError(
                 f"--workdir={self.root}: holds files but no config.json; "
                 "expected a run or a new folder"
             )
         return False
+
+    def _found(self) -> list[str]:
+        """What is in the folder; UsageError when it is none that can be written."""
+        if is_remote(self.root):
+            return buckets.names(self.root)
+        parent = next(p for p in [self.root, *self.root.absolute().parents] if p.exists())
+        if not parent.is_dir() or not os.access(parent, os.W_OK):
+            raise UsageError(f"--workdir={self.root}: expected a folder that can be written")
+        return [path.name for path in parent.iterdir()] if parent == self.root else []
 
     def check_shared(self, started: str) -> None:
         """Of many processes: waits until each sees the manifest that the first one has written.

@@ -2,7 +2,11 @@
 
 import os
 import pathlib
+import re
+import subprocess
+import sys
 from importlib.metadata import version
+from typing import Any
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Almost all of the time goes into compiling for the CPU, which is twice as fast without some of its
@@ -17,6 +21,20 @@ if version("jaxlib") < "0.11":  # a later one ends the process at a flag that it
 given = os.environ.get("XLA_FLAGS", "")
 wanted = [f"--{name}={value}" for name, value in FLAGS.items() if name not in given]
 os.environ["XLA_FLAGS"] = " ".join([given, *wanted]).strip()
+
+# No test reaches a real cloud: without `emulator` everything ends at a closed port.
+NOWHERE = "127.0.0.1:9"
+GCS_URLS = ("STORAGE_EMULATOR_HOST", "TENSORSTORE_GCS_HTTP_URL")
+os.environ.update(
+    dict.fromkeys(GCS_URLS, f"http://{NOWHERE}"),
+    GCE_METADATA_ROOT=NOWHERE,
+    GCE_METADATA_HOST=NOWHERE,
+    NO_GCE_CHECK="true",
+    GOOGLE_AUTH_TOKEN_FOR_TESTING="none",
+    # Else gcsfs asks Google itself, beside the emulator, what kind of bucket it is.
+    GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT="false",
+)
+os.environ.pop("GOOGLE_APPLICATION_CREDENTIALS", None)
 
 import jax
 import pytest
@@ -47,3 +65,27 @@ def digits_teacher(tmp_path_factory) -> pathlib.Path:
     folder = tmp_path_factory.mktemp("teacher") / "run"
     experiment.run(TEACHER, folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def emulator():
+    """An empty bucket on this machine, "gs://bucket"."""
+    pytest.importorskip("gcsfs", reason="gs:// needs the extra gcs")
+    server = subprocess.Popen(
+        [sys.executable, ROOT / "tests" / "fake_gcs.py", "bucket"], stdout=subprocess.PIPE
+    )
+    before = {name: os.environ[name] for name in GCS_URLS}
+    os.environ.update(dict.fromkeys(GCS_URLS, f"http://127.0.0.1:{int(server.stdout.readline())}"))
+    yield "gs://bucket"
+    os.environ.update(before)
+    server.kill()
+    server.communicate()
+
+
+@pytest.fixture
+def bucket(emulator, request) -> Any:
+    """A folder of its own in the bucket, as an `epath.Path`."""
+    from distill_jax import files
+
+    name = re.sub(r"\W+", "-", request.node.name)
+    return files.place(f"{emulator}/{name}-{os.getpid()}", "test")

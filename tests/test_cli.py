@@ -57,6 +57,45 @@ def test_a_refusal_is_one_line_and_writes_nothing(case, capsys, tmp_path, write_
     assert not (tmp_path / "run").exists()
 
 
+PLACES = ["data.path", "data.tfds_dir", "data.tokenizer", "data.test_path", "teacher.path", "teacher.store", "student.path", "evaluation.prompts", "evaluation.test_prompts"]  # fmt: skip
+
+
+@pytest.mark.parametrize("key", PLACES)
+def test_a_url_is_not_taken_for_a_folder(key, capsys, tmp_path, write_config):
+    student = {"name": "decoder", "layers": (0,)} if key == "student.path" else {"name": "mlp"}
+    config = write_config({"student": student})
+    workdir = tmp_path / "run"
+    line = refused(capsys, workdir, f"--config={config}", f"--config.{key}=ftp://host/x")
+    assert f"{key}=" in line and "'ftp://host/x'" in line and "expected a local file" in line
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "train --config=CONFIG --workdir=URL",
+        "train --workdir=URL",
+        "eval --workdir=URL",
+        "report --workdir=URL",
+        "store --config=CONFIG --workdir=URL",
+        "generate --config=CONFIG --workdir=URL",
+        "export --workdir=URL --out=here",
+        "export --workdir=here --out=URL",
+        "plan --config=CONFIG --target=local --workdir=URL",
+        "plan --config=CONFIG --target=local --out=URL",
+        "import URL --model=mlp --classes=2 --mean=0,0,0 --std=1,1,1 --workdir=here",
+        "import here --model=mlp --classes=2 --mean=0,0,0 --std=1,1,1 --workdir=URL",
+    ],
+)
+def test_a_url_is_no_workdir(command, capsys, tmp_path, write_config, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config = write_config(TEACHER)
+    said = command.replace("CONFIG", config).replace("URL", "ftp://host/run")
+    assert cli.main(said.split()) == 2
+    line = capsys.readouterr().err
+    assert line.count("\n") == 1 and "'ftp://host/run'" in line and "expected a local" in line
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["mine.py"]
+
+
 def test_a_teacher_of_other_classes_is_refused(capsys, tmp_path, write_config, digits_teacher):
     folder = tmp_path / "images"
     from PIL import Image

@@ -24,7 +24,7 @@ import numpy as np
 import safetensors.numpy
 from jax import Array
 
-from distill_jax import hosts, parallel
+from distill_jax import files, hosts, parallel
 from distill_jax.errors import UsageError
 from distill_jax.files import previous_of, replacing
 from distill_jax.models import tensors
@@ -250,9 +250,12 @@ def load(path: str | os.PathLike, *, spec: Spec | None = None, key: str = "teach
       UsageError: there is none, or it is unreadable, truncated, damaged, of an unknown kind, or its
         arrays are not those that `create` gives for its spec.
     """
-    if pathlib.Path(path).is_file():
-        return _converted(pathlib.Path(path), spec, key)
-    saved = _load(path, key)
+    place = files.place(path, key)
+    if not files.is_remote(place) and place.is_file():
+        return _converted(place, spec, key)
+    wanted = [f"{folder}{name}" for folder in ("", "model/") for name in (_MODEL, _WEIGHTS)]
+    with files.reached(place, key), files.fetched(place, wanted) as here:
+        saved = _load(here, f"{key}={str(path)!r}")
     if spec is not None and spec != saved.spec:
         raise UsageError(
             f"{key}={str(path)!r}: the model in this folder is {saved.spec.to_json()}, "
@@ -261,12 +264,12 @@ def load(path: str | os.PathLike, *, spec: Spec | None = None, key: str = "teach
     return saved
 
 
-def _load(path: str | os.PathLike, key: str) -> Saved:
+def _load(path: pathlib.Path, said: str) -> Saved:
     seen = object()
     while True:
         identity = None
         try:
-            folder = _find(pathlib.Path(path))
+            folder = _find(path)
             status = folder.stat()
             identity = (folder, status.st_ino, status.st_ctime_ns)
             return _read(folder)
@@ -276,5 +279,5 @@ def _load(path: str | os.PathLike, key: str) -> Saved:
             fault = f"{pathlib.Path(error.filename or path).name} cannot be read: {error.strerror}"
         # Two failures in one unchanged folder are damage; a changed one was being replaced.
         if identity == seen:
-            raise UsageError(f"{key}={str(path)!r}: {fault}")
+            raise UsageError(f"{said}: {fault}")
         seen = identity

@@ -7,7 +7,6 @@ and evaluations, which have programs of their own.
 """
 
 import dataclasses
-import pathlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,7 +17,17 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
-from distill_jax import assembly, data, methods, models, parallel, schema, teachers, text_pairing
+from distill_jax import (
+    assembly,
+    data,
+    files,
+    methods,
+    models,
+    parallel,
+    schema,
+    teachers,
+    text_pairing,
+)
 from distill_jax import config as configs
 from distill_jax.answering import Opened
 from distill_jax.errors import UsageError
@@ -192,7 +201,7 @@ def _images(config: ConfigDict, mesh: Mesh) -> Abstract:
 
 def _spec(said: str, info: data.Info, pixels: tuple) -> models.Spec:
     """Of a saved model, or of NAME:option=value:... for one that need not be there."""
-    if pathlib.Path(said).exists():
+    if files.place(said, "teacher.path").exists():
         return models.load(said, key="teacher.path").spec
     name, *options = said.split(":")
     if name not in models.names():

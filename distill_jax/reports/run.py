@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from distill_jax.errors import UsageError
-from distill_jax.files import write_atomically
+from distill_jax.files import place, reached, write_atomically
 from distill_jax.reports import figures, html, tables
 from distill_jax.reports.tables import Column, find
 from distill_jax.training import writers
@@ -43,8 +43,9 @@ def run_report(workdir: str | os.PathLike) -> pathlib.Path:
     Raises:
       UsageError: config.json is missing, or a file is damaged.
     """
-    folder = pathlib.Path(workdir)
-    config = _read_json(folder / "config.json")
+    folder = place(workdir, "--workdir")
+    with reached(folder, "--workdir"):
+        config = _read_json(folder / "config.json")
     if config is None:
         raise UsageError(f"--workdir={folder}: no run there; expected a config.json")
     manifest = _read_json(folder / "manifest.json") or {}

@@ -13,6 +13,8 @@ falling back to the checkpoint before a damaged one, and going on after a full d
       1100.trash/         being deleted; likewise
       1000.damaged-1/     found damaged and set aside, for the user to look at or delete
 
+In a bucket (gs://) 1200/ is written in place, and its manifest makes it a checkpoint.
+
 Left out on purpose: when to save, and what `extra` means. One run writes to a folder at a time;
 reading beside it is safe, because only `save` deletes anything.
 """
@@ -34,7 +36,8 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
-from distill_jax import hosts
+from distill_jax import files, hosts
+from distill_jax.buckets import Unreachable
 from distill_jax.errors import UsageError
 from distill_jax.training import integrity
 from distill_jax.training.integrity import free_space
@@ -98,7 +101,8 @@ class Checkpoints:
     ):
         if keep_last < 1:
             raise UsageError(f"keep_last={keep_last!r}: at least 1 checkpoint must be kept")
-        self._directory = pathlib.Path(directory).absolute()
+        place = files.place(directory, "checkpoints")
+        self._directory = place if files.is_remote(place) else place.absolute()
         self._keep_last = keep_last
         self._keep_best = keep_best
         self._warn = warn
@@ -208,7 +212,7 @@ class Checkpoints:
                 return self._first_intact([step] if step in found else [])
             chosen = self._first_intact(found[::-1])
             # Also what an earlier start has set aside: the run must not begin anew, unasked.
-            aside = chosen == _NONE and any(self._directory.glob("*.damaged-*"))
+            aside = chosen == _NONE and integrity.any_aside(self._directory)
             return _DAMAGED if aside else chosen
 
         chosen = self._agreed(choose)
@@ -263,7 +267,7 @@ class Checkpoints:
             self._failure.__cause__ = error
 
     def _seal(self, step: int, about: bytes) -> None:
-        (integrity.unsealed(self._directory, step) / integrity.ABOUT).write_bytes(about)
+        integrity.describe(self._directory, step, about)
         integrity.seal(self._directory, step)
         integrity.retain(self._directory, step, self._keep_last, self._keep_best, self._warn)
 
@@ -272,9 +276,11 @@ class Checkpoints:
         with contextlib.suppress(Exception):
             self._checkpointer.close()
         self._checkpointer = ocp.AsyncCheckpointer(_handler(), timeout_secs=_TIMEOUT_SECONDS)
-        if hosts.first():
-            integrity.clear(integrity.unsealed(self._directory, step))
-        kept = ", ".join(map(str, self.steps())) or "none"
+        kept = "unknown"
+        with contextlib.suppress(Unreachable):
+            if hosts.first():
+                integrity.clear(integrity.unsealed(self._directory, step))
+            kept = ", ".join(map(str, self.steps())) or "none"
         return CheckpointError(
             f"checkpoint {step} in {self._directory} could not be saved: {integrity.cause(error)}; "
             f"kept: {kept}"
@@ -316,7 +322,7 @@ class Checkpoints:
                 f"every checkpoint{which} in {self._directory} is damaged and was set aside; to "
                 "start anew, delete or move the folder"
             )
-        about = json.loads((self._path(step) / integrity.ABOUT).read_bytes())
+        about = json.loads(integrity.about(self._directory, step))
         wanted = _named_leaves(abstract_state)
         if differences := _differences(about["leaves"], wanted):
             raise CheckpointError(

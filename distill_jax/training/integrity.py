@@ -1,4 +1,4 @@
-"""What makes a folder a checkpoint: a manifest of SHA-256 by file, sealed by one atomic rename.
+"""What makes a folder a checkpoint: a manifest of SHA-256 by file, written last.
 
 The manifest has the format of `sha256sum`, so that anyone can check a checkpoint without us:
 
@@ -7,6 +7,8 @@ The manifest has the format of `sha256sum`, so that anyone can check a checkpoin
 Its text follows from the step and the files alone, so that every changed byte, in a file or in the
 manifest itself, and every missing, added, renamed or exchanged file shows as a difference. It
 guards against damage, not against an attacker: who can write the files can write the manifest.
+
+On a disk one atomic rename seals it (`on_disk`); in a bucket the manifest itself (`in_bucket`).
 
 Left out on purpose: what the files hold, but for the score. This module knows no array, no orbax.
 """
@@ -20,19 +22,23 @@ import pathlib
 import re
 import shutil
 import time
+import types
 from collections.abc import Callable, Iterable
 
+from distill_jax.buckets import Unreachable
 from distill_jax.errors import UsageError
-from distill_jax.files import flush
+from distill_jax.files import is_remote
+from distill_jax.training import in_bucket, on_disk
+from distill_jax.training.on_disk import MANIFEST, Damaged
 
-MANIFEST = "MANIFEST.sha256"
 ABOUT = "checkpoint.json"  # an object with "score": a number, or null
 
 _LINE = re.compile(r"([0-9a-f]{64})  (.+)")
 
 
-class Damaged(Exception):
-    """A checkpoint that must not be used; the message says why, without naming the checkpoint."""
+def _kind(path: pathlib.Path) -> types.ModuleType:
+    """How the folders of checkpoints are made where this path is."""
+    return in_bucket if is_remote(path) else on_disk
 
 
 def free_space(directory: str | os.PathLike[str], bytes_needed: int, key: str = "workdir") -> None:
@@ -46,6 +52,8 @@ def free_space(directory: str | os.PathLike[str], bytes_needed: int, key: str = 
     Raises:
       UsageError: when the disk has fewer than `bytes_needed` bytes free.
     """
+    if is_remote(directory):  # no disk, which has no end
+        return
     existing = pathlib.Path(directory).absolute()
     while not existing.exists():
         existing = existing.parent
@@ -82,17 +90,10 @@ def seal(directory: pathlib.Path, step: int) -> None:
       OSError: when the disk fails or is full. The checkpoint is not sealed then.
       Damaged: when there is anything but files and folders in it.
     """
-    written = unsealed(directory, step)
-    for folder, _, names in os.walk(written):
-        for name in names:
-            flush(pathlib.Path(folder, name))
-    manifest = _text(step, {name: _digest(path) for name, path in _files(written)})
-    (written / MANIFEST).write_text(manifest, encoding="utf-8", newline="")
-    flush(written / MANIFEST)
-    for folder, _, _ in os.walk(written, topdown=False):
-        flush(pathlib.Path(folder))
-    os.rename(written, directory / str(step))
-    flush(directory)
+    written, kind = unsealed(directory, step), _kind(directory)
+    kind.settle(written)
+    manifest = _text(step, {name: kind.digest(path) for name, path in kind.files(written)})
+    kind.finish(written, manifest, directory / str(step))
 
 
 def check(sealed: pathlib.Path, step: int) -> None:
@@ -104,16 +105,18 @@ def check(sealed: pathlib.Path, step: int) -> None:
 
     Raises:
       Damaged: at the first thing that is not as it was sealed.
+      Unreachable: the bucket does not answer, which says nothing of the checkpoint.
     """
     try:
         expected = _manifest(sealed, step)
-        files = dict(_files(sealed))
+        kind = _kind(sealed)
+        files = dict(kind.files(sealed))
         if missing := sorted(expected.keys() - files.keys()):
             raise Damaged(f"{missing[0]} is missing")
         if added := sorted(files.keys() - expected.keys() - {MANIFEST}):
             raise Damaged(f"{added[0]!r} is not in its manifest")
         for name, digest in expected.items():
-            if _digest(files[name]) != digest:
+            if kind.digest(files[name]) != digest:
                 raise Damaged(f"{name} is not what was saved (SHA-256 differs)")
     except OSError as error:
         raise Damaged(f"it cannot be read ({cause(error)})") from error
@@ -121,20 +124,17 @@ def check(sealed: pathlib.Path, step: int) -> None:
 
 def steps(directory: pathlib.Path) -> list[int]:
     """Every step that has something under a checkpoint's name, ascending; [] without the folder."""
-    if not directory.is_dir():
-        return []
-    names = [path.name for path in directory.iterdir()]
-    return sorted(int(name) for name in names if re.fullmatch(r"0|[1-9][0-9]*", name))
+    return sorted(_kind(directory).steps(directory))
 
 
 def sealed_steps(directory: pathlib.Path) -> list[int]:
     """Every step whose checkpoint has a manifest, ascending."""
-    return [step for step in steps(directory) if (directory / str(step) / MANIFEST).is_file()]
+    return sorted(_kind(directory).sealed_steps(directory))
 
 
 def unsealed(directory: pathlib.Path, step: int) -> pathlib.Path:
     """Where the checkpoint of a step is written before it is sealed."""
-    return directory / f"{step}.unsealed"
+    return _kind(directory).unsealed(directory, step)
 
 
 def prepare(directory: pathlib.Path, step: int, warn: Callable[[str], None]) -> bool:
@@ -148,22 +148,34 @@ def prepare(directory: pathlib.Path, step: int, warn: Callable[[str], None]) -> 
     Returns:
       Whether there is something to do: False when the step has a sealed checkpoint.
     """
-    directory.mkdir(parents=True, exist_ok=True)
-    for path in sorted(directory.iterdir()):
-        match = re.fullmatch(r"([0-9]+)\.(unsealed|trash)", path.name)
-        if match and match[2] == "unsealed":
+    for name, path, half_written in _kind(directory).leftovers(directory):
+        if half_written:
             warn(
-                f"checkpoint {match[1]} in {directory} was left half-written by a process that was "
+                f"checkpoint {name} in {directory} was left half-written by a process that was "
                 "stopped; deleted"
             )
-        if match:
-            remove(path)
+        remove(path)
     if step in sealed_steps(directory):
         return False
     if step in steps(directory):
         _set_aside(directory / str(step), "it has no manifest", "saving it again", warn)
-    unsealed(directory, step).mkdir()
+    _kind(directory).begin(directory, step)
     return True
+
+
+def describe(directory: pathlib.Path, step: int, about: bytes) -> None:
+    """Writes ABOUT into an unsealed checkpoint."""
+    _kind(directory).write(unsealed(directory, step) / ABOUT, about)
+
+
+def about(directory: pathlib.Path, step: int) -> bytes:
+    """The ABOUT of a sealed checkpoint."""
+    return _kind(directory).read(directory / str(step) / ABOUT)
+
+
+def any_aside(directory: pathlib.Path) -> bool:
+    """Whether a damaged checkpoint was set aside, now or by an earlier start."""
+    return any(re.search(r"\.damaged-", name) for name in _kind(directory).names(directory))
 
 
 def first_intact(
@@ -186,7 +198,7 @@ def first_intact(
             check(path, step)
             return step
         except Damaged as reason:
-            if os.path.lexists(path):  # else the run that writes here has just deleted it
+            if _kind(path).exists(path):  # else the run that writes here has just deleted it
                 rest = candidates[number + 1 :]
                 _set_aside(path, reason, f"trying {rest[0]}" if rest else "no other to try", warn)
     return None
@@ -203,7 +215,7 @@ def best_first(directory: pathlib.Path, *, doubtful: bool = False) -> list[int]:
     for step in steps(directory):
         path = directory / str(step)
         try:
-            content = (path / ABOUT).read_bytes()
+            content = about(directory, step)
             # Verified, so that a flipped bit cannot make a checkpoint the best.
             if _manifest(path, step).get(ABOUT) != hashlib.sha256(content).hexdigest():
                 raise Damaged
@@ -225,24 +237,21 @@ def retain(
     """
     sealed = sealed_steps(directory)
     keep = {new, *sealed[-last:], *(best_first(directory)[:1] if best else ())}
+    kind = _kind(directory)
     for step in set(sealed) - keep:
-        trash = directory / f"{step}.trash"
         try:
-            if os.path.lexists(trash):
-                remove(trash)
-            os.rename(directory / str(step), trash)
-            flush(directory)
-            remove(trash)
-        except OSError as error:  # the new checkpoint is safe, and the next save tries again
+            kind.withdraw(directory, step)
+            remove(kind.trash(directory, step))
+        except (
+            OSError,
+            Unreachable,
+        ) as error:  # the new checkpoint is safe, and the next save tries again
             warn(f"checkpoint {step} in {directory} could not be deleted: {cause(error)}")
 
 
 def remove(path: pathlib.Path) -> None:
     """Delete a folder with all that is in it, or a file or link."""
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink()
+    _kind(path).remove(path)
 
 
 def clear(path: pathlib.Path) -> None:
@@ -255,7 +264,7 @@ def clear(path: pathlib.Path) -> None:
     for _ in range(100):
         with contextlib.suppress(OSError):
             remove(path)
-        absent = 0 if path.exists() else absent + 1
+        absent = 0 if _kind(path).exists(path) else absent + 1
         if absent == 3:
             break
         time.sleep(0.05)
@@ -263,24 +272,18 @@ def clear(path: pathlib.Path) -> None:
 
 def _set_aside(path: pathlib.Path, reason: object, then: str, warn: Callable[[str], None]) -> None:
     number = 1
-    while os.path.lexists(aside := path.with_name(f"{path.name}.damaged-{number}")):
+    while _kind(path).exists(aside := path.with_name(f"{path.name}.damaged-{number}")):
         number += 1
     try:
-        os.rename(path, aside)
-        flush(path.parent)
+        _kind(path).move(path, aside)
         done = f"set aside as {aside.name}"
-    except OSError as error:
+    except (OSError, Unreachable) as error:
         done = f"it could not be renamed ({cause(error)})"
     warn(f"checkpoint {path.name} in {path.parent} is damaged: {reason}; {done}; {then}")
 
 
 def _manifest(sealed: pathlib.Path, step: int) -> dict[str, str]:
-    if sealed.is_symlink() or not sealed.is_dir():
-        raise Damaged("it is not a folder")
-    path = sealed / MANIFEST
-    if path.is_symlink() or not path.is_file():
-        raise Damaged("it has no manifest")
-    content = path.read_bytes()
+    content = _kind(sealed).manifest(sealed)
     lines = content.decode(errors="replace").split("\n")
     digests = {match[2]: match[1] for match in map(_LINE.fullmatch, lines) if match}
     # Written again from what was understood: a line that was not, or that is of another step, or
@@ -293,31 +296,6 @@ def _manifest(sealed: pathlib.Path, step: int) -> dict[str, str]:
 def _text(step: int, digests: dict[str, str]) -> str:
     lines = [f"{digests[name]}  {name}" for name in sorted(digests)]
     return "\n".join([f"# checkpoint of step {step}: {len(lines)} files", *lines, ""])
-
-
-def _files(folder: pathlib.Path) -> list[tuple[str, pathlib.Path]]:
-    """Every file below a folder, with its name there; links and devices are refused."""
-    files = []
-    for parent, folders, names in os.walk(folder, onerror=_raise):
-        for name in (*folders, *names):
-            path = pathlib.Path(parent, name)
-            relative = path.relative_to(folder).as_posix()
-            if path.is_symlink():
-                raise Damaged(f"{relative!r} is a symbolic link")
-            if name in names:
-                if not path.is_file():
-                    raise Damaged(f"{relative!r} is neither a file nor a folder")
-                files.append((relative, path))
-    return files
-
-
-def _raise(error: OSError) -> None:
-    raise error
-
-
-def _digest(path: pathlib.Path) -> str:
-    with open(path, "rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _size(count: float) -> str:

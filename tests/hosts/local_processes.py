@@ -31,7 +31,7 @@ def environment(devices: int, **more: str) -> dict[str, str]:
     """Of a process with so many CPU devices."""
     cache = ROOT / ".pytest_cache" / "xla"
     return os.environ | {
-        "PYTHONPATH": str(ROOT),
+        "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
         "JAX_PLATFORMS": "cpu",
         "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
         "JAX_COMPILATION_CACHE_DIR": str(cache),

@@ -16,7 +16,6 @@ Left out on purpose: tools and content in parts (images), and named templates be
 import dataclasses
 import datetime
 import json
-import pathlib
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -26,6 +25,7 @@ import minijinja
 from distill_jax.data.text.codec import is_panic, is_unicode, shortened
 from distill_jax.data.text.tokenizer import Tokenizer
 from distill_jax.errors import UsageError
+from distill_jax.files import place
 
 # Instructions of one rendering. Eighteen public templates needed 70 to 130 a message.
 FUEL = 1_000_000
@@ -114,7 +114,7 @@ def template(tokenizer: Tokenizer, *, date: datetime.date | None = None) -> Temp
             f"{where}: a chat template writes special tokens by name, which this kind of file reads"
             " as plain text; expected a tokenizer.json"
         )
-    file = pathlib.Path(tokenizer.path).parent / "chat_template.jinja"
+    file = place(tokenizer.path, "data.tokenizer").parent / "chat_template.jinja"
     source = tokenizer.settings.get("chat_template")
     if file.is_file():
         try:

@@ -16,6 +16,7 @@ from typing import Any
 from distill_jax.data.text import llama2c, sentencepiece_model, tokenizer_json
 from distill_jax.data.text.codec import Codec, shortened
 from distill_jax.errors import UsageError
+from distill_jax.files import fetched, place
 
 _LOADERS = {
     ".json": tokenizer_json.load,
@@ -98,7 +99,7 @@ def load(path: str | os.PathLike, *, key: str = "data.tokenizer") -> Tokenizer:
         vocabulary.
     """
     where = f"{key}={str(path)!r}"
-    file = pathlib.Path(path).expanduser()
+    file = place(path, key).expanduser()
     if file.is_dir():
         found = next((file / name for name in _FILES if (file / name).is_file()), None)
         if found is None:
@@ -111,7 +112,8 @@ def load(path: str | os.PathLike, *, key: str = "data.tokenizer") -> Tokenizer:
     loader = _LOADERS.get(file.suffix)
     if loader is None:
         raise UsageError(f"{where}: unknown kind of tokenizer; expected .json, .model or .bin")
-    codec = loader(file, where)
+    with fetched(file.parent, (file.name,)) as here:
+        codec = loader(here / file.name, where)
 
     settings = _json(file.parent / "tokenizer_config.json", key)
     special = _json(file.parent / "special_tokens_map.json", key)

@@ -20,6 +20,7 @@ from jax.sharding import NamedSharding, PartitionSpec, Sharding
 from jax.typing import DTypeLike
 
 from distill_jax.errors import UsageError
+from distill_jax.files import place, reached
 from distill_jax.models.functional import split
 from distill_jax.models.language import files, int8, names
 from distill_jax.models.language.config import DecoderConfig
@@ -52,7 +53,9 @@ def load(
         tensor is missing, unexpected or of another shape, a file is truncated, an index points
         outside the folder, or there are only pickles. All of it is found before a tensor is read.
     """
-    folder = pathlib.Path(path)
+    folder = place(path, key)
+    with reached(folder, key):
+        folder.exists()
     try:
         config = _config(folder)
         params = _read(folder, config, param_dtype, layout, quantize)
@@ -77,7 +80,7 @@ def blank(
     """
     del layout
     try:
-        config = _config(pathlib.Path(path))
+        config = _config(place(path, key))
     except UsageError as error:
         raise UsageError(f"{key}={str(path)!r}: {error}") from error
     kept = _kept(shapes(config), param_dtype, quantize)

@@ -13,6 +13,8 @@ import numpy as np
 import safetensors
 
 from distill_jax.errors import UsageError
+from distill_jax.files import is_remote
+from distill_jax.models.language import ranges
 
 CONFIG = "config.json"
 SINGLE = "model.safetensors"
@@ -94,6 +96,8 @@ def _names(path: pathlib.Path) -> list[str]:
 def _opened(path: pathlib.Path) -> Any:
     if not path.exists():
         raise UsageError(f"{path.name} is missing; expected it in the folder")
+    if is_remote(path):
+        return ranges.File(path)
     try:
         return safetensors.safe_open(path, framework="numpy")
     except (safetensors.SafetensorError, OSError) as error:

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from distill_jax.errors import UsageError, unknown
+from distill_jax.files import expected
 from distill_jax.models.functional import split
 from distill_jax.models.language import int8, lora
 from distill_jax.models.language.checkpoint import load
@@ -71,6 +72,8 @@ def check_student(given: Mapping[str, Any]) -> dict[str, Any]:
             f"or all of {', '.join('student.' + name for name in _SIZES)}"
         )
     _check_adapters(options, sizes)
+    if wrong := expected(options["path"], remote=True):
+        raise UsageError(f"student.path={options['path']!r}: expected {wrong}")
     return options
 
 
