@@ -183,6 +183,11 @@ def _cross_checks(flat: Mapping[str, Any]) -> None:
             "training.ema_decay=0.0: teacher.own_average=True needs a moving average; expected a "
             "decay, such as 0.999"
         )
+    if method.text_alone and len(teachers) > 1:
+        raise UsageError(
+            f"teacher.path={teachers}: method.name={flat['method.name']!r} matches the streams of "
+            "one teacher; expected one path"
+        )
     if weights and len(weights) != len(teachers):
         raise UsageError(
             f"teacher.weights={weights}: expected {len(teachers)} of them, one a teacher"

@@ -329,7 +329,7 @@ TEXT_ALONE = (
 IMAGES_ALONE = (
     *("data." + name for name in ("tfds_dir", "image_size", "only_classes", "exclude_classes")),
     *("data.mean", "data.std", "data.workers", "data.resident"),
-    *("teacher." + name for name in ("weights", "store", "own_average", "look_ahead", "resident")),
+    *("teacher." + name for name in ("store", "own_average", "look_ahead", "resident")),
     *("method.label_smoothing", "optimizer.max_norm", "teacher.combine"),
 )
 

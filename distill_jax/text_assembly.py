@@ -84,28 +84,31 @@ def prepare(config: ConfigDict) -> TextParts:
       UsageError: when the text, the tokenizer, the teacher, the mesh or the method do not fit.
     """
     mesh = mesh_of(config)
-    teacher = text_pairing.open_teacher(config, mesh)
+    teachers = text_pairing.open_teachers(config, mesh)
     tokenizer, shared = _tokenizer(config)
-    student = text_pairing.open_own(config, mesh, teacher, tokenizer.vocab_size)
-    for key, model in (("student", student), ("teacher", teacher)):
-        if model is not None and model.config.vocab_size < shared:
+    first = teachers[0] if teachers else None
+    student = text_pairing.open_own(config, mesh, first, tokenizer.vocab_size)
+    paired = list(zip(config.teacher.path, teachers, strict=True))
+    named = [(f"teacher {path!r}", model) for path, model in paired]
+    for whose, model in (("student", student), *named):
+        if model.config.vocab_size < shared:
             raise UsageError(
-                f"data.tokenizer={tokenizer.path!r}: has {shared} ids, the {key} "
+                f"data.tokenizer={tokenizer.path!r}: has {shared} ids, the {whose} "
                 f"{model.config.vocab_size}; expected the tokenizer that it was trained with"
             )
     comparison, params, teacher_params, base = text_pairing.compare(
-        config, mesh, teacher, student, shared
+        config, mesh, teachers, student, shared
     )
-    entries, about = [], {}
-    if teacher is not None:
-        entries = [
-            {
-                "path": str(config.teacher.path[0]),
-                "fingerprint": _fingerprint(teacher.config, teacher_params),
-                "parameters": models.count(models.split(language.abstract(teacher.config))[1]),
-                "quantize": config.teacher.quantize,
-            }
-        ]
+    entries = [
+        {
+            "path": str(path),
+            "fingerprint": _fingerprint(teacher.config, models.split(teacher)[1]),
+            "parameters": models.count(models.split(language.abstract(teacher.config))[1]),
+            "quantize": config.teacher.quantize,
+        }
+        for path, teacher in paired
+    ]
+    about = {}
     if base:
         about["base"] = {
             "path": config.student.path or str(config.teacher.path[0]),
@@ -115,7 +118,7 @@ def prepare(config: ConfigDict) -> TextParts:
         frozen = lora.frozen(base)
         where = text_pairing.where(config, mesh, frozen, "student")
         teacher_params |= parallel.place(frozen, where)
-    measured = text_pairing.measured(comparison, teacher)
+    measured = text_pairing.measured(config, comparison, teachers)
     adapters = comparison.adapters(text_pairing.adapters_key(config))
     splits = _splits(config, tokenizer)
     asked = text_prompts.prepare(config, tokenizer, measured, teacher_params, mesh)
@@ -165,26 +168,26 @@ def prepare(config: ConfigDict) -> TextParts:
 
 
 def _tokenizer(config: ConfigDict) -> tuple[text.Tokenizer, int]:
-    """The tokenizer of the data, and how many ids teacher and student share."""
-    given = {"data.tokenizer": config.data.tokenizer, "student.path": config.student.path}
-    if config.teacher.path:
-        given["teacher.path"] = str(text_pairing.folder_of(config.teacher.path[0]))
-    found = {
-        key: text.load_tokenizer(path, key=key)
-        for key, path in given.items()
+    """The tokenizer of the data, and how many ids teachers and student share."""
+    given = [("data.tokenizer", config.data.tokenizer), ("student.path", config.student.path)]
+    given += [("teacher.path", str(text_pairing.folder_of(p))) for p in config.teacher.path]
+    found = [
+        (key, text.load_tokenizer(path, key=key))
+        for key, path in given
         if path and (key == "data.tokenizer" or _has_tokenizer(path))
-    }
+    ]
     if not found:
         raise UsageError(
             "data.tokenizer='': neither teacher nor student comes with one; expected the folder or "
             "file of the tokenizer"
         )
-    key, chosen = next(iter(found.items()))
-    others = {name: other for name, other in found.items() if name != key}
-    shared = [
-        text.same_vocabulary(other, chosen, key=key if "path" in key else name)
-        for name, other in others.items()
-    ]
+    (key, chosen), *others = found
+    shared = []
+    for name, other in others:
+        if name == "teacher.path" != key:
+            shared.append(text.same_vocabulary(other, chosen, key=key))
+        else:  # the other one is said to differ, be it a second teacher
+            shared.append(text.same_vocabulary(chosen, other, key=name))
     return chosen, min([chosen.vocab_size, *shared])
 
 

@@ -85,24 +85,25 @@ def _batches(mesh: Mesh, shapes: dict[str, tuple[tuple[int, ...], Any]], ahead: 
 
 
 def _text(config: ConfigDict, mesh: Mesh) -> Abstract:
-    def make_teacher():
-        return text_pairing.open_teacher(config, mesh, language.blank)
+    def make_teachers():
+        return text_pairing.open_teachers(config, mesh, language.blank)
 
-    teacher = nnx.eval_shape(make_teacher)
-    sizes = [] if teacher is None else [teacher.config.vocab_size]
-
-    def make_student(teacher):
+    def make_student(teachers):
+        first = teachers[0] if teachers else None
         vocab_size = sizes[0] if sizes else 0
-        return text_pairing.open_own(config, mesh, teacher, vocab_size, language.blank)
+        return text_pairing.open_own(config, mesh, first, vocab_size, language.blank)
+
+    teachers = nnx.eval_shape(make_teachers)
+    sizes = [teacher.config.vocab_size for teacher in teachers]
 
     if not sizes and not config.student.path:
         raise UsageError(
             "student.path='': without a teacher a plan does not know the vocabulary; expected a "
             "folder with a config.json"
         )
-    student = nnx.eval_shape(make_student, teacher)
+    student = nnx.eval_shape(make_student, teachers)
     shared = min([*sizes, student.config.vocab_size])
-    comparison, params, frozen, base = text_pairing.compare(config, mesh, teacher, student, shared)
+    comparison, params, frozen, base = text_pairing.compare(config, mesh, teachers, student, shared)
     frozen = _placed(frozen, text_pairing.where(config, mesh, frozen, "teacher"))
     if base:
         base = lora.frozen(base)
@@ -116,8 +117,10 @@ def _text(config: ConfigDict, mesh: Mesh) -> Abstract:
     shapes = {name: whole for name in ("tokens", "segments", "positions", "targets")}
     shapes["mask"] = (whole[0], jnp.dtype(bool))  # a step on text has no use for the ids of rows
     counted = {"student": models.count({**params, **base})}
-    if teacher is not None:
-        counted["teacher"] = models.count(models.split(language.abstract(teacher.config))[1])
+    if teachers:
+        counted["teacher"] = sum(
+            models.count(models.split(language.abstract(teacher.config))[1]) for teacher in teachers
+        )
     return Abstract(
         config=config,
         mesh=mesh,
