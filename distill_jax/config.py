@@ -143,6 +143,27 @@ def _prompt_checks(flat: Mapping[str, Any]) -> None:
         )
 
 
+def _store_checks(flat: Mapping[str, Any]) -> None:
+    """What a run on text must be to learn from stored answers: forward KL at their temperature."""
+    said = f"teacher.store={flat['teacher.store']!r}"
+    if flat["method.name"] != "soft_target":
+        raise UsageError(
+            f"{said}: holds answers for the forward KL; method.name={flat['method.name']!r}, "
+            "expected soft_target, or teacher.path alone"
+        )
+    low, high = schedules.parse(flat["method.temperature"]).extremes
+    if low != high:
+        raise UsageError(
+            f"method.temperature={flat['method.temperature']!r}: stored answers are of one "
+            "temperature; expected a number"
+        )
+    if flat["rollout.probability"]:
+        raise UsageError(
+            f"rollout.probability={flat['rollout.probability']}: {said} has no answers to what the "
+            "student writes; expected 0, or teacher.path alone"
+        )
+
+
 def _cross_checks(flat: Mapping[str, Any]) -> None:
     """What no single key can tell."""
     _kind_checks(flat)
@@ -178,6 +199,8 @@ def _cross_checks(flat: Mapping[str, Any]) -> None:
         raise UsageError("teacher.own_average=True: expected no teacher.path or store beside it")
     if store and len(teachers) > 1:
         raise UsageError(f"teacher.store={store!r}: it has one teacher, teacher.path {teachers}")
+    if store and flat["data.name"] == TEXT:
+        _store_checks(flat)
     if flat["teacher.own_average"] and not flat["training.ema_decay"]:
         raise UsageError(
             "training.ema_decay=0.0: teacher.own_average=True needs a moving average; expected a "

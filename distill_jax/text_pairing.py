@@ -22,6 +22,7 @@ from distill_jax.generation import Sampler
 from distill_jax.models import language
 from distill_jax.models.language import lora
 from distill_jax.models.language.student import open_student
+from distill_jax.teachers import Sparse
 from distill_jax.training import optimizers, schedules
 from distill_jax.training.rollouts import Rollout
 from distill_jax.training.text import Comparison, Divergence, Network, TextRecipe, beside
@@ -130,6 +131,7 @@ def compare(
     teachers: Sequence[language.Decoder],
     student: language.Decoder,
     vocab_size: int,
+    stored: Sparse | None = None,
 ) -> tuple[Comparison, models.Flat, models.Flat, models.Flat]:
     """The comparison, and the arrays of (what is trained, the teachers, the student's base).
 
@@ -139,13 +141,15 @@ def compare(
       teachers: of arrays, or of `jax.ShapeDtypeStruct`s.
       student: likewise.
       vocab_size: how many ids they share.
+      stored: what is kept of the answers that a store gives in the teachers' place; None without.
     """
     divergences, terms = _objective(config)
     graphdef, params, _ = models.split(student)
     trained, base = lora.apart(params)
-    networks, weights = _of_teachers(config, teachers if divergences else ())
+    online = teachers if divergences and stored is None else ()
+    networks, weights = _of_teachers(config, online)
     own = Network(student.config, graphdef)
-    comparison = Comparison(own, networks, weights, divergences, terms, vocab_size, mesh)
+    comparison = Comparison(own, networks, weights, divergences, terms, vocab_size, mesh, stored)
     arrays = beside([models.split(teacher)[1] for teacher in teachers]) if teachers else {}
     return comparison, trained, arrays, base
 
@@ -163,11 +167,15 @@ def measured(
     config: ConfigDict, comparison: Comparison, teachers: Sequence[language.Decoder]
 ) -> Comparison:
     """What evaluations compare: also with teachers that have no part in the loss."""
-    if comparison.teachers or not teachers:
+    if comparison.teachers:
         return comparison
+    if not teachers:  # stored answers are of the training rows alone
+        return dataclasses.replace(comparison, divergences=(), stored=None)
     networks, weights = _of_teachers(config, teachers)
     measure = (Divergence("forward_kl", weight=0.0),)
-    return dataclasses.replace(comparison, teachers=networks, weights=weights, divergences=measure)
+    return dataclasses.replace(
+        comparison, teachers=networks, weights=weights, divergences=measure, stored=None
+    )
 
 
 def adapters_key(config: ConfigDict) -> jax.Array:

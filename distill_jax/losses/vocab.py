@@ -121,7 +121,7 @@ def vocab_divergence(
     teachers, readouts = _teachers(
         teacher_hidden, teacher_head, teacher_cap, teacher_scale, teacher_weights
     )
-    count = _check_shapes((student_hidden, student_head), teachers)
+    count = check_shapes((student_hidden, student_head), teachers)
     smallest = min(head.shape[1] for _, head in ((student_hidden, student_head), *teachers))
     if labels is None:
         labels = jnp.full(count, -1, jnp.int32)
@@ -130,14 +130,15 @@ def vocab_divergence(
         skew=0.0 if skew is None else float(skew),
         student=Readout(student_cap, student_scale),
         teachers=readouts,
-        vocab_size=_vocab_size(vocab_size, smallest),
+        vocab_size=checked_vocab_size(vocab_size, smallest),
         chunk=chunk,
         at_one=isinstance(temperature, numbers.Real) and temperature == 1,
         accumulate_dtype=accumulate_dtype,
         mesh=mesh,
     )
     factors = [jnp.asarray(a, jnp.float32) for a in (temperature, soft_weight, hard_weight)]
-    return summed(settings, student_hidden, student_head, teachers, labels, weights, factors)
+    others = teachers, {}
+    return summed(settings, student_hidden, student_head, others, labels, weights, factors)
 
 
 def vocab_cross_entropy(
@@ -184,23 +185,24 @@ def vocab_cross_entropy(
       Wijmans et al. 2025, "Cut your losses in large-vocabulary language models", section 3 (the
       problem; their kernel keeps no logits at all).
     """
-    _check_shapes((hidden, head), ())
+    check_shapes((hidden, head))
     settings = Settings(
         divergence="",
         skew=0.0,
         student=Readout(cap, scale),
         teachers=(),
-        vocab_size=_vocab_size(vocab_size, head.shape[1]),
+        vocab_size=checked_vocab_size(vocab_size, head.shape[1]),
         chunk=chunk,
         at_one=True,
         accumulate_dtype=accumulate_dtype,
         mesh=mesh,
     )
     factors = [jnp.float32(1), jnp.float32(0), jnp.float32(1)]
-    return summed(settings, hidden, head, (), labels, weights, factors)
+    return summed(settings, hidden, head, ((), {}), labels, weights, factors)
 
 
-def _vocab_size(given: int | None, most: int) -> int:
+def checked_vocab_size(given: int | None, most: int) -> int:
+    """How many ids are real, all of them by default; UsageError where it cannot be."""
     if given is not None and not 0 < given <= most:
         raise UsageError(f"vocab_size={given}: expected a number from 1 to {most}")
     return most if given is None else given
@@ -233,8 +235,8 @@ def _teachers(hidden, head, cap, scale, weights):
     return tuple(pair for pair, _ in kept), tuple(readout for _, readout in kept)
 
 
-def _check_shapes(
-    student: tuple[jax.Array, jax.Array], teachers: Sequence[tuple[jax.Array, jax.Array]]
+def check_shapes(
+    student: tuple[jax.Array, jax.Array], teachers: Sequence[tuple[jax.Array, jax.Array]] = ()
 ) -> int:
     """The number of tokens; UsageError where arrays do not fit together."""
     counts = []

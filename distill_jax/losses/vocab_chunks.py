@@ -116,6 +116,21 @@ class _Vocabulary:
         own = jnp.sum(values, axis=-1)
         return own if self.axis is None else jax.lax.psum(own, self.axis)
 
+    def log_sum(self, logits: jax.Array) -> jax.Array:
+        """log of the sum of exponentials over the vocabulary: [C, W] -> [C]."""
+        if self.axis is None:
+            return jax.nn.logsumexp(logits, axis=-1)
+        highest = jax.lax.pmax(jnp.max(logits, axis=-1), self.axis)
+        return highest + jnp.log(self.total(jnp.exp(logits - highest[:, None])))
+
+    def spread(self, ids: jax.Array, values: jax.Array, width: int, absent: float) -> jax.Array:
+        """[C, W]: the values [C, K] at their ids [C, K], < 0 for nowhere; `absent` elsewhere."""
+        local = ids if self.axis is None else ids - width * jax.lax.axis_index(self.axis)
+        local = jnp.where((ids < 0) | (local < 0), width, local)  # a negative index would wrap
+        empty = jnp.full((ids.shape[0], width), absent, values.dtype)
+        rows = jnp.arange(ids.shape[0])[:, None]
+        return empty.at[rows, local].set(values, mode="drop")
+
     def log_softmax(self, logits: jax.Array) -> jax.Array:
         if self.axis is None:
             return jax.nn.log_softmax(logits, axis=-1)
@@ -156,8 +171,35 @@ def _soft(settings: Settings, part: _Vocabulary, z_s, z_t, log_q, log_p, tempera
     return value * temperature**power, slope * temperature ** (power - 1)
 
 
-def _chunk(settings: Settings, part: _Vocabulary, student, teachers, labels, weights, factors):
+def _completed(part: _Vocabulary, answer: Arrays, log_q: jax.Array) -> jax.Array:
+    """log P [C, W] of an answer that names some ids alone.
+
+    What is left for the others is spread over them as the student spreads it: KL(P || Q) is then
+    that of the outcomes {each id, the rest}, and Q - P its slope.
+    """
+    log_p = jnp.where(answer["ids"] < 0, _IMPOSSIBLE, answer["log_probs"])
+    if "log_rest" not in answer:
+        return part.spread(answer["ids"], log_p, log_q.shape[1], _IMPOSSIBLE)
+    named = part.spread(answer["ids"], log_p, log_q.shape[1], jnp.inf)
+    # Summed over the rest, since 1 - the sum of the others is nothing where it is small.
+    log_q_rest = part.log_sum(jnp.where(named < jnp.inf, _IMPOSSIBLE, log_q))
+    missing = jnp.maximum(answer["log_rest"], _IMPOSSIBLE) - log_q_rest
+    return jnp.where(named < jnp.inf, named, log_q + missing[:, None])
+
+
+def _sparse(settings: Settings, part: _Vocabulary, z_s, log_q, answer: Arrays, temperature):
+    """As `_soft`, of an answer that names some ids alone."""
+    if not settings.at_one:
+        log_q = part.log_softmax(z_s / temperature)
+    divergence = DIVERGENCES[settings.divergence]
+    value, slope = divergence.terms(log_q, _completed(part, answer, log_q), 0.0, part.total)
+    power = divergence.power
+    return value * temperature**power, slope * temperature ** (power - 1)
+
+
+def _chunk(settings: Settings, part: _Vocabulary, student, others, labels, weights, factors):
     """The sums of one chunk, and the slope [C, Ws] of its loss with respect to hidden @ head."""
+    teachers, answer = others
     temperature, soft_weight, hard_weight = factors
     z_s, inner = logits(*student, settings.student)
     z_s = part.cut(z_s)
@@ -195,22 +237,43 @@ def _chunk(settings: Settings, part: _Vocabulary, student, teachers, labels, wei
             "teacher_entropy": entropy(log_p),
             "agreement": (best == part.likeliest(highest)).astype(jnp.float32),
         }
+    if answer:
+        soft, soft_slope = _sparse(settings, part, z_s, log_q, answer, temperature)
+        loss += soft_weight * soft
+        slope += soft_weight * soft_slope
+        values["soft_loss"] = soft
+        if "log_rest" in answer:  # else the likeliest id need not be among them
+            first = jnp.argmax(answer["log_probs"], axis=-1)[:, None]
+            likeliest = jnp.take_along_axis(answer["ids"], first, axis=-1)[:, 0]
+            values["agreement"] = (best == likeliest).astype(jnp.float32)
     values["loss"] = loss
     sums = {name: jnp.sum(jnp.where(weights != 0, weights * v, 0.0)) for name, v in values.items()}
     missing = student[1].shape[1] - slope.shape[1]
     return sums, jnp.pad(slope * weights[:, None], ((0, 0), (0, missing))) * inner
 
 
-def summed(settings: Settings, hidden, head, teachers, labels, weights, factors):
-    """(loss, measures), differentiable with respect to `hidden` and `head`."""
-    given = jax.lax.stop_gradient((teachers, labels, weights.astype(jnp.float32), factors))
+def summed(settings: Settings, hidden, head, others, labels, weights, factors):
+    """(loss, measures), differentiable with respect to `hidden` and `head`.
+
+    Args:
+      settings: what is fixed.
+      hidden: the student's, [N, D].
+      head: the student's, [D, V].
+      others: (the (hidden, head) of each teacher, an answer that names some ids alone or {}): the
+        answer has "ids" int32 [N, K], < 0 for none; "log_probs" [N, K]; and "log_rest" [N] where
+        other ids have a probability too.
+      labels: [N].
+      weights: [N].
+      factors: temperature, soft weight, hard weight.
+    """
+    given = jax.lax.stop_gradient((others, labels, weights.astype(jnp.float32), factors))
     sums = dict(_fused(settings, hidden, head, given))
     return sums.pop("loss"), jax.lax.stop_gradient(sums)
 
 
 def _over_chunks(settings: Settings, part: _Vocabulary, hidden, head, given, *, gradient: bool):
     """The sums over the tokens here, and, if asked for, the gradients of hidden states and head."""
-    teachers, labels, weights, factors = given
+    (teachers, answer), labels, weights, factors = given
     count = hidden.shape[0]
     widest = max(array.shape[1] for array in (head, *(other for _, other in teachers)))
     platform = None if settings.mesh is None else settings.mesh.devices.flat[0].platform
@@ -224,9 +287,10 @@ def _over_chunks(settings: Settings, part: _Vocabulary, hidden, head, given, *, 
         return jnp.moveaxis(array.reshape(size, chunks, *array.shape[1:]), 1, 0)
 
     def body(to_head, chunk):
-        x, teachers_x, label, weight = chunk
+        x, teachers_x, own_answer, label, weight = chunk
         answers = [(own, other) for own, (_, other) in zip(teachers_x, teachers, strict=True)]
-        sums, slope = _chunk(settings, part, (x, head), answers, label, weight, factors)
+        others = answers, own_answer
+        sums, slope = _chunk(settings, part, (x, head), others, label, weight, factors)
         if not gradient:
             return to_head, (sums, None)
         slope = slope.astype(head.dtype)
@@ -238,7 +302,7 @@ def _over_chunks(settings: Settings, part: _Vocabulary, hidden, head, given, *, 
         return to_head + more.astype(to_head.dtype), (sums, to_x)
 
     to_head = jnp.zeros(head.shape, settings.accumulate_dtype) if gradient else None
-    items = jax.tree.map(split, (hidden, [own for own, _ in teachers], labels, weights))
+    items = jax.tree.map(split, (hidden, [own for own, _ in teachers], answer, labels, weights))
     if chunks == 1:
         to_head, (sums, to_x) = body(to_head, jax.tree.map(lambda a: a[0], items))
     else:
@@ -257,7 +321,7 @@ def _over_mesh(settings: Settings, hidden, head, given, *, gradient: bool):
     if mesh is None or mesh.size == 1:
         part = _Vocabulary(settings.vocab_size)
         return _over_chunks(settings, part, hidden, head, given, gradient=gradient)
-    teachers, labels, weights, factors = given
+    (teachers, answer), labels, weights, factors = given
     parts = mesh.shape[_VOCABULARY]
     part = _Vocabulary(settings.vocab_size, _VOCABULARY if parts > 1 else None)
     own_width, dim = head.shape[1], head.shape[0]
@@ -285,13 +349,14 @@ def _over_mesh(settings: Settings, hidden, head, given, *, gradient: bool):
 
     rows, columns = PartitionSpec(_TOKENS), PartitionSpec(None, part.axis)
     slopes = (rows, PartitionSpec(_SHARDS if scattered else None, part.axis))
+    others = ((rows, columns),) * len(teachers), dict.fromkeys(answer, rows)
     sums, gradients = jax.shard_map(
         here,
         mesh=mesh,
-        in_specs=(rows, columns, (((rows, columns),) * len(teachers), rows, rows, PartitionSpec())),
+        in_specs=(rows, columns, (others, rows, rows, PartitionSpec())),
         out_specs=(PartitionSpec(), slopes if gradient else None),
         check_vma=False,
-    )(hidden, head, (teachers, labels, weights, factors))
+    )(hidden, head, ((teachers, answer), labels, weights, factors))
     if not gradient:
         return sums, None
     to_x, to_head = gradients

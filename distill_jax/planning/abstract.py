@@ -2,8 +2,9 @@
 
 The recipe is made by the same code as that of a run (`assembly.fit`, `text_pairing`), on arrays
 that have a shape, a dtype and a sharding and no values. A decoder comes from the config.json of its
-folder, another teacher from its workdir or from a model's name. Left out on purpose: stored answers
-and evaluations, which have programs of their own.
+folder, another teacher from its workdir or from a model's name. Left out on purpose: evaluations,
+which have programs of their own, with the teacher that they read in a run by stored answers; and
+stored answers to images.
 """
 
 import dataclasses
@@ -25,6 +26,7 @@ from distill_jax.errors import UsageError
 from distill_jax.models import language
 from distill_jax.models.language import lora
 from distill_jax.planning import datasets
+from distill_jax.teachers import GIVEN
 from distill_jax.training.recipe import Recipe
 
 
@@ -93,17 +95,22 @@ def _text(config: ConfigDict, mesh: Mesh) -> Abstract:
         vocab_size = sizes[0] if sizes else 0
         return text_pairing.open_own(config, mesh, first, vocab_size, language.blank)
 
-    teachers = nnx.eval_shape(make_teachers)
-    sizes = [teacher.config.vocab_size for teacher in teachers]
+    opened = nnx.eval_shape(make_teachers)
+    sizes = [teacher.config.vocab_size for teacher in opened]
 
     if not sizes and not config.student.path:
         raise UsageError(
             "student.path='': without a teacher a plan does not know the vocabulary; expected a "
             "folder with a config.json"
         )
-    student = nnx.eval_shape(make_student, teachers)
+    student = nnx.eval_shape(make_student, opened)
     shared = min([*sizes, student.config.vocab_size])
-    comparison, params, frozen, base = text_pairing.compare(config, mesh, teachers, student, shared)
+    stored = _stored_answers(config, shared)
+    if stored is not None:
+        opened, shared = (), stored.vocab_size
+    comparison, params, frozen, base = text_pairing.compare(
+        config, mesh, opened, student, shared, stored
+    )
     frozen = _placed(frozen, text_pairing.where(config, mesh, frozen, "teacher"))
     if base:
         base = lora.frozen(base)
@@ -116,10 +123,12 @@ def _text(config: ConfigDict, mesh: Mesh) -> Abstract:
     whole = ((rows, length), jnp.dtype(jnp.int32))
     shapes = {name: whole for name in ("tokens", "segments", "positions", "targets")}
     shapes["mask"] = (whole[0], jnp.dtype(bool))  # a step on text has no use for the ids of rows
+    for name, (shape, dtype) in (stored.arrays if stored else {}).items():
+        shapes[GIVEN + name] = ((*whole[0], *shape), dtype)
     counted = {"student": models.count({**params, **base})}
-    if teachers:
+    if opened:
         counted["teacher"] = sum(
-            models.count(models.split(language.abstract(teacher.config))[1]) for teacher in teachers
+            models.count(models.split(language.abstract(teacher.config))[1]) for teacher in opened
         )
     return Abstract(
         config=config,
@@ -134,6 +143,16 @@ def _text(config: ConfigDict, mesh: Mesh) -> Abstract:
         units=rows * length,
         parameters=counted,
     )
+
+
+def _stored_answers(config: ConfigDict, vocab_size: int) -> teachers.Sparse | None:
+    """What `teacher.store` keeps of each token: of a store that is there, or as it says."""
+    said = config.teacher.store
+    if not said:
+        return None
+    if pathlib.Path(said).is_dir():
+        return teachers.describe_text_store(said)[0]
+    return teachers.Sparse.parse(said, vocab_size, key="teacher.store")
 
 
 def _images(config: ConfigDict, mesh: Mesh) -> Abstract:

@@ -84,7 +84,7 @@ def _shown(run: Abstract) -> int:
 
 def _text_forward(run: Abstract) -> tuple[int, int]:
     comparison, batch = run.recipe.comparison, _one(run.batches)
-    alone = dataclasses.replace(comparison, teachers=(), divergences=(), terms=())
+    alone = dataclasses.replace(comparison, teachers=(), stored=None, divergences=(), terms=())
 
     def count(chosen: Any) -> int:
         def forward(params, frozen, batch):

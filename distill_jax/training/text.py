@@ -19,6 +19,7 @@ from distill_jax.methods import Term
 from distill_jax.methods.states import Reading
 from distill_jax.models.language import DecoderConfig, lora
 from distill_jax.parallel import batch_sharding, place_rows, replicated
+from distill_jax.teachers import GIVEN, Sparse
 from distill_jax.training.recipe import Batch, Flat, Moment, Recipe
 from distill_jax.training.rollouts import Rollout
 from distill_jax.training.state import TrainState
@@ -44,7 +45,7 @@ class Network:
         return Reading(decoder, decoded, positions, segments)
 
 
-def _states(reading: Reading) -> tuple[jax.Array, jax.Array]:
+def states(reading: Reading) -> tuple[jax.Array, jax.Array]:
     """Hidden states [B * T, D], and the head [D, V], in the compute dtype."""
     hidden = reading.decoded.hidden
     return hidden.reshape(-1, hidden.shape[-1]), reading.decoder.head.astype(hidden.dtype)
@@ -105,6 +106,8 @@ class Comparison:
         alone.
       vocab_size: how many ids are real.
       mesh: the devices; None for one.
+      stored: what is kept of the answers that come with a batch, in place of teachers; None where
+        none come.
     """
 
     student: Network
@@ -114,6 +117,7 @@ class Comparison:
     terms: tuple[Term, ...]
     vocab_size: int
     mesh: Mesh | None = None
+    stored: Sparse | None = None
 
     @property
     def teacher(self) -> Network | None:
@@ -124,6 +128,8 @@ class Comparison:
     def measures(self) -> tuple[str, ...]:
         """Names of what `summed` measures with adapters, beside the loss."""
         own = ("hard_loss", "student_entropy", "accuracy")
+        if self.stored:
+            return (*own, "soft_loss", *(("agreement",) if self.stored.kind == "top_k" else ()))
         if not self.teachers:
             return own
         named = (term.name for term in self.terms)
@@ -159,7 +165,8 @@ class Comparison:
           params: the student's that are trained.
           teacher_params: those of the teachers `beside` each other, {} without one, and
             `lora.frozen` ones of the student.
-          batch: "tokens", "positions", "segments" and "targets", int32 [B, T].
+          batch: "tokens", "positions", "segments" and "targets", int32 [B, T], and the stored
+            answers, by names that begin with GIVEN.
           weights: float32 [B, T].
           adapters: of the terms; None leaves all but the first divergence out.
           temperature: of the divergences.
@@ -175,18 +182,33 @@ class Comparison:
             "vocab_size": self.vocab_size,
             "mesh": self.mesh,
         }
+        if self.stored:
+            flat = {
+                name: batch[GIVEN + name].reshape(-1, *shape)
+                for name, (shape, _) in self.stored.arrays.items()
+            }
+            return losses.vocab_sparse_kl(
+                *states(student),
+                **self.stored.answer(flat),
+                temperature=temperature,
+                soft_weight=soft_weight * self.divergences[0].weight,
+                hard_weight=hard_weight,
+                cap=own.logit_cap,
+                scale=own.logit_scale,
+                **shared,
+            )
         if not self.teachers:
             loss, measures = losses.vocab_cross_entropy(
-                *_states(student), cap=own.logit_cap, scale=own.logit_scale, **shared
+                *states(student), cap=own.logit_cap, scale=own.logit_scale, **shared
             )
             return hard_weight * loss, measures
         arrays = apart(jax.lax.stop_gradient(teacher_params), len(self.teachers))
         read = [net.read(own, batch) for net, own in zip(self.teachers, arrays, strict=True)]
-        hidden, heads = zip(*map(_states, read), strict=True)
+        hidden, heads = zip(*map(states, read), strict=True)
 
         def diverge(divergence: Divergence, hard_weight: jax.Array | float):
             return losses.vocab_divergence(
-                *_states(student),
+                *states(student),
                 hidden,
                 heads,
                 divergence=divergence.name,
