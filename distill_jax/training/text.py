@@ -203,7 +203,7 @@ class Comparison:
             )
             return hard_weight * loss, measures
         arrays = apart(jax.lax.stop_gradient(teacher_params), len(self.teachers))
-        read = [net.read(own, batch) for net, own in zip(self.teachers, arrays, strict=True)]
+        read = [net.read(its, batch) for net, its in zip(self.teachers, arrays, strict=True)]
         hidden, heads = zip(*map(states, read), strict=True)
 
         def diverge(divergence: Divergence, hard_weight: jax.Array | float):

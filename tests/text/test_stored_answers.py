@@ -10,11 +10,12 @@ import small_texts
 from small_runs import changed
 from test_text_shards import assert_close, trained
 
-from distill_jax import cli, experiment, parallel, storing, text_storing
+from distill_jax import cli, experiment, parallel, storing, text_storing, workdir
 from distill_jax import config as configs
 from distill_jax.errors import UsageError
 from distill_jax.planning import abstract, memory, work
 from distill_jax.teachers import GIVEN, store, text_store
+from distill_jax.teachers import manifest as manifests
 
 REAL = 300
 
@@ -185,6 +186,21 @@ def test_other_vocabularies_and_tokenizers_are_refused(whole, config):
     for name, value in (("tokenizer", "0" * 64), ("vocab_size", 299)):
         with pytest.raises(UsageError, match="made for (tokenizer|vocabulary)="):
             text_store.load(whole, **{**given, name: value})
+
+
+def test_a_store_of_images_is_none_of_text(tmp_path):
+    (tmp_path / "manifest.json").write_bytes(manifests.rendered({"format": 1, "data": {}}))
+    with pytest.raises(UsageError, match="holds answers to images; expected a store of text"):
+        text_store.described(tmp_path)
+
+
+def test_a_run_goes_on_with_the_answers_that_it_began_with():
+    data, teacher = {"fingerprint": "d"}, {"path": "p", "fingerprint": "t"}
+    drawn = {**teacher, "answers": {"scheme": "sampled", "draws": 50}}
+    workdir.check_same_inputs({"teachers": [drawn], "data": data}, [drawn], data)
+    for before, now in ((drawn, teacher), (teacher, drawn)):
+        with pytest.raises(UsageError, match="other answers than the run began with"):
+            workdir.check_same_inputs({"teachers": [before], "data": data}, [now], data)
 
 
 @pytest.mark.slow
