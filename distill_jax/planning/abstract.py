@@ -27,6 +27,7 @@ from distill_jax.models import language
 from distill_jax.models.language import lora
 from distill_jax.planning import datasets
 from distill_jax.teachers import GIVEN
+from distill_jax.teachers.sparse import KINDS
 from distill_jax.training.recipe import Recipe
 
 
@@ -152,6 +153,11 @@ def _stored_answers(config: ConfigDict, vocab_size: int) -> teachers.Sparse | No
         return None
     if pathlib.Path(said).is_dir():
         return teachers.describe_text_store(said)[0]
+    if said.partition(":")[0] not in KINDS:
+        raise UsageError(
+            f"teacher.store={said!r}: no such folder; expected that of a store, sampled:DRAWS, or "
+            "top_k:IDS"
+        )
     return teachers.Sparse.parse(said, vocab_size, key="teacher.store")
 
 

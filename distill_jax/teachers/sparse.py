@@ -97,7 +97,7 @@ class Sparse:
 
         Args:
           log_p: [C, vocab_size], normalised.
-          uniforms: [C, count] in [0, 1), of draws.
+          uniforms: [C, count, 2] in [0, 1), of draws.
 
         Returns:
           The arrays, and "finite", bool [C].
@@ -117,11 +117,21 @@ class Sparse:
         return {**found, "finite": jnp.all(jnp.isfinite(log_p), axis=-1)}
 
     def _drawn(self, log_p: Array, uniforms: Array, rows: Array) -> dict[str, Array]:
-        """Where uniform numbers fall among the summed probabilities; each id once, ascending."""
-        summed = jnp.cumsum(jnp.exp(log_p), axis=-1)
-        places = uniforms * summed[:, -1:]
-        drawn = jax.vmap(functools.partial(jnp.searchsorted, side="right"))(summed, places)
-        drawn = jnp.sort(jnp.minimum(drawn, self.vocab_size - 1), axis=-1)
+        """Where uniform numbers fall among the summed probabilities; each id once, ascending.
+
+        The first number chooses one of about sqrt(vocab_size) runs of ids and the second an id in
+        it: float32 has no digits for rare ids in the sum of all, and they would be drawn too seldom
+        or too often.
+        """
+        side = math.isqrt(self.vocab_size - 1) + 1
+        p = jnp.pad(jnp.exp(log_p), ((0, 0), (0, side**2 - self.vocab_size)))
+        within = jnp.cumsum(p.reshape(-1, side, side), axis=-1)
+        among = jnp.cumsum(within[..., -1], axis=-1)
+        find = jax.vmap(functools.partial(jnp.searchsorted, side="right"))
+        run = jnp.minimum(find(among, uniforms[..., 0] * among[:, -1:]), side - 1)
+        chosen = jnp.take_along_axis(within, run[..., None], axis=1)
+        place = jax.vmap(find)(chosen, uniforms[..., 1:] * chosen[..., -1:])[..., 0]
+        drawn = jnp.sort(jnp.minimum(run * side + place, self.vocab_size - 1), axis=-1)
         new = drawn[:, 1:] != drawn[:, :-1]
         place = jnp.pad(jnp.cumsum(new, axis=-1), ((0, 0), (1, 0)))
         empty = jnp.zeros((log_p.shape[0], min(self.count, self.vocab_size)), jnp.int32)
@@ -136,14 +146,14 @@ class Sparse:
           length: T, tokens of a row.
 
         Returns:
-          float32 [B * T, count]; None where nothing is drawn.
+          float32 [B * T, count, 2]; None where nothing is drawn.
         """
         if self.kind != "sampled":
             return None
         base = jax.random.key(seed, impl="threefry2x32")
         keys = jax.vmap(jax.random.fold_in, (None, 0))(base, rows)
-        drawn = jax.vmap(lambda key: jax.random.uniform(key, (length, self.count)))(keys)
-        return drawn.reshape(-1, self.count)
+        drawn = jax.vmap(lambda key: jax.random.uniform(key, (length, self.count, 2)))(keys)
+        return drawn.reshape(-1, self.count, 2)
 
 
 def answers(
@@ -165,7 +175,7 @@ def answers(
       sparse: what is kept.
       hidden: [N, D] of N tokens.
       head: [D, V].
-      uniforms: [N, count], of draws.
+      uniforms: [N, count, 2], of draws.
       readout: of the logits.
       temperature: T.
       mesh: the devices.
@@ -182,8 +192,8 @@ def answers(
         missing = -count % size
 
         def split(array):
-            padded = jnp.pad(array, ((0, missing), (0, 0)))
-            return padded.reshape(-1, size, array.shape[1])
+            padded = jnp.pad(array, [(0, missing)] + [(0, 0)] * (array.ndim - 1))
+            return padded.reshape(-1, size, *array.shape[1:])
 
         def body(chunk):
             own, drawn = chunk

@@ -4,9 +4,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import NamedSharding, PartitionSpec
 from loss_reference import numeric_gradient
 from scipy.special import log_softmax, logsumexp
-from test_vocab_mesh import mesh_of
+from test_vocab_mesh import collectives, mesh_of
 
 from distill_jax import losses
 from distill_jax.errors import UsageError
@@ -147,6 +148,31 @@ def test_the_likeliest_are_a_lower_bound_that_grows_with_k():
             )[0]
         )  # fmt: skip
     assert 0 < values[0] < values[1] < values[2] < values[3]
+
+
+@pytest.mark.parametrize("kind", ["two teachers", "sampled", "top_k"])
+def test_over_tensor_no_logits_and_no_heads_are_gathered(kind):
+    tokens, dim, vocab, mesh = 64, 16, 4096, mesh_of(1, 1, 8)
+    over = NamedSharding(mesh, PartitionSpec(None, "tensor"))
+    heads = [jax.ShapeDtypeStruct((dim, vocab), jnp.float32, sharding=over)] * 3
+    hidden = [jax.ShapeDtypeStruct((tokens, dim), jnp.float32)] * 3
+    shared = dict(weights=np.ones(tokens), chunk=4, mesh=mesh)
+    answer = {"ids": np.tile(np.arange(5), (tokens, 1)), "log_probs": np.zeros((tokens, 5))}
+    if kind == "top_k":
+        answer["log_rest"] = np.zeros(tokens)
+
+    def step(hidden, heads):
+        def loss(own, head):
+            if kind == "two teachers":
+                return losses.vocab_divergence(own, head, hidden[1:], heads[1:], **shared)[0]
+            labels = np.zeros(tokens, np.int32)
+            return losses.vocab_sparse_kl(own, head, **answer, labels=labels, **shared)[0]
+
+        return jax.value_and_grad(loss, (0, 1))(hidden[0], heads[0])
+
+    found = collectives(jax.jit(step).lower(hidden, heads).compile().as_text())
+    assert found and max(size for _, size, _ in found) <= tokens * dim
+    assert not [name for name, _, _ in found if name == "all-gather"]
 
 
 @pytest.mark.parametrize(

@@ -52,12 +52,18 @@ def test_the_likeliest_and_the_rest(mesh):
 
 
 def test_draws_fall_where_the_summed_probabilities_say():
-    sparse, summed = Sparse("sampled", 6, REAL), np.cumsum(np.exp(log_p(1.0)), axis=1)
-    uniforms = np.float32(np.random.default_rng(6).uniform(size=(TOKENS, 6)))
+    sparse, p = Sparse("sampled", 6, REAL), np.exp(log_p(1.0))
+    uniforms = np.float32(np.random.default_rng(6).uniform(size=(TOKENS, 6, 2)))
+    runs = [range(0, 4), range(4, 8), range(8, 11)]
     for mesh in ((1, 1, 1), (2, 2, 2)):
         found = kept(sparse, uniforms, mesh)
         for token in range(TOKENS):
-            drawn = np.searchsorted(summed[token], uniforms[token], side="right")
+            drawn = []
+            for first, second in uniforms[token]:
+                masses = np.array([p[token, run].sum() for run in runs])
+                run = runs[np.searchsorted(np.cumsum(masses), first)]
+                within = np.cumsum(p[token, run])
+                drawn.append(run[np.searchsorted(within, second * within[-1])])
             ids, counts = np.unique(drawn, return_counts=True)
             real = found["counts"][token] > 0
             np.testing.assert_array_equal(found["ids"][token][real], ids)
@@ -89,11 +95,29 @@ def test_the_mean_gradient_of_many_stores_is_that_of_the_exact_divergence():
 
 def test_draws_are_a_function_of_the_seed_and_of_the_number_of_the_row():
     sparse = Sparse("sampled", 3, REAL)
-    whole = sparse.uniforms(1, jnp.arange(4), 5).reshape(4, 5, 3)
-    part = sparse.uniforms(1, jnp.array([2, 0]), 5).reshape(2, 5, 3)
+    whole = sparse.uniforms(1, jnp.arange(4), 5).reshape(4, 5, 3, 2)
+    part = sparse.uniforms(1, jnp.array([2, 0]), 5).reshape(2, 5, 3, 2)
     np.testing.assert_array_equal(part, whole[np.array([2, 0])])
-    assert not np.array_equal(whole, sparse.uniforms(2, jnp.arange(4), 5).reshape(4, 5, 3))
+    assert not np.array_equal(whole, sparse.uniforms(2, jnp.arange(4), 5).reshape(4, 5, 3, 2))
     assert Sparse("top_k", 3, REAL).uniforms(1, jnp.arange(4), 5) is None
+
+
+def test_rare_ids_are_drawn_as_often_as_they_should_be():
+    # Half of the ids have 3e-8 each, at the upper end of the sum of all, where a float32 has steps
+    # of 6e-8: placed in that sum, every other one of them could never be drawn.
+    vocab, rare, draws = 40_000, 20_000, 60_000
+    p = np.full(vocab, 3e-8)
+    p[: vocab - rare] = (1 - 3e-8 * rare) / (vocab - rare)
+    sparse = Sparse("sampled", draws, vocab)
+    uniforms = np.random.default_rng(3).uniform(size=(1, draws, 2))
+    runs = 1 - np.float64(3e-8 * rare * 0.9) * uniforms[..., :1]
+    found = jax.jit(sparse.of)(
+        jnp.log(jnp.float32(p))[None], jnp.float32(np.concatenate([runs, uniforms[..., 1:]], -1))
+    )
+    counts = np.zeros(vocab)
+    np.add.at(counts, np.asarray(found["ids"][0]), np.asarray(found["counts"][0]))
+    chosen = counts[vocab - rare // 2 :]
+    assert chosen.sum() > 0.4 * draws and np.mean(chosen > 0) > 0.9
 
 
 def test_bytes_a_token():
