@@ -74,11 +74,16 @@ def _parser() -> argparse.ArgumentParser:
     imported.add_argument("--image", default="32,32,3", metavar="H,W,C")
     imported.add_argument("--option", action="append", default=[], metavar="NAME=VALUE")
     imported.add_argument("--workdir", required=True, help="new model folder")
-    store = verbs.add_parser("store", help="write a teacher's answers to every view; resumes")
+    store = verbs.add_parser(
+        "store", help="write a teacher's answers to all training data; resumes"
+    )
     store.add_argument("--config", metavar="FILE[:ARG]", required=True, help="of the later runs")
     store.add_argument("--workdir", required=True, help="folder of the store")
-    store.add_argument("--dtype", default="float16", choices=("float16", "bfloat16", "float32"))
-    store.add_argument("--taps", default="pooled", metavar="NAME,NAME", help="'' for none")
+    store.add_argument("--dtype", choices=("float16", "bfloat16", "float32"), help="float16")
+    store.add_argument("--taps", metavar="NAME,NAME", help="of images: pooled; '' for none")
+    store.add_argument(
+        "--answers", metavar="KIND:N", help="of text: sampled:50, or top_k:64, of each token"
+    )
     generate = verbs.add_parser("generate", help="let a teacher answer prompts; resumes")
     generate.add_argument("--config", metavar="FILE[:ARG]", required=True)
     generate.add_argument("--workdir", required=True)
@@ -168,8 +173,10 @@ def _store(arguments: argparse.Namespace, overrides: dict[str, str]) -> None:
     from distill_jax import storing
 
     config = configs.load(arguments.config, overrides)
-    taps = tuple(name for name in arguments.taps.split(",") if name)
-    print(json.dumps(storing.write(config, arguments.workdir, dtype=arguments.dtype, taps=taps)))
+    options = {name: getattr(arguments, name) for name in ("dtype", "answers")}
+    if arguments.taps is not None:
+        options["taps"] = tuple(name for name in arguments.taps.split(",") if name)
+    print(json.dumps(storing.write(config, arguments.workdir, **options)))
 
 
 def _generate(arguments: argparse.Namespace, overrides: dict[str, str]) -> None:

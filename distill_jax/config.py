@@ -167,6 +167,27 @@ def _view_checks(flat: Mapping[str, Any], strong_view: bool) -> None:
         )
 
 
+def _store_checks(flat: Mapping[str, Any]) -> None:
+    """What a run on text must be to learn from stored answers: forward KL at their temperature."""
+    said = f"teacher.store={flat['teacher.store']!r}"
+    if flat["method.name"] != "soft_target":
+        raise UsageError(
+            f"{said}: holds answers for the forward KL; method.name={flat['method.name']!r}, "
+            "expected soft_target, or teacher.path alone"
+        )
+    low, high = schedules.parse(flat["method.temperature"]).extremes
+    if low != high:
+        raise UsageError(
+            f"method.temperature={flat['method.temperature']!r}: stored answers are of one "
+            "temperature; expected a number"
+        )
+    if flat["rollout.probability"]:
+        raise UsageError(
+            f"rollout.probability={flat['rollout.probability']}: {said} has no answers to what the "
+            "student writes; expected 0, or teacher.path alone"
+        )
+
+
 def _cross_checks(flat: Mapping[str, Any]) -> None:
     """What no single key can tell."""
     _kind_checks(flat)
@@ -198,10 +219,17 @@ def _cross_checks(flat: Mapping[str, Any]) -> None:
         raise UsageError("teacher.own_average=True: expected no teacher.path or store beside it")
     if store and len(teachers) > 1:
         raise UsageError(f"teacher.store={store!r}: it has one teacher, teacher.path {teachers}")
+    if store and flat["data.name"] == TEXT:
+        _store_checks(flat)
     if flat["teacher.own_average"] and not flat["training.ema_decay"]:
         raise UsageError(
             "training.ema_decay=0.0: teacher.own_average=True needs a moving average; expected a "
             "decay, such as 0.999"
+        )
+    if method.text_alone and len(teachers) > 1:
+        raise UsageError(
+            f"teacher.path={teachers}: method.name={flat['method.name']!r} matches the streams of "
+            "one teacher; expected one path"
         )
     if weights and len(weights) != len(teachers):
         raise UsageError(

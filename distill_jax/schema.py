@@ -173,7 +173,10 @@ SCHEMA: dict[str, keys.Key] = {
         "several teachers: one mean distribution, or a loss to each",
     ),
     "teacher.store": keys.file(
-        "", "folder of stored answers, made by `distill-jax store`; empty: none", lasting=False
+        "",
+        "folder of stored answers, made by `distill-jax store`; empty: none; of text also, in a "
+        "plan, sampled:50 or top_k:64",
+        lasting=False,
     ),
     "teacher.resident": keys.choice(
         "auto",
@@ -341,7 +344,7 @@ TEXT_ALONE = (
 IMAGES_ALONE = (
     *("data." + name for name in ("tfds_dir", "image_size", "only_classes", "exclude_classes")),
     *("data.mean", "data.std", "data.workers", "data.resident"),
-    *("teacher." + name for name in ("weights", "store", "own_average", "look_ahead", "resident")),
+    *("teacher." + name for name in ("own_average", "look_ahead", "resident")),
     *("method.label_smoothing", "optimizer.max_norm", "teacher.combine"),
 )
 

@@ -9,7 +9,7 @@ import jax
 from ml_collections import ConfigDict
 
 from distill_jax import config as configs
-from distill_jax import data, models, parallel, teachers
+from distill_jax import data, models, parallel, schema, teachers, text_storing
 from distill_jax.assembly import load_splits, train_ids_of
 from distill_jax.errors import UsageError
 
@@ -18,23 +18,30 @@ def write(
     config: Mapping[str, Any] | ConfigDict,
     where: str | os.PathLike,
     *,
-    dtype: str = "float16",
-    taps: Sequence[str] = ("pooled",),
+    dtype: str | None = None,
+    taps: Sequence[str] | None = None,
+    answers: str | None = None,
 ) -> dict[str, Any]:
     """Stores the answers that runs with this config would ask its teacher for.
 
-    Where the augmentation has finitely many views (crop and flip), all of them, for any seed and
-    any number of epochs; else the steps of this very run, its order and views with them.
+    Of text: draws from the teacher's distribution of each token, or its likeliest ids
+    (`text_storing`). Of images: where the augmentation has finitely many views (crop and flip), all
+    of them, for any seed and any number of epochs; else the steps of this very run, its order and
+    views with them.
 
     Args:
       config: of the later runs: data, augmentation, teacher; of a store of steps also the seed, the
         batch size and the number of epochs.
       where: the folder of the store.
-      dtype: of the stored answers: "float16", "bfloat16" or "float32".
-      taps: the teacher's features that are stored beside its logits.
+      dtype: of the stored answers: "float16" (the default), "bfloat16" (of images alone) or
+        "float32"; of text that of log-probabilities.
+      taps: of images, the teacher's features that are stored beside its logits; "pooled" by
+        default.
+      answers: of text, "sampled:50" (the default) or "top_k:64", with other numbers.
 
     Returns:
-      {"path", "scheme", "bytes"}, and "images" and "views", or "steps".
+      {"path", "scheme", "bytes"}, and "images" and "views", or "steps", or of text "rows" and
+      "bytes_a_token".
 
     Raises:
       UsageError: the config has no single teacher, or as `teachers.write_store`.
@@ -44,6 +51,14 @@ def write(
         raise UsageError(
             f"teacher.path={config.teacher.path}: a store has one teacher; expected one path"
         )
+    on_text = config.data.name == schema.TEXT
+    for flag, value, meant in (("taps", taps, not on_text), ("answers", answers, on_text)):
+        if value is not None and not meant:
+            raise UsageError(f"--{flag}={value}: has no meaning for data.name={config.data.name!r}")
+    dtype = dtype or "float16"
+    if on_text:
+        answers = answers or text_storing.DEFAULT
+        return text_storing.write(config, where, answers=answers, dtype=dtype)
     splits = load_splits(config)
     saved = models.load(config.teacher.path[0], key="teacher.path")
     mesh = parallel.make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
@@ -54,7 +69,7 @@ def write(
         test=splits["test"],
         augment=augment,
         dtype=dtype,
-        taps=taps,
+        taps=("pooled",) if taps is None else taps,
         compute_dtype=config.teacher.compute_dtype,
         mesh=mesh,
         note=lambda line: print(line, file=sys.stderr, flush=True),

@@ -5,21 +5,21 @@ Nothing is written here; what does not fit is said in one line each, as in `asse
 
 import dataclasses
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from distill_jax import data, files, hosts, models, parallel, text_pairing, text_prompts
+from distill_jax import data, files, hosts, models, parallel, teachers, text_pairing, text_prompts
 from distill_jax.assembly import initial_state, mesh_of
 from distill_jax.data import text
 from distill_jax.errors import UsageError
 from distill_jax.models import language
 from distill_jax.models.language import lora
 from distill_jax.parts import Evaluate, Parts
-from distill_jax.training import prompts
+from distill_jax.training import prompts, schedules
 from distill_jax.training.text import TextEvaluator
 
 
@@ -29,9 +29,11 @@ class TextParts(Parts):
 
     Attributes:
       rows: the packed training documents.
+      answers: what a store keeps of each token, and its files; None without one.
     """
 
     rows: text.Rows
+    answers: tuple[teachers.Sparse, teachers.Store] | None = None
 
     @property
     def _order(self) -> data.Order:
@@ -45,7 +47,13 @@ class TextParts(Parts):
         process, processes = parallel.share(self.mesh)
         size = self.config.training.batch_size
         feed = text.training(self.rows, self._order, size, process=process, processes=processes)
-        return feed.at(position)
+        if self.answers is None:
+            return feed.at(position)
+        sparse, files = self.answers
+        return (
+            {**batch, **teachers.gather_answers(files, tuple(sparse.arrays), batch["id"])}
+            for batch in feed.at(position)
+        )
 
     def save(self, folder: str | os.PathLike, params: Any, stats: Any) -> str:
         """Of an adapted student a plain one, with the adapters merged, in float32."""
@@ -79,28 +87,23 @@ def prepare(config: ConfigDict) -> TextParts:
       UsageError: when the text, the tokenizer, the teacher, the mesh or the method do not fit.
     """
     mesh = mesh_of(config)
-    teacher = text_pairing.open_teacher(config, mesh)
-    tokenizer, shared = _tokenizer(config)
-    student = text_pairing.open_own(config, mesh, teacher, tokenizer.vocab_size)
-    for key, model in (("student", student), ("teacher", teacher)):
-        if model is not None and model.config.vocab_size < shared:
-            raise UsageError(
-                f"data.tokenizer={tokenizer.path!r}: has {shared} ids, the {key} "
-                f"{model.config.vocab_size}; expected the tokenizer that it was trained with"
-            )
+    opened = text_pairing.open_teachers(config, mesh)
+    tokenizer, shared = tokenizer_of(config)
+    first = opened[0] if opened else None
+    student = text_pairing.open_own(config, mesh, first, tokenizer.vocab_size)
+    paired = list(zip(config.teacher.path, opened, strict=True))
+    named = {f"teacher {path!r}": model for path, model in paired}
+    check_vocabulary(tokenizer, shared, {"student": student, **named})
+    splits = splits_of(config, tokenizer)
+    entries = [described(config, path, teacher) for path, teacher in paired]
+    answers, sparse = None, None
+    if config.teacher.store:
+        answers, entries = _stored(config, tokenizer, shared, splits["train"], entries)
+        sparse = answers[0]
     comparison, params, teacher_params, base = text_pairing.compare(
-        config, mesh, teacher, student, shared
+        config, mesh, opened, student, shared, sparse
     )
-    entries, about = [], {}
-    if teacher is not None:
-        entries = [
-            {
-                "path": str(config.teacher.path[0]),
-                "fingerprint": _fingerprint(teacher.config, teacher_params),
-                "parameters": models.count(models.split(language.abstract(teacher.config))[1]),
-                "quantize": config.teacher.quantize,
-            }
-        ]
+    about = {}
     if base:
         about["base"] = {
             "path": config.student.path or str(config.teacher.path[0]),
@@ -110,9 +113,8 @@ def prepare(config: ConfigDict) -> TextParts:
         frozen = lora.frozen(base)
         where = text_pairing.where(config, mesh, frozen, "student")
         teacher_params |= parallel.place(frozen, where)
-    measured = text_pairing.measured(comparison, teacher)
+    measured = text_pairing.measured(config, comparison, opened)
     adapters = comparison.adapters(text_pairing.adapters_key(config))
-    splits = _splits(config, tokenizer)
     asked = text_prompts.prepare(config, tokenizer, measured, teacher_params, mesh)
     if "validation" in asked and "validation" not in splits:
         raise UsageError(
@@ -156,30 +158,82 @@ def prepare(config: ConfigDict) -> TextParts:
             **about,
         },
         rows=rows,
+        answers=answers,
     )
 
 
-def _tokenizer(config: ConfigDict) -> tuple[text.Tokenizer, int]:
-    """The tokenizer of the data, and how many ids teacher and student share."""
-    given = {"data.tokenizer": config.data.tokenizer, "student.path": config.student.path}
-    if config.teacher.path:
-        given["teacher.path"] = str(text_pairing.folder_of(config.teacher.path[0]))
-    found = {
-        key: text.load_tokenizer(path, key=key)
-        for key, path in given.items()
-        if path and (key == "data.tokenizer" or _has_tokenizer(path))
+def check_vocabulary(
+    tokenizer: text.Tokenizer, shared: int, named: Mapping[str, language.Decoder]
+) -> None:
+    """UsageError where a decoder has fewer ids than are shared."""
+    for whose, model in named.items():
+        if model.config.vocab_size < shared:
+            raise UsageError(
+                f"data.tokenizer={tokenizer.path!r}: has {shared} ids, the {whose} "
+                f"{model.config.vocab_size}; expected the tokenizer that it was trained with"
+            )
+
+
+def described(
+    config: ConfigDict, path: str | os.PathLike, teacher: language.Decoder
+) -> dict[str, Any]:
+    """What a manifest says of a teacher that was read."""
+    return {
+        "path": str(path),
+        "fingerprint": _fingerprint(teacher.config, models.split(teacher)[1]),
+        "parameters": models.count(models.split(language.abstract(teacher.config))[1]),
+        "quantize": config.teacher.quantize,
     }
+
+
+def _stored(
+    config: ConfigDict,
+    tokenizer: text.Tokenizer,
+    vocab_size: int,
+    rows: text.Rows,
+    entries: list[dict[str, Any]],
+) -> tuple[tuple[teachers.Sparse, teachers.Store], list[dict[str, Any]]]:
+    """The answers of a store, and what a manifest says of them; `entries` of the teacher beside."""
+    path = config.teacher.store
+    sparse, files = teachers.load_text_store(
+        path,
+        rows=text.fingerprint(rows),
+        tokenizer=tokenizer.fingerprint,
+        vocab_size=vocab_size,
+        temperature=schedules.parse(config.method.temperature).start,
+        teacher=entries[0]["fingerprint"] if entries else None,
+    )
+    manifest = files.manifest
+    entry = {
+        "path": path,
+        **manifest["teacher"],
+        "quantize": manifest["quantize"],
+        "answers": {**manifest["scheme"], "dtype": manifest["dtype"]},
+    }
+    return (sparse, files), [entry]
+
+
+def tokenizer_of(config: ConfigDict) -> tuple[text.Tokenizer, int]:
+    """The tokenizer of the data, and how many ids teachers and student share."""
+    given = [("data.tokenizer", config.data.tokenizer), ("student.path", config.student.path)]
+    given += [("teacher.path", str(text_pairing.folder_of(p))) for p in config.teacher.path]
+    found = [
+        (key, text.load_tokenizer(path, key=key))
+        for key, path in given
+        if path and (key == "data.tokenizer" or _has_tokenizer(path))
+    ]
     if not found:
         raise UsageError(
             "data.tokenizer='': neither teacher nor student comes with one; expected the folder or "
             "file of the tokenizer"
         )
-    key, chosen = next(iter(found.items()))
-    others = {name: other for name, other in found.items() if name != key}
-    shared = [
-        text.same_vocabulary(other, chosen, key=key if "path" in key else name)
-        for name, other in others.items()
-    ]
+    (key, chosen), *others = found
+    shared = []
+    for name, other in others:
+        if name == "teacher.path" != key:
+            shared.append(text.same_vocabulary(other, chosen, key=key))
+        else:  # the other one is said to differ, be it a second teacher
+            shared.append(text.same_vocabulary(chosen, other, key=name))
     return chosen, min([chosen.vocab_size, *shared])
 
 
@@ -195,7 +249,7 @@ def _has_template(tokenizer: text.Tokenizer) -> bool:
     return "chat_template" in tokenizer.settings or beside.is_file()
 
 
-def _splits(config: ConfigDict, tokenizer: text.Tokenizer) -> dict[str, text.Rows]:
+def splits_of(config: ConfigDict, tokenizer: text.Tokenizer) -> dict[str, text.Rows]:
     """Packed rows of "train", "validation" (where held out) and "test"."""
 
     def documents_of(path: str) -> text.Documents:

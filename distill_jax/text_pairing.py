@@ -23,9 +23,10 @@ from distill_jax.generation import Sampler
 from distill_jax.models import language
 from distill_jax.models.language import lora
 from distill_jax.models.language.student import open_student
+from distill_jax.teachers import Sparse
 from distill_jax.training import optimizers, schedules
 from distill_jax.training.rollouts import Rollout
-from distill_jax.training.text import Comparison, Divergence, Network, TextRecipe
+from distill_jax.training.text import Comparison, Divergence, Network, TextRecipe, beside
 
 #: The divergence of a method on logits, and its option that is the divergence's skew.
 DIVERGENCES = {
@@ -63,34 +64,32 @@ def _objective(config: ConfigDict) -> tuple[tuple[Divergence, ...], tuple[method
     return tuple(divergences), tuple(others)
 
 
-def open_teacher(
+def open_teachers(
     config: ConfigDict, mesh: Mesh, load: Callable[..., language.Decoder] = language.load
-) -> language.Decoder | None:
-    """The teacher; None where none is named and the method asks none.
+) -> tuple[language.Decoder, ...]:
+    """The teachers; () where none is named.
 
     Args:
       config: resolved.
       mesh: the devices.
-      load: reads its folder; `language.blank` where only shapes are wanted.
+      load: reads a folder; `language.blank` where only shapes are wanted.
 
     Raises:
-      UsageError: it cannot be used, or there are several.
+      UsageError: one cannot be used.
     """
-    paths = config.teacher.path
-    if not paths and not _objective(config)[0]:
-        return None
-    if len(paths) != 1:
-        raise UsageError(f"teacher.path={paths}: expected one teacher of text")
     dtype = jnp.dtype(config.teacher.compute_dtype)
-    return load(
-        folder_of(paths[0]),
-        key="teacher.path",
-        param_dtype=dtype,
-        dtype=dtype,
-        quantize=config.teacher.quantize,
-        layout=placement(config, mesh, "teacher"),
-        attention=config.training.attention,
-        mesh=mesh,
+    return tuple(
+        load(
+            folder_of(path),
+            key="teacher.path",
+            param_dtype=dtype,
+            dtype=dtype,
+            quantize=config.teacher.quantize,
+            layout=placement(config, mesh, "teacher"),
+            attention=config.training.attention,
+            mesh=mesh,
+        )
+        for path in config.teacher.path
     )
 
 
@@ -106,9 +105,9 @@ def open_own(
     Args:
       config: resolved.
       mesh: the devices.
-      teacher: the teacher, for layers or the family of it.
+      teacher: the first teacher, for layers or the family of it.
       vocab_size: of a new model.
-      load: as in `open_teacher`.
+      load: as in `open_teachers`.
 
     Raises:
       UsageError: it cannot be made.
@@ -130,39 +129,54 @@ def open_own(
 def compare(
     config: ConfigDict,
     mesh: Mesh,
-    teacher: language.Decoder | None,
+    teachers: Sequence[language.Decoder],
     student: language.Decoder,
     vocab_size: int,
+    stored: Sparse | None = None,
 ) -> tuple[Comparison, models.Flat, models.Flat, models.Flat]:
-    """The comparison, and the arrays of (what is trained, the teacher, the student's base).
+    """The comparison, and the arrays of (what is trained, the teachers, the student's base).
 
     Args:
       config: resolved.
       mesh: the devices.
-      teacher: of arrays, or of `jax.ShapeDtypeStruct`s.
+      teachers: of arrays, or of `jax.ShapeDtypeStruct`s.
       student: likewise.
       vocab_size: how many ids they share.
+      stored: what is kept of the answers that a store gives in the teachers' place; None without.
     """
     divergences, terms = _objective(config)
     graphdef, params, _ = models.split(student)
     trained, base = lora.apart(params)
-    other, teacher_params = None, {}
-    if teacher is not None:
-        other_graphdef, teacher_params, _ = models.split(teacher)
-        other = Network(teacher.config, other_graphdef)
+    online = teachers if divergences and stored is None else ()
+    networks, weights = _of_teachers(config, online)
     own = Network(student.config, graphdef)
-    other = other if divergences else None
-    comparison = Comparison(own, other, divergences, terms, vocab_size, mesh)
-    return comparison, trained, teacher_params, base
+    comparison = Comparison(own, networks, weights, divergences, terms, vocab_size, mesh, stored)
+    arrays = beside([models.split(teacher)[1] for teacher in teachers]) if teachers else {}
+    return comparison, trained, arrays, base
 
 
-def measured(comparison: Comparison, teacher: language.Decoder | None) -> Comparison:
-    """What evaluations compare: also with a teacher that has no part in the loss."""
-    if comparison.teacher is not None or teacher is None:
+def _of_teachers(
+    config: ConfigDict, teachers: Sequence[language.Decoder]
+) -> tuple[tuple[Network, ...], tuple[float, ...]]:
+    """Their networks, and the weight of each."""
+    networks = tuple(Network(teacher.config, models.split(teacher)[0]) for teacher in teachers)
+    raw = tuple(config.teacher.weights) or (1.0,) * len(networks)
+    return networks, tuple(weight / sum(raw) for weight in raw[: len(networks)])
+
+
+def measured(
+    config: ConfigDict, comparison: Comparison, teachers: Sequence[language.Decoder]
+) -> Comparison:
+    """What evaluations compare: also with teachers that have no part in the loss."""
+    if comparison.teachers:
         return comparison
-    other = Network(teacher.config, models.split(teacher)[0])
+    if not teachers:  # stored answers are of the training rows alone
+        return dataclasses.replace(comparison, divergences=(), stored=None)
+    networks, weights = _of_teachers(config, teachers)
     measure = (Divergence("forward_kl", weight=0.0),)
-    return dataclasses.replace(comparison, teacher=other, divergences=measure)
+    return dataclasses.replace(
+        comparison, teachers=networks, weights=weights, divergences=measure, stored=None
+    )
 
 
 def adapters_key(config: ConfigDict) -> jax.Array:
@@ -205,7 +219,7 @@ def rollout_of(
     if not chosen.probability:
         return None
     said = f"rollout.probability={chosen.probability}"
-    if comparison.teacher is None:
+    if not comparison.teachers:
         raise UsageError(f"{said}: method.name='supervised' has no teacher to judge what it writes")
     if config.data.packing != "single":
         raise UsageError(

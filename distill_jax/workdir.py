@@ -170,6 +170,11 @@ def check_same_inputs(
             f"teacher.path={paths}: another teacher than the run began with "
             f"(fingerprint {_short(now)}); expected {_short(before)}"
         )
+    kept, given = ([t.get("answers") for t in said] for said in (manifest["teachers"], teachers))
+    if kept != given:
+        raise UsageError(
+            f"teacher.store: other answers than the run began with ({given}); expected {kept}"
+        )
     if base and manifest["base"]["fingerprint"] != base["fingerprint"]:
         raise UsageError(
             f"student.path={base['path']!r}: another base of the adapters than the run began with "

@@ -8,6 +8,7 @@ shift of the labels, and what a mask means.
 """
 
 import numbers
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -15,15 +16,15 @@ from jax.sharding import Mesh
 
 from distill_jax.errors import UsageError, unknown
 from distill_jax.losses.logits import check_fraction
-from distill_jax.losses.vocab_chunks import Arrays, Settings, summed
+from distill_jax.losses.vocab_chunks import Arrays, Readout, Settings, summed
 from distill_jax.losses.vocab_terms import DIVERGENCES
 
 
 def vocab_divergence(
     student_hidden: jax.Array,
     student_head: jax.Array,
-    teacher_hidden: jax.Array,
-    teacher_head: jax.Array,
+    teacher_hidden: jax.Array | Sequence[jax.Array],
+    teacher_head: jax.Array | Sequence[jax.Array],
     *,
     weights: jax.Array,
     divergence: str = "forward_kl",
@@ -33,9 +34,10 @@ def vocab_divergence(
     soft_weight: float | jax.Array = 1.0,
     hard_weight: float | jax.Array = 0.0,
     student_cap: float | None = None,
-    teacher_cap: float | None = None,
+    teacher_cap: float | None | Sequence[float | None] = None,
     student_scale: float = 1.0,
-    teacher_scale: float = 1.0,
+    teacher_scale: float | Sequence[float] = 1.0,
+    teacher_weights: Sequence[float] = (),
     vocab_size: int | None = None,
     chunk: int | None = None,
     accumulate_dtype: str = "float32",
@@ -52,13 +54,14 @@ def vocab_divergence(
     constants.
 
     The logits of a network are f(scale * hidden @ head), with f(z) = cap * tanh(z / cap) where a
-    cap is given (Gemma 2), in float32; then P and Q are their softmax at temperature T.
+    cap is given (Gemma 2), in float32; then P and Q are their softmax at temperature T. Of several
+    teachers P is the weighted mean, sum_i w_i softmax(z_i / T), kept in log space.
 
     Args:
       student_hidden: [N, Ds], of N tokens.
       student_head: [Ds, Vs].
-      teacher_hidden: [N, Dt].
-      teacher_head: [Dt, Vt].
+      teacher_hidden: [N, Dt]; of several teachers a sequence, each with a width of its own.
+      teacher_head: [Dt, Vt]; likewise.
       weights: [N], of each token in the sum. A mask divided by the number of tokens of the global
         batch that it leaves gives the mean; a token of weight 0 may hold anything finite.
       divergence: D, "forward_kl", "reverse_kl", "jensen_shannon", "skew_kl", "skew_reverse_kl" or
@@ -69,11 +72,13 @@ def vocab_divergence(
       soft_weight: of T^2 D; a number or a scalar array.
       hard_weight: of the cross-entropy at T = 1; a number or a scalar array.
       student_cap: soft cap of the student's logits.
-      teacher_cap: of the teacher's.
+      teacher_cap: of the teacher's; of several one for all, or one each.
       student_scale: factor of the student's logits, before the cap.
-      teacher_scale: of the teacher's.
-      vocab_size: V, how many ids are real; both networks are read up to there, as if the rest, with
-        which vocabularies are padded, did not exist. The smaller of Vs and Vt by default.
+      teacher_scale: of the teacher's; likewise.
+      teacher_weights: of several teachers in their mean, each >= 0, normalised here; () for equal
+        ones.
+      vocab_size: V, how many ids are real; all networks are read up to there, as if the rest, with
+        which vocabularies are padded, did not exist. The smallest of Vs and Vt by default.
       chunk: tokens at a time on a device; by default from the shapes and `CHUNK_BYTES`.
       accumulate_dtype: in which the head's gradient is summed over chunks.
       mesh: devices with the axes `data` and `fsdp`, which split the tokens, N a multiple of their
@@ -113,28 +118,27 @@ def vocab_divergence(
         raise UsageError(f"temperature={temperature}: expected a positive number")
     if labels is None and not (isinstance(hard_weight, numbers.Real) and hard_weight == 0):
         raise UsageError(f"hard_weight={hard_weight}: needs labels; expected labels, or 0")
-    count = _check_shapes(
-        student=(student_hidden, student_head), teacher=(teacher_hidden, teacher_head)
+    teachers, readouts = _teachers(
+        teacher_hidden, teacher_head, teacher_cap, teacher_scale, teacher_weights
     )
-    smaller = min(student_head.shape[1], teacher_head.shape[1])
+    count = check_shapes((student_hidden, student_head), teachers)
+    smallest = min(head.shape[1] for _, head in ((student_hidden, student_head), *teachers))
     if labels is None:
         labels = jnp.full(count, -1, jnp.int32)
     settings = Settings(
         divergence=divergence,
         skew=0.0 if skew is None else float(skew),
-        student_cap=student_cap,
-        teacher_cap=teacher_cap,
-        student_scale=student_scale,
-        teacher_scale=teacher_scale,
-        vocab_size=_vocab_size(vocab_size, smaller),
+        student=Readout(student_cap, student_scale),
+        teachers=readouts,
+        vocab_size=checked_vocab_size(vocab_size, smallest),
         chunk=chunk,
         at_one=isinstance(temperature, numbers.Real) and temperature == 1,
         accumulate_dtype=accumulate_dtype,
         mesh=mesh,
     )
     factors = [jnp.asarray(a, jnp.float32) for a in (temperature, soft_weight, hard_weight)]
-    teacher = (teacher_hidden, teacher_head)
-    return summed(settings, student_hidden, student_head, teacher, labels, weights, factors)
+    others = teachers, {}
+    return summed(settings, student_hidden, student_head, others, labels, weights, factors)
 
 
 def vocab_cross_entropy(
@@ -181,40 +185,69 @@ def vocab_cross_entropy(
       Wijmans et al. 2025, "Cut your losses in large-vocabulary language models", section 3 (the
       problem; their kernel keeps no logits at all).
     """
-    _check_shapes(student=(hidden, head))
+    check_shapes((hidden, head))
     settings = Settings(
         divergence="",
         skew=0.0,
-        student_cap=cap,
-        teacher_cap=None,
-        student_scale=scale,
-        teacher_scale=1.0,
-        vocab_size=_vocab_size(vocab_size, head.shape[1]),
+        student=Readout(cap, scale),
+        teachers=(),
+        vocab_size=checked_vocab_size(vocab_size, head.shape[1]),
         chunk=chunk,
         at_one=True,
         accumulate_dtype=accumulate_dtype,
         mesh=mesh,
     )
     factors = [jnp.float32(1), jnp.float32(0), jnp.float32(1)]
-    return summed(settings, hidden, head, None, labels, weights, factors)
+    return summed(settings, hidden, head, ((), {}), labels, weights, factors)
 
 
-def _vocab_size(given: int | None, most: int) -> int:
+def checked_vocab_size(given: int | None, most: int) -> int:
+    """How many ids are real, all of them by default; UsageError where it cannot be."""
     if given is not None and not 0 < given <= most:
         raise UsageError(f"vocab_size={given}: expected a number from 1 to {most}")
     return most if given is None else given
 
 
-def _check_shapes(**pairs: tuple[jax.Array, jax.Array]) -> int:
-    counts = {}
-    for name, arrays in pairs.items():
+def _teachers(hidden, head, cap, scale, weights):
+    """The (hidden states, head) and the readout of each teacher that has a weight."""
+    if not isinstance(hidden, Sequence):
+        hidden, head = (hidden,), (head,)
+    count = len(hidden)
+    each = {
+        name: value if isinstance(value, Sequence) else (value,) * count
+        for name, value in {"teacher_cap": cap, "teacher_scale": scale}.items()
+    }
+    each |= {"teacher_head": head, "teacher_weights": weights or (1.0,) * count}
+    for name, values in each.items():
+        if len(values) != count or not count:
+            raise UsageError(f"{name}: {len(values)} of them; expected {count}, one a teacher")
+    total = sum(each["teacher_weights"])
+    if not total > 0 or min(each["teacher_weights"]) < 0:
+        raise UsageError(f"teacher_weights={tuple(weights)}: expected numbers >= 0, one above 0")
+    kept = [
+        ((own, other), Readout(cap, scale, weight / total))
+        for own, other, cap, scale, weight in zip(
+            hidden, head, each["teacher_cap"], each["teacher_scale"], each["teacher_weights"],
+            strict=True,
+        )
+        if weight > 0
+    ]  # fmt: skip
+    return tuple(pair for pair, _ in kept), tuple(readout for _, readout in kept)
+
+
+def check_shapes(
+    student: tuple[jax.Array, jax.Array], teachers: Sequence[tuple[jax.Array, jax.Array]] = ()
+) -> int:
+    """The number of tokens; UsageError where arrays do not fit together."""
+    counts = []
+    for name, arrays in (("student", student), *(("teacher", one) for one in teachers)):
         hidden, head = map(jnp.shape, arrays)
         if len(hidden) != 2 or len(head) != 2 or hidden[1] != head[0]:
             raise UsageError(f"{name}_hidden {hidden}, {name}_head {head}: expected [N, D], [D, V]")
-        counts[name] = hidden[0]
-    if len(set(counts.values())) > 1:
-        raise UsageError(
-            f"student_hidden has {counts['student']} tokens, teacher_hidden {counts['teacher']}: "
-            "expected the same"
-        )
-    return counts["student"]
+        counts.append(hidden[0])
+        if counts[-1] != counts[0]:
+            raise UsageError(
+                f"student_hidden has {counts[0]} tokens, teacher_hidden {counts[-1]}: "
+                "expected the same"
+            )
+    return counts[0]

@@ -2,11 +2,13 @@
 
 The recipe is made by the same code as that of a run (`assembly.fit`, `text_pairing`), on arrays
 that have a shape, a dtype and a sharding and no values. A decoder comes from the config.json of its
-folder, another teacher from its workdir or from a model's name. Left out on purpose: stored answers
-and evaluations, which have programs of their own.
+folder, another teacher from its workdir or from a model's name. Left out on purpose: evaluations,
+which have programs of their own, with the teacher that they read in a run by stored answers; and
+stored answers to images.
 """
 
 import dataclasses
+import pathlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -34,6 +36,8 @@ from distill_jax.errors import UsageError
 from distill_jax.models import language
 from distill_jax.models.language import lora
 from distill_jax.planning import datasets
+from distill_jax.teachers import GIVEN
+from distill_jax.teachers.sparse import KINDS
 from distill_jax.training.recipe import Recipe
 
 
@@ -94,24 +98,30 @@ def _batches(mesh: Mesh, shapes: dict[str, tuple[tuple[int, ...], Any]], ahead: 
 
 
 def _text(config: ConfigDict, mesh: Mesh) -> Abstract:
-    def make_teacher():
-        return text_pairing.open_teacher(config, mesh, language.blank)
+    def make_teachers():
+        return text_pairing.open_teachers(config, mesh, language.blank)
 
-    teacher = nnx.eval_shape(make_teacher)
-    sizes = [] if teacher is None else [teacher.config.vocab_size]
-
-    def make_student(teacher):
+    def make_student(teachers):
+        first = teachers[0] if teachers else None
         vocab_size = sizes[0] if sizes else 0
-        return text_pairing.open_own(config, mesh, teacher, vocab_size, language.blank)
+        return text_pairing.open_own(config, mesh, first, vocab_size, language.blank)
+
+    opened = nnx.eval_shape(make_teachers)
+    sizes = [teacher.config.vocab_size for teacher in opened]
 
     if not sizes and not config.student.path:
         raise UsageError(
             "student.path='': without a teacher a plan does not know the vocabulary; expected a "
             "folder with a config.json"
         )
-    student = nnx.eval_shape(make_student, teacher)
+    student = nnx.eval_shape(make_student, opened)
     shared = min([*sizes, student.config.vocab_size])
-    comparison, params, frozen, base = text_pairing.compare(config, mesh, teacher, student, shared)
+    stored = _stored_answers(config, shared)
+    if stored is not None:
+        opened, shared = (), stored.vocab_size
+    comparison, params, frozen, base = text_pairing.compare(
+        config, mesh, opened, student, shared, stored
+    )
     frozen = _placed(frozen, text_pairing.where(config, mesh, frozen, "teacher"))
     if base:
         base = lora.frozen(base)
@@ -124,9 +134,13 @@ def _text(config: ConfigDict, mesh: Mesh) -> Abstract:
     whole = ((rows, length), jnp.dtype(jnp.int32))
     shapes = {name: whole for name in ("tokens", "segments", "positions", "targets")}
     shapes["mask"] = (whole[0], jnp.dtype(bool))  # a step on text has no use for the ids of rows
+    for name, (shape, dtype) in (stored.arrays if stored else {}).items():
+        shapes[GIVEN + name] = ((*whole[0], *shape), dtype)
     counted = {"student": models.count({**params, **base})}
-    if teacher is not None:
-        counted["teacher"] = models.count(models.split(language.abstract(teacher.config))[1])
+    if opened:
+        counted["teacher"] = sum(
+            models.count(models.split(language.abstract(teacher.config))[1]) for teacher in opened
+        )
     return Abstract(
         config=config,
         mesh=mesh,
@@ -140,6 +154,21 @@ def _text(config: ConfigDict, mesh: Mesh) -> Abstract:
         units=rows * length,
         parameters=counted,
     )
+
+
+def _stored_answers(config: ConfigDict, vocab_size: int) -> teachers.Sparse | None:
+    """What `teacher.store` keeps of each token: of a store that is there, or as it says."""
+    said = config.teacher.store
+    if not said:
+        return None
+    if pathlib.Path(said).is_dir():
+        return teachers.describe_text_store(said)[0]
+    if said.partition(":")[0] not in KINDS:
+        raise UsageError(
+            f"teacher.store={said!r}: no such folder; expected that of a store, sampled:DRAWS, or "
+            "top_k:IDS"
+        )
+    return teachers.Sparse.parse(said, vocab_size, key="teacher.store")
 
 
 def _images(config: ConfigDict, mesh: Mesh) -> Abstract:

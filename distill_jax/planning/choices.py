@@ -77,7 +77,8 @@ def _cheaper(config: ConfigDict, target: Target) -> Iterator[Changes]:
     while fsdp * config.mesh.tensor < devices and devices % (2 * fsdp * config.mesh.tensor) == 0:
         fsdp *= 2
         yield {"mesh.data": -1, "mesh.fsdp": fsdp}
-    if config.teacher.path and config.teacher.compute_dtype == "float32":
+    online = config.teacher.path and not (text and config.teacher.store)
+    if online and config.teacher.compute_dtype == "float32":
         yield {"teacher.compute_dtype": "bfloat16"}
     if text and config.training.remat != "full":
         yield {"training.remat": "full"}
@@ -86,7 +87,7 @@ def _cheaper(config: ConfigDict, target: Target) -> Iterator[Changes]:
     while rows % 2 == 0 and rows // 2 >= devices // config.mesh.tensor:
         rows, accumulate = rows // 2, accumulate * 2
         yield {"training.accumulate": accumulate}
-    if text and config.teacher.path and config.teacher.quantize == "none":
+    if text and online and config.teacher.quantize == "none":
         yield {"teacher.quantize": "int8"}
     tensor = config.mesh.tensor
     while text and tensor < min(_MOST_TENSOR, devices) and devices % (2 * tensor) == 0:
@@ -115,7 +116,8 @@ def settings(config: ConfigDict, target: Target) -> Iterator[list[Changes]]:
     """
     text, devices = config.data.name == schema.TEXT, len(target.devices)
     dtypes = [{}]
-    if text and config.teacher.path and config.teacher.quantize == "none":
+    online = config.teacher.path and not config.teacher.store
+    if text and online and config.teacher.quantize == "none":
         dtypes.append({"teacher.quantize": "int8"})
     remats = [{"training.remat": name} for name in _REMAT] if text else [{}]
     tensor = 1

@@ -189,6 +189,8 @@ def notes_of(run: abstract.Abstract, target: Target) -> list[str]:
     found = []
     if run.config.training.compute_dtype == "float32" and target.chip is not None:
         found.append("the student computes in float32; the times are those of bfloat16's peak")
+    if run.config.teacher.store and run.config.teacher.path:
+        found.append("the teacher of evaluations, which lies on the devices too, is not counted")
     if target.shape:
         found += _parts_of_dimensions(run.mesh, target.shape)
     arrays = {"params": run.state.params, "adapters": run.state.adapters}

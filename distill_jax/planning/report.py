@@ -83,6 +83,8 @@ def _activations(plan: Plan) -> int:
 
 def _teacher_dtype(plan: Plan) -> str:
     teacher = plan.config.teacher
+    if teacher.store:
+        return "stored"
     return teacher.compute_dtype if teacher.quantize == "none" else teacher.quantize
 
 

@@ -84,7 +84,7 @@ def _shown(run: Abstract) -> int:
 
 def _text_forward(run: Abstract) -> tuple[int, int]:
     comparison, batch = run.recipe.comparison, _one(run.batches)
-    alone = dataclasses.replace(comparison, teacher=None, divergences=(), terms=())
+    alone = dataclasses.replace(comparison, teachers=(), stored=None, divergences=(), terms=())
 
     def count(chosen: Any) -> int:
         def forward(params, frozen, batch):
@@ -94,7 +94,7 @@ def _text_forward(run: Abstract) -> tuple[int, int]:
         return flops.count(forward, run.state.params, run.teacher_variables, batch)
 
     student = count(alone)
-    both = student if comparison.teacher is None else count(comparison)
+    both = count(comparison) if comparison.teachers else student
     return both - student, student
 
 

@@ -8,25 +8,39 @@ donated, never in a checkpoint; a fingerprint names it in the manifest of a run.
 from distill_jax.teachers.average import Average
 from distill_jax.teachers.online import Teachers, load, mean_probabilities
 from distill_jax.teachers.schemes import Finite, Seeded, host_draws, view_key
+from distill_jax.teachers.sparse import Sparse
+from distill_jax.teachers.sparse import answers as sparse_answers
 from distill_jax.teachers.store import write as write_store
 from distill_jax.teachers.store import write_seeded as write_steps
-from distill_jax.teachers.stored import Stored
+from distill_jax.teachers.stored import GIVEN, Store, Stored
 from distill_jax.teachers.stored import load as load_store
+from distill_jax.teachers.text_store import described as describe_text_store
+from distill_jax.teachers.text_store import gather as gather_answers
+from distill_jax.teachers.text_store import load as load_text_store
+from distill_jax.teachers.text_store import write as write_text_store
 from distill_jax.teachers.views import Teacher, View
 
 __all__ = [
+    "GIVEN",
     "Average",
     "Finite",
     "Seeded",
+    "Sparse",
+    "Store",
     "Stored",
     "Teacher",
     "Teachers",
     "View",
+    "describe_text_store",
+    "gather_answers",
     "host_draws",
     "load",
     "load_store",
+    "load_text_store",
     "mean_probabilities",
+    "sparse_answers",
     "view_key",
     "write_steps",
     "write_store",
+    "write_text_store",
 ]

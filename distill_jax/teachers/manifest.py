@@ -59,6 +59,16 @@ def read_manifest(path: str | os.PathLike) -> dict[str, Any]:
 def made_for(manifest: Mapping[str, Any]) -> dict[str, Any]:
     """What the answers hold for, and for nothing else, by the name that a message gives it."""
     sets = manifest["data"]
+    if "temperature" in manifest:  # of text
+        return {
+            "teacher": manifest["teacher"]["fingerprint"],
+            "tokenizer": sets["tokenizer"],
+            "vocabulary": sets["vocabulary"],
+            "training data": sets["train"]["fingerprint"],
+            **manifest["scheme"],
+            **{name: manifest[name] for name in ("temperature", "dtype")},
+            **{name: manifest[name] for name in ("compute_dtype", "quantize")},
+        }
     return {
         "teacher": manifest["teacher"]["fingerprint"],
         "training data": sets["train"]["fingerprint"],
@@ -91,9 +101,9 @@ def refuse_other(
 
 def names_of_parts(manifest: Mapping[str, Any]) -> list[str]:
     """Every part that the finished store has, in the order of writing."""
-    held_out = ["held_out"] if manifest["data"].get("held_out") else []
+    plain = [name for name in ("test", "held_out") if manifest["data"].get(name)]
     count = -(-manifest["items"] // manifest["part_size"])
-    return ["test", *held_out, *(f"{number:05d}" for number in range(count))]
+    return [*plain, *(f"{number:05d}" for number in range(count))]
 
 
 def file_name(part: str, array: str) -> str:

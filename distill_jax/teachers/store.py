@@ -102,7 +102,7 @@ def write(
         part_size=part_size,
     )
     plain = {"test": lambda: asked.identity(test, np.arange(len(test)))}
-    return _write(pathlib.Path(path), manifest, part, plain, note)
+    return write_parts(pathlib.Path(path), manifest, part, plain, note)
 
 
 def write_seeded(
@@ -166,10 +166,10 @@ def write_seeded(
         "test": lambda: asked.identity(test, np.arange(len(test))),
         "held_out": lambda: {"ids": held_out, **asked.identity(train, held_out)},
     }
-    return _write(pathlib.Path(path), manifest, part, plain, note)
+    return write_parts(pathlib.Path(path), manifest, part, plain, note)
 
 
-def _write(
+def write_parts(
     folder: pathlib.Path,
     manifest: dict[str, Any],
     part: Callable[[int, int, int], Arrays],
@@ -184,6 +184,12 @@ def _write(
       part: (first item, count, items of a whole part) -> its arrays.
       plain: the other parts, by name.
       note: of `write`.
+
+    Returns:
+      The manifest of the finished store.
+
+    Raises:
+      UsageError: the folder holds something else, cannot be written, or its disk is too small.
     """
     manifest = _continued(folder, manifest, note)
     planned, parts = manifests.names_of_parts(manifest), manifest["parts"]
@@ -229,7 +235,7 @@ def _continued(folder: pathlib.Path, manifest: dict[str, Any], note: Note) -> di
                 folder, f"expected a new folder, or a store to go on with; found {others[0]!r}"
             )
         _remove(folder, torn)
-        return {**manifest, "part_size": manifest["part_size"] or _default_part_size(manifest)}
+        return {**manifest, "part_size": manifest["part_size"] or default_part_size(manifest)}
     asked, before = manifest, manifests.read_manifest(folder)
     manifests.refuse_other(folder, before, manifests.made_for(asked))
     if asked["part_size"] not in (0, before["part_size"]):
@@ -249,7 +255,8 @@ def _remove(folder: pathlib.Path, names: list[str]) -> None:
         (folder / name).unlink()
 
 
-def _default_part_size(manifest: dict[str, Any]) -> int:
+def default_part_size(manifest: dict[str, Any]) -> int:
+    """Items of a part of about PART_BYTES, or of more where that would be too many files."""
     total = manifest["answer_bytes"]
     part = max(PART_BYTES, total * len(manifest["arrays"]) // MOST_FILES)
     return max(1, part * manifest["items"] // total)
@@ -257,7 +264,9 @@ def _default_part_size(manifest: dict[str, Any]) -> int:
 
 def _check_space(folder: pathlib.Path, manifest: dict[str, Any], missing: list[str]) -> None:
     """UsageError when the disk has not the room for the missing parts."""
-    plain = {"test": manifest["data"]["test"]["examples"], "held_out": manifest["data"]["held_out"]}
+    sets = manifest["data"]
+    plain = {"test": sets["test"]["examples"]} if "test" in sets else {}
+    plain["held_out"] = sets.get("held_out", 0)
     numbers = sum(math.prod(shape) for shape in manifest["arrays"].values())
     size, items = manifest["part_size"], manifest["items"]
     needed = 0

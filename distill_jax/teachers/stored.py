@@ -274,7 +274,7 @@ def load(
     Raises:
       UsageError: the store was made for something else, is not finished, or is damaged.
     """
-    folder, manifest = pathlib.Path(path), read_manifest(path)
+    manifest = read_manifest(path)
     expected = {
         "teacher": teacher_fingerprint,
         "training data": train_fingerprint,
@@ -299,6 +299,23 @@ def load(
     lacking = sorted(set(taps) - set(manifest["taps"]))
     if lacking:
         raise refusal(path, f"holds the taps {manifest['taps']}; this run reads {lacking[0]!r}")
+    _check_finished(path, manifest)
+    if isinstance(scheme, Seeded) and not scheme.draws_as(fields["probe"], augment):
+        raise refusal(
+            path,
+            f"made for the views that jax {manifest['software'][0]['jax']} draws; jax "
+            f"{jax.__version__} draws others from the same keys",
+        )
+    return Stored(
+        specs=(Spec.from_json(manifest["teacher"]["spec"]),),
+        fingerprints=(manifest["teacher"]["fingerprint"],),
+        parameters=(manifest["teacher"]["parameters"],),
+        scheme=scheme,
+        store=opened(path, manifest, verify),
+    )
+
+
+def _check_finished(path: str | os.PathLike, manifest: Mapping[str, Any]) -> None:
     planned = names_of_parts(manifest)
     missing = len(set(planned) - set(manifest["parts"]))
     if missing:
@@ -307,19 +324,21 @@ def load(
             f"{missing} of {len(planned)} parts are missing; expected a finished store: the "
             "command that began it goes on where it stopped",
         )
-    if isinstance(scheme, Seeded) and not scheme.draws_as(fields["probe"], augment):
-        raise refusal(
-            path,
-            f"made for the views that jax {manifest['software'][0]['jax']} draws; jax "
-            f"{jax.__version__} draws others from the same keys",
-        )
+
+
+def opened(path: str | os.PathLike, manifest: dict[str, Any], verify: bool | None = None) -> Store:
+    """The files of a finished store.
+
+    Args:
+      path: the folder.
+      manifest: its own.
+      verify: as in `load`.
+
+    Raises:
+      UsageError: it is not finished, or damaged.
+    """
+    _check_finished(path, manifest)
     total = sum(f["bytes"] for part in manifest["parts"].values() for f in part["files"].values())
     verify = total <= VERIFY_BYTES if verify is None else verify
-    check(folder, manifest, planned, hashes=verify)
-    return Stored(
-        specs=(Spec.from_json(manifest["teacher"]["spec"]),),
-        fingerprints=(manifest["teacher"]["fingerprint"],),
-        parameters=(manifest["teacher"]["parameters"],),
-        scheme=scheme,
-        store=Store(folder, manifest, verify),
-    )
+    check(pathlib.Path(path), manifest, names_of_parts(manifest), hashes=verify)
+    return Store(path, manifest, verify)

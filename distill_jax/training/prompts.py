@@ -2,7 +2,8 @@
 
 Decoding is greedy, so that the same parameters give the same answers at any evaluation, on any
 number of devices (but for logits that are equal to rounding). The teacher's answers never change:
-they are written once, at the first evaluation, and kept.
+they are written once, at the first evaluation, and kept. Several teachers answer nothing: what
+they agree on is a mean of distributions, which none of them would write.
 """
 
 import dataclasses
@@ -92,9 +93,9 @@ class PromptEvaluator:
           params: the student's that are trained, on the devices.
 
         Returns:
-          "prompts", their number; each metric, its mean over them in [0, 1], and with a teacher
+          "prompts", their number; each metric, its mean over them in [0, 1], and with one teacher
           also as "teacher_rouge_l" and so on; "samples", the first few: a list of {"prompt",
-          "reference", "student"}, with a teacher also "teacher".
+          "reference", "student"}, with one teacher also "teacher".
         """
         params, teacher_params = lora.joined(params, self._teacher_params)
         answers = {"student": self._answers(self._comparison.student, params)}

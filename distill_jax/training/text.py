@@ -6,7 +6,7 @@ number of devices change nothing.
 """
 
 import dataclasses
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -19,6 +19,7 @@ from distill_jax.methods import Term
 from distill_jax.methods.states import Reading
 from distill_jax.models.language import DecoderConfig, lora
 from distill_jax.parallel import batch_sharding, place_rows, replicated
+from distill_jax.teachers import GIVEN, Sparse
 from distill_jax.training.recipe import Batch, Flat, Moment, Recipe
 from distill_jax.training.rollouts import Rollout
 from distill_jax.training.state import TrainState
@@ -44,10 +45,36 @@ class Network:
         return Reading(decoder, decoded, positions, segments)
 
 
-def _states(reading: Reading) -> tuple[jax.Array, jax.Array]:
+def states(reading: Reading) -> tuple[jax.Array, jax.Array]:
     """Hidden states [B * T, D], and the head [D, V], in the compute dtype."""
     hidden = reading.decoded.hidden
     return hidden.reshape(-1, hidden.shape[-1]), reading.decoder.head.astype(hidden.dtype)
+
+
+def beside(params: Sequence[Mapping[str, Any]]) -> Flat:
+    """The arrays of several teachers in one dictionary: the first's names stay, others get "1/" ...
+
+    The rules of shards go by the end of a name, so that every teacher is laid out as one would be.
+    """
+    first, *more = params
+    others = {
+        f"{number}/{name}": value
+        for number, own in enumerate(more, start=1)
+        for name, value in own.items()
+    }
+    return {**first, **others}
+
+
+def apart(variables: Mapping[str, Any], count: int) -> list[Flat]:
+    """Back from `beside`: the arrays of each of `count` teachers."""
+    if count == 1:
+        return [dict(variables)]
+    found: list[Flat] = [{} for _ in range(count)]
+    for name, value in variables.items():
+        number, slash, own = name.partition("/")
+        place, own = (int(number), own) if slash and number.isdigit() else (0, name)
+        found[place][own] = value
+    return found
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,29 +94,43 @@ class Divergence:
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-    """What a student is compared with a teacher by.
+    """What a student is compared with its teachers by.
 
     Attributes:
       student: the one that is trained.
-      teacher: the frozen one, or None for the text alone.
+      teachers: the frozen ones, () for the text alone. Of several the weighted mean of their
+        distributions counts.
+      weights: of the teachers, one each.
       divergences: at least one where there is a teacher; the measures are those of the first.
-      terms: methods on hidden states, `methods.states.OnStates`, with their weights.
+      terms: methods on hidden states, `methods.states.OnStates`, with their weights; of one teacher
+        alone.
       vocab_size: how many ids are real.
       mesh: the devices; None for one.
+      stored: what is kept of the answers that come with a batch, in place of teachers; None where
+        none come.
     """
 
     student: Network
-    teacher: Network | None
+    teachers: tuple[Network, ...]
+    weights: tuple[float, ...]
     divergences: tuple[Divergence, ...]
     terms: tuple[Term, ...]
     vocab_size: int
     mesh: Mesh | None = None
+    stored: Sparse | None = None
+
+    @property
+    def teacher(self) -> Network | None:
+        """The only teacher; None without one, and of several, whose mean is no decoder."""
+        return self.teachers[0] if len(self.teachers) == 1 else None
 
     @property
     def measures(self) -> tuple[str, ...]:
         """Names of what `summed` measures with adapters, beside the loss."""
         own = ("hard_loss", "student_entropy", "accuracy")
-        if self.teacher is None:
+        if self.stored:
+            return (*own, "soft_loss", *(("agreement",) if self.stored.kind == "top_k" else ()))
+        if not self.teachers:
             return own
         named = (term.name for term in self.terms)
         return (*own, "soft_loss", "teacher_loss", "kl", "teacher_entropy", "agreement", *named)
@@ -122,8 +163,10 @@ class Comparison:
 
         Args:
           params: the student's that are trained.
-          teacher_params: the teacher's, {} without one, and `lora.frozen` ones of the student.
-          batch: "tokens", "positions", "segments" and "targets", int32 [B, T].
+          teacher_params: those of the teachers `beside` each other, {} without one, and
+            `lora.frozen` ones of the student.
+          batch: "tokens", "positions", "segments" and "targets", int32 [B, T], and the stored
+            answers, by names that begin with GIVEN.
           weights: float32 [B, T].
           adapters: of the terms; None leaves all but the first divergence out.
           temperature: of the divergences.
@@ -139,27 +182,45 @@ class Comparison:
             "vocab_size": self.vocab_size,
             "mesh": self.mesh,
         }
-        if self.teacher is None:
+        if self.stored:
+            flat = {
+                name: batch[GIVEN + name].reshape(-1, *shape)
+                for name, (shape, _) in self.stored.arrays.items()
+            }
+            return losses.vocab_sparse_kl(
+                *states(student),
+                **self.stored.answer(flat),
+                temperature=temperature,
+                soft_weight=soft_weight * self.divergences[0].weight,
+                hard_weight=hard_weight,
+                cap=own.logit_cap,
+                scale=own.logit_scale,
+                **shared,
+            )
+        if not self.teachers:
             loss, measures = losses.vocab_cross_entropy(
-                *_states(student), cap=own.logit_cap, scale=own.logit_scale, **shared
+                *states(student), cap=own.logit_cap, scale=own.logit_scale, **shared
             )
             return hard_weight * loss, measures
-        other = self.teacher.config
-        teacher = self.teacher.read(jax.lax.stop_gradient(teacher_params), batch)
+        arrays = apart(jax.lax.stop_gradient(teacher_params), len(self.teachers))
+        read = [net.read(its, batch) for net, its in zip(self.teachers, arrays, strict=True)]
+        hidden, heads = zip(*map(states, read), strict=True)
 
         def diverge(divergence: Divergence, hard_weight: jax.Array | float):
             return losses.vocab_divergence(
-                *_states(student),
-                *_states(teacher),
+                *states(student),
+                hidden,
+                heads,
                 divergence=divergence.name,
                 skew=divergence.skew,
                 temperature=temperature,
                 soft_weight=soft_weight * divergence.weight,
                 hard_weight=hard_weight,
                 student_cap=own.logit_cap,
-                teacher_cap=other.logit_cap,
+                teacher_cap=[net.config.logit_cap for net in self.teachers],
                 student_scale=own.logit_scale,
-                teacher_scale=other.logit_scale,
+                teacher_scale=[net.config.logit_scale for net in self.teachers],
+                teacher_weights=self.weights,
                 **shared,
             )
 
@@ -172,7 +233,7 @@ class Comparison:
             value, found = diverge(divergence, 0.0)
             loss, soft = loss + value, soft + divergence.weight * found["soft_loss"]
         for term in self.terms:
-            values = term.method.text_values(student, teacher, term.own(adapters))
+            values = term.method.text_values(student, read[0], term.own(adapters))
             value = jnp.sum(weights * values)
             loss, soft = loss + soft_weight * term.weight * value, soft + term.weight * value
             measures[term.name] = value

@@ -9,7 +9,7 @@ import small_texts
 from local_processes import Run, finished, records, result, written
 from small_runs import changed
 
-from distill_jax import models
+from distill_jax import models, storing
 from distill_jax.models import language
 
 KINDS = {
@@ -23,6 +23,8 @@ KINDS = {
         "data__packing": "single",
         "data__long": "cut",
     },
+    # Each process reads the answers to its own rows.
+    "stored": {"teacher__store": "sampled:20"},
 }
 
 
@@ -54,6 +56,9 @@ def outcome(workdir) -> tuple:
 def test_two_processes_take_the_steps_of_one(config, tmp_path, kind):
     own = dict(KINDS[kind])
     config = {**config, "student": own.pop("student", config["student"])}
+    if kind == "stored":
+        storing.write(config, tmp_path / "answers", answers=own["teacher__store"])
+        own = {"teacher__store": str(tmp_path / "answers")}
     file = written(changed(config, **own), tmp_path)
     for name, processes in (("one", 1), ("two", 2)):
         arguments = ["train", f"--config={file}", f"--workdir={tmp_path / name}"]

@@ -75,7 +75,7 @@ def _compiled(shape, tokens=64, dim=16, vocab=4096, chunk=4):
     return jax.jit(step).lower(*given).compile().as_text()
 
 
-def _collectives(text):
+def collectives(text):
     """(kind, elements of a result, whether inside a loop) of every collective."""
     found = []
     pattern = r" = (.*?) (all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute)\("
@@ -88,7 +88,7 @@ def _collectives(text):
 
 
 def test_over_tensor_no_logits_and_no_heads_are_gathered():
-    found = _collectives(_compiled((1, 1, 8)))
+    found = collectives(_compiled((1, 1, 8)))
     assert found
     # Statistics of a chunk, its gradient of hidden states; nothing as wide as a part of the ids.
     assert max(size for _, size, _ in found) <= 64 * 16
@@ -96,14 +96,14 @@ def test_over_tensor_no_logits_and_no_heads_are_gathered():
 
 
 def test_over_data_the_gradient_of_a_head_is_summed_once():
-    found = _collectives(_compiled((8, 1, 1)))
+    found = collectives(_compiled((8, 1, 1)))
     large = [(kind, inside) for kind, size, inside in found if size >= 16 * 4096]
     assert large == [("all-reduce", False)]
     assert not [kind for kind, _, inside in found if inside]  # nothing is said chunk by chunk
 
 
 def test_over_fsdp_heads_are_put_together_and_their_gradient_comes_in_shards():
-    found = _collectives(_compiled((1, 8, 1)))
+    found = collectives(_compiled((1, 8, 1)))
     gathered = [size for kind, size, _ in found if kind == "all-gather"]
     assert gathered == [16 * 4096] * 2  # each head, once
     assert ("reduce-scatter", 2 * 4096, False) in found

@@ -40,6 +40,7 @@ def arguments(where, settings, mesh: dict) -> list[str]:
             for changes in (
                 {"mesh__fsdp": 2, "student__lora_rank": 2},
                 {"teacher__quantize": "int8", "mesh__tensor": 2},
+                {"teacher__store": "sampled:50", "mesh__fsdp": 2, "mesh__tensor": 2},
                 {"student__path": "", "student__layers": (0, 2), "mesh__fsdp": 2},
             )
         ),

@@ -409,4 +409,4 @@ def test_many_devices_store_what_one_stores(whole, tmp_path):
 )
 def test_the_size_of_a_part(bytes_, items, arrays, expected):
     manifest = {"answer_bytes": bytes_, "items": items, "arrays": dict.fromkeys(range(arrays))}
-    assert store._default_part_size(manifest) == expected
+    assert store.default_part_size(manifest) == expected

@@ -302,7 +302,8 @@ def test_a_prompt_that_leaves_no_room_is_refused(config, short):
     network = getattr(networks, short)
     limited = dataclasses.replace(network.config, positions="learned", max_positions=15)
     network = dataclasses.replace(network, config=limited)
-    networks = dataclasses.replace(networks, **{short: network})
+    changes = {"student": network} if short == "student" else {"teachers": (network,)}
+    networks = dataclasses.replace(networks, **changes)
     tokenizer = text.load_tokenizer(config["student"]["path"])
     words = (
         r"^evaluation.prompts=.*: line 3: 8 tokens and a response of up to 8; expected at most 15"
