@@ -109,7 +109,7 @@ def cost(rows: Sequence[Row]) -> Figure:
                 if (row["pair"], row["target"], row["rows"])
                 == (pair, plan.HUB, plan.rows(plan.HUB))
                 and row["cost"]
-                and not row["attention"]
+                and plan.plain(row)
             ]
             if line:
                 line.sort(key=lambda row: row["teacher_parameters"])

@@ -34,11 +34,16 @@ TARGETS = {
     "gpu:h100:64": 64,
 }
 SIXTY_FOUR = tuple(name for name, chips in TARGETS.items() if chips == 64)
+#: Half of the hub's chips share the parameters, in place of all: the TPU compiler gathers over a
+#: whole torus of three dimensions by all-reduces, and over a part of it by all-gathers.
+HALF_OF_HUB = TARGETS[HUB] // 2
+#: Where the teacher in the step is compared with its stored answers.
+STORED_AT = ("gpu:h100:64", HUB)
 #: GPUs of several hosts, where shards within a host are compared with the rule.
 HOSTS, A_HOST = ("gpu:h100:16", "gpu:h100:32", "gpu:h100:64"), 8
 #: The kernel that is compared with XLA's attention on TPUs.
 KERNEL = "splash"
-AS_CONFIGURED, ALONE = "as configured", ""
+AS_CONFIGURED, ALONE, STORED = "as configured", "", "sampled:50"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,7 +55,7 @@ class Case:
       target: as `distill-jax plan` has it.
       rows: of a step.
       teacher: a folder of configs/shapes, or any other with a config.json; `ALONE` for the
-        student's step without a teacher.
+        student's step without a teacher, `STORED` for stored answers in its place.
       student: likewise.
       shards: chips that share the parameters; 0 for all of them, which is the rule.
       attention: a value of `training.attention`; "" for the rule: "xla" on TPUs, "auto" on GPUs.
@@ -70,6 +75,8 @@ class Case:
         parts = [self.pair, self.target.replace(":", "-"), f"{self.rows}rows"]
         if self.teacher == ALONE:
             parts.append("alone")
+        elif self.teacher == STORED:
+            parts.append("stored")
         elif self.teacher != AS_CONFIGURED:
             parts.append(f"from-{pathlib.PurePath(self.teacher).name}")
         if self.shards:
@@ -102,6 +109,8 @@ class Case:
             changes["student.path"] = str(SHAPES / self.student)
         if self.teacher == ALONE:
             changes |= {"teacher.path": (), "method": {"name": "supervised"}}
+        elif self.teacher == STORED:
+            changes |= {"teacher.path": (), "teacher.store": STORED}
         elif self.teacher != AS_CONFIGURED:
             changes["teacher.path"] = (str(SHAPES / self.teacher),)
         return changes
@@ -115,7 +124,12 @@ def rows(target: str) -> int:
 def by_rule(row: Mapping[str, object]) -> bool:
     """Whether a plan, by its case's fields, is of a pair's own teacher under the rule."""
     own = row["teacher"] == AS_CONFIGURED and row["rows"] == rows(str(row["target"]))
-    return own and not row["shards"] and not row["attention"]
+    return own and plain(row)
+
+
+def plain(row: Mapping[str, object]) -> bool:
+    """Whether a plan, by its case's fields, has the rule's shards and attention, and no store."""
+    return not (row["shards"] or row["attention"] or row["teacher"] == STORED)
 
 
 def _attention(target: str) -> str:
@@ -138,6 +152,8 @@ def cases() -> tuple[Case, ...]:
     ordered += [
         Case(LLAMA, target, rows(target), attention=KERNEL) for target in (HUB, "tpu:v6e:8x8")
     ]
+    ordered += [Case(LLAMA, HUB, rows(HUB), shards=HALF_OF_HUB)]
+    ordered += [_at(pair, target, STORED) for target in STORED_AT for pair in PAIRS]
     ordered += [_at(LLAMA, target) for target in ("tpu:v5p:2x2x4", "tpu:v5e:8x8")]
     ordered += [Case(LLAMA, HUB, 256), _at(LLAMA, "tpu:v5p:4x8x8"), _at(LLAMA, "tpu:v6e:8x8")]
     ordered += [_at(LLAMA, HUB, "llama-3.1-8b"), _at(QWEN, HUB, ALONE)]

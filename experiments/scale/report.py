@@ -17,10 +17,8 @@ from experiments.scale import figures, plan
 SUMMARY = "summary.json"
 #: Records of `experiments.scale.measured`.
 MEASURED = "measured-*.json"
-#: What a stored answer of a token is: so many of the largest logits, of two bytes, with their ids
-#: in the vocabulary, of four.
-STORED = 64
-STORED_BYTES = STORED * (2 + 4)
+#: Of a stored answer of a token, `plan.STORED`: 50 draws, each an id of four bytes and a count.
+STORED_BYTES = 50 * (4 + 1)
 
 Summary = Mapping[str, Any]
 _COST = Column("cost", "Chip-seconds a million tokens", "decimal", 1)
@@ -112,8 +110,9 @@ def tokens_table(summary: Summary) -> tables.Table:
     kept = [
         one
         for one in rows(summary)
-        if (one["pair"], one["target"], one["teacher"], one["attention"])
-        == (plan.LLAMA, plan.HUB, plan.AS_CONFIGURED, "")
+        if (one["pair"], one["target"], one["teacher"])
+        == (plan.LLAMA, plan.HUB, plan.AS_CONFIGURED)
+        and plan.plain(one)
     ]
     return tables.listing(
         sorted(kept, key=lambda one: one["rows"]),
@@ -133,8 +132,7 @@ def teachers_table(summary: Summary) -> tables.Table:
     kept = [
         one
         for one in rows(summary)
-        if (one["target"], one["attention"]) == (plan.HUB, "")
-        and one["rows"] == plan.rows(plan.HUB)
+        if one["target"] == plan.HUB and one["rows"] == plan.rows(plan.HUB) and plan.plain(one)
     ]
     order = {name: n for n, name in enumerate(plan.PAIRS)}
     return tables.listing(
@@ -150,14 +148,15 @@ def teachers_table(summary: Summary) -> tables.Table:
     )
 
 
-def hosts_table(summary: Summary) -> tables.Table:
-    """GPUs of several hosts: shards over all of them against shards within each host."""
+def shards_table(summary: Summary) -> tables.Table:
+    """Shards over all chips against shards over fewer, where both were planned."""
     found = rows(summary)
-    order = {name: n for n, name in enumerate((*plan.PAIRS, *plan.HOSTS))}
+    order = {name: n for n, name in enumerate((*plan.PAIRS, *plan.TARGETS))}
+    compared = {(one["pair"], one["target"]) for one in found if one["shards"]}
     kept = [
         one | {"shards": one["shards"] or one["chips"]}
         for one in found
-        if one["target"] in plan.HOSTS and (plan.by_rule(one) or one["shards"])
+        if (one["pair"], one["target"]) in compared and (plan.by_rule(one) or one["shards"])
     ]
     return tables.listing(
         sorted(kept, key=lambda one: (order[one["pair"]], order[one["target"]], one["shards"])),
@@ -168,6 +167,8 @@ def hosts_table(summary: Summary) -> tables.Table:
             Column("gib", "GiB a device", "decimal", 1),
             Column("fits", "Fits"),
             *_TIMES,
+            Column("sent", "GB sent a chip", "integer"),
+            Column("most", "most of it by"),
             _COST,
         ),
     )
@@ -196,22 +197,29 @@ def attention_table(summary: Summary) -> tables.Table:
 
 
 def stored_table(summary: Summary) -> tables.Table:
-    """The teacher in the step against the same student's step without one."""
+    """The teacher in the step, against its stored answers, and against no teacher at all."""
     found = rows(summary)
-    alone = {(one["pair"], one["target"]): one for one in found if one["teacher"] == plan.ALONE}
+    others = {
+        kind: {(one["pair"], one["target"]): one for one in found if one["teacher"] == kind}
+        for kind in (plan.STORED, plan.ALONE)
+    }
     listed = []
     for one in by_rule(found):
-        other = alone.get((one["pair"], one["target"]))
-        if other is None or not (one["cost"] and other["cost"]):
+        stored, alone = (kind.get((one["pair"], one["target"])) for kind in others.values())
+        if alone is None or not (one["cost"] and alone["cost"]):
             continue
+        stored = stored if stored and stored["cost"] else None
         listed.append(
             {
                 **one,
-                "alone": other["cost"],
-                "ratio": one["cost"] / other["cost"],
-                "apart_ratio": one["apart"] / other["apart"],
-                "gib_alone": other["gib"],
-                "read": other["speed"] * STORED_BYTES / 1e9,
+                "stored": stored and stored["cost"],
+                "alone": alone["cost"],
+                "stored_ratio": stored and one["cost"] / stored["cost"],
+                "ratio": one["cost"] / alone["cost"],
+                "apart_ratio": one["apart"] / alone["apart"],
+                "gib_stored": stored and stored["gib"],
+                "gib_alone": alone["gib"],
+                "read": (stored or alone)["speed"] * STORED_BYTES / 1e9,
             }
         )
     return tables.listing(
@@ -220,12 +228,15 @@ def stored_table(summary: Summary) -> tables.Table:
             Column("pair", "Pair"),
             Column("target", "Target"),
             Column("cost", "Online", "decimal", 1),
+            Column("stored", "Stored", "decimal", 1),
             Column("alone", "Student alone", "decimal", 1),
-            Column("ratio", "Ratio", "decimal", 2),
-            Column("apart_ratio", "Ratio, no overlap", "decimal", 2),
+            Column("stored_ratio", "Online over stored", "decimal", 2),
+            Column("ratio", "Online over alone", "decimal", 2),
+            Column("apart_ratio", "the same, no overlap", "decimal", 2),
             Column("gib", "GiB online", "decimal", 1),
-            Column("gib_alone", "GiB alone", "decimal", 1),
-            Column("read", "Stored answers read, GB/s", "decimal", 2),
+            Column("gib_stored", "stored", "decimal", 1),
+            Column("gib_alone", "alone", "decimal", 1),
+            Column("read", "Answers read, GB/s", "decimal", 2),
         ),
     )
 
@@ -322,15 +333,16 @@ def block(summary: Summary, results: pathlib.Path) -> str:
             f"### The teacher's size: {plan.HUB}, {plan.rows(plan.HUB)} rows\n",
             tables.markdown(teachers_table(summary)),
             f"![{figures.COST_CAPTION}](results/{figures.COST})\n\n{figures.COST_CAPTION}.\n",
-            f"### GPUs of several hosts: shards over all, or within a host of {plan.A_HOST}\n",
-            tables.markdown(hosts_table(summary)),
+            f"### Shards over all chips, or over fewer: within a host of {plan.A_HOST} GPUs, over "
+            "half of a torus\n",
+            tables.markdown(shards_table(summary)),
             f"### Attention on TPUs: XLA's, and the kernel {plan.KERNEL}\n",
             tables.markdown(attention_table(summary)),
             "### Teacher online against teacher stored\n",
             tables.markdown(stored_table(summary)),
-            f"Chip-seconds a million tokens. A stored answer of the {STORED} largest logits takes "
-            f"{STORED_BYTES} bytes a token (ids of 4 bytes, logits of 2): {volume:.2f} TB for 10⁹ "
-            "tokens. Read at the speed of the student alone, over all chips together.\n",
+            f"Chip-seconds a million tokens. Answers are `{plan.STORED}`, {STORED_BYTES} bytes a "
+            f"token (ids of 4 bytes, counts of 1): {volume:.2f} TB for 10⁹ tokens, read at the "
+            "speed of the step, over all chips together.\n",
         ]
     )
 

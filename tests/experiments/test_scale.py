@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import shutil
 
 import pytest
@@ -11,6 +12,7 @@ from distill_jax import config as configs
 from distill_jax import workdir
 from distill_jax.planning import gpus
 from distill_jax.reports import tables
+from distill_jax.teachers import Sparse
 from experiments.scale import plan, report, run
 
 GIB = 2**30
@@ -18,8 +20,9 @@ GIB = 2**30
 
 def content(case: plan.Case, *, fits: bool = True, compiled: bool = True) -> dict:
     """A made-up plan: 2 s of compute, 1 s each of the others, more with the teacher's size."""
-    chips, teacher = plan.TARGETS[case.target], 0 if case.teacher == plan.ALONE else 70_000_000_000
-    compute = 2.0 if teacher else 0.5
+    bare = case.teacher in (plan.ALONE, plan.STORED)
+    chips, teacher = plan.TARGETS[case.target], 0 if bare else 70_000_000_000
+    compute = 2.0 if teacher else 1.25 if case.teacher == plan.STORED else 0.5
     return {
         "case": dataclasses.asdict(case),
         "compiled": compiled,
@@ -93,7 +96,8 @@ def test_the_configs_of_all_cases_are_accepted():
         assert config.training.batch_size % plan.TARGETS[case.target] == 0
         assert config.mesh.fsdp == (case.shards or plan.TARGETS[case.target])
         assert config.mesh.data * config.mesh.fsdp == plan.TARGETS[case.target]
-        assert bool(config.teacher.path) == (case.teacher != plan.ALONE)
+        assert bool(config.teacher.path) == (case.teacher not in (plan.ALONE, plan.STORED))
+        assert bool(config.teacher.store) == (case.teacher == plan.STORED)
         assert (config.method.name == "supervised") == (case.teacher == plan.ALONE)
 
 
@@ -143,21 +147,26 @@ def test_a_part_of_the_study_is_not_published(tmp_path, monkeypatch):
 
 def test_costs_and_ratios(summary):
     line = cells(report.stored_table(summary))[0]
-    # 64 chips x 2 s for 64 x 2048 tokens; alone 1 s, HBM's; with no overlap 4 s and 2.5 s.
+    assert (line["Pair"], line["Target"]) == (plan.LLAMA, plan.HUB)
+    # 64 chips x 2 s for 64 x 2048 tokens; stored 1.25 s; alone 1 s, HBM's; with no overlap 4 s and
+    # 2.5 s.
     assert line["Online"] == f"{64 * 2 / (64 * 2048) * 1e6:.1f}" == "976.6"
-    assert (line["Student alone"], line["Ratio"], line["Ratio, no overlap"]) == (
-        "488.3",
-        "2.00",
-        "1.60",
-    )
-    # 131,072 tokens a second, of each 64 ids of 4 bytes and as many logits of 2.
-    assert line["Stored answers read, GB/s"] == f"{131072 * 64 * 6 / 1e9:.2f}"
+    assert (line["Stored"], line["Student alone"]) == ("610.4", "488.3")
+    assert (line["Online over stored"], line["Online over alone"]) == ("1.60", "2.00")
+    assert line["the same, no overlap"] == "1.60"
+    # 104,858 tokens a second, of each 50 ids of 4 bytes and as many counts.
+    assert line["Answers read, GB/s"] == f"{131072 / 1.25 * 50 * 5 / 1e9:.2f}"
+    sparse = Sparse.parse(plan.STORED, 128_256, key="answers")
+    kept = sum(math.prod(shape) * kind.itemsize for shape, kind in sparse.arrays.values())
+    assert kept == report.STORED_BYTES
     growth = cells(report.tokens_table(summary))
     assert [one["Rows"] for one in growth] == ["64", "128", "256", "512"]
     assert growth[0]["Chip-seconds a million tokens"] == "976.6"
     assert growth[3]["Chip-seconds a million tokens"] == f"{976.5625 / 8:.1f}"
     teachers = cells(report.teachers_table(summary))
-    assert [one["Teacher (10⁹)"] for one in teachers[:2]] == ["0.0", "70.0"]
+    assert [one["Teacher (10⁹)"] for one in teachers[:4]] == ["0.0", "70.0", "70.0", "0.0"]
+    shards = [one for one in cells(report.shards_table(summary)) if one["Target"] == plan.HUB]
+    assert [one["Shards"] for one in shards] == ["32", "64"]
 
 
 def test_what_does_not_fit_has_no_times_and_what_is_missing_is_named(summary, tmp_path):
