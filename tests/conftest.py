@@ -5,22 +5,12 @@ import pathlib
 import re
 import subprocess
 import sys
-from importlib.metadata import version
 from typing import Any
 
+import compiling
+
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-# Almost all of the time goes into compiling for the CPU, which is twice as fast without some of its
-# optimisations. What a run ends in is also tested with them, in test_resume.py.
-FLAGS = {
-    "xla_force_host_platform_device_count": "8",
-    "xla_backend_optimization_level": "0",
-    "xla_cpu_parallel_codegen_split_count": "1",
-}
-if version("jaxlib") < "0.11":  # a later one ends the process at a flag that it does not know
-    FLAGS["xla_cpu_use_fusion_emitters"] = "false"
-given = os.environ.get("XLA_FLAGS", "")
-wanted = [f"--{name}={value}" for name, value in FLAGS.items() if name not in given]
-os.environ["XLA_FLAGS"] = " ".join([given, *wanted]).strip()
+os.environ["XLA_FLAGS"] = compiling.flags(8, os.environ.get("XLA_FLAGS", ""))
 
 # No test reaches a real cloud: without `emulator` everything ends at a closed port.
 NOWHERE = "127.0.0.1:9"

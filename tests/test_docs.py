@@ -11,6 +11,7 @@ import shlex
 import subprocess
 import sys
 
+import compiling
 import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -27,7 +28,11 @@ for line, expected in {commands!r}:
 
 
 def run(code: str, folder: pathlib.Path) -> None:
-    environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "", "PYTHONPATH": str(folder)}
+    environment = os.environ | {
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": compiling.flags(1),
+        "PYTHONPATH": str(folder),
+    }
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=folder, env=environment, capture_output=True, text=True
     )

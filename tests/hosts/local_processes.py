@@ -8,6 +8,8 @@ import subprocess
 import sys
 import time
 
+import compiling
+
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 LIMIT = 240.0  # seconds; a run that hangs fails here
 
@@ -33,7 +35,7 @@ def environment(devices: int, **more: str) -> dict[str, str]:
     return os.environ | {
         "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
         "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+        "XLA_FLAGS": compiling.flags(devices),
         "JAX_COMPILATION_CACHE_DIR": str(cache),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.3",
         **more,

@@ -1,0 +1,18 @@
+"""How the tests have XLA compile: for eight CPU devices or some other number, and quickly.
+
+Almost all of their time goes into compiling for the CPU, which takes half as long without some of
+its optimisations. What a run ends in is tested with all of them too, in test_resume.py.
+"""
+
+from importlib.metadata import version
+
+QUICK = {"xla_backend_optimization_level": "0", "xla_cpu_parallel_codegen_split_count": "1"}
+if version("jaxlib") < "0.11":  # a later one ends the process at a flag that it does not know
+    QUICK["xla_cpu_use_fusion_emitters"] = "false"
+
+
+def flags(devices: int, given: str = "") -> str:
+    """XLA_FLAGS with so many CPU devices; what is given goes before."""
+    wanted = {"xla_force_host_platform_device_count": str(devices)} | QUICK
+    more = (f"--{name}={value}" for name, value in wanted.items() if name not in given)
+    return " ".join([given, *more]).strip()
