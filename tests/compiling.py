@@ -9,6 +9,9 @@ from importlib.metadata import version
 QUICK = {"xla_backend_optimization_level": "0", "xla_cpu_parallel_codegen_split_count": "1"}
 if version("jaxlib") < "0.11":  # a later one ends the process at a flag that it does not know
     QUICK["xla_cpu_use_fusion_emitters"] = "false"
+#: Compiler options for what is to be equal bit by bit however the compiler cuts it up: as users
+#: have them, since the older way of fusing rounds otherwise.
+ROUNDING = {name: True for name in QUICK if name == "xla_cpu_use_fusion_emitters"}
 
 
 def flags(devices: int, given: str = "") -> str:

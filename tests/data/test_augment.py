@@ -2,6 +2,7 @@
 
 import functools
 
+import compiling
 import jax
 import numpy as np
 import pytest
@@ -22,7 +23,7 @@ def _batch(size=12, height=8, width=10, channels=3, classes=5, seed=0):
     return images, rng.integers(0, classes, size)
 
 
-@functools.partial(jax.jit, static_argnums=(3, 4))
+@functools.partial(jax.jit, static_argnums=(3, 4), compiler_options=compiling.ROUNDING)
 def _augmented(key, images, labels, classes, options):
     draws = draw(key, images.shape[0], options)
     return draws, view(images, labels, classes, draws, options)
