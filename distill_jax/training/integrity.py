@@ -262,11 +262,11 @@ def clear(path: pathlib.Path) -> None:
     """
     absent = 0
     for _ in range(100):
-        with contextlib.suppress(OSError):
-            remove(path)
         absent = 0 if _kind(path).exists(path) else absent + 1
         if absent == 3:
             break
+        with contextlib.suppress(OSError):
+            remove(path)
         time.sleep(0.05)
 
 

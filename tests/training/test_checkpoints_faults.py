@@ -11,7 +11,6 @@ import shutil
 import socket
 import subprocess
 import sys
-import threading
 import time
 
 import jax
@@ -102,26 +101,21 @@ def empty(): resource.setrlimit(resource.RLIMIT_FSIZE, limit)
     assert "orbax" not in done.stderr  # nor its tracebacks: the one message is enough
 
 
-def test_what_late_threads_of_a_failed_save_write_is_cleared_too(tmp_path):
-    folder = tmp_path / "3.unsealed"
-    stop = time.monotonic() + 0.4
+def test_what_late_threads_of_a_failed_save_write_is_cleared_too(tmp_path, monkeypatch):
+    """They write between the looks of `clear`, and are silent for up to two of them."""
+    folder, late, looks = tmp_path / "3.unsealed", {1, 2, 4, 7, 8, 11}, []
 
-    def write_on():
-        number = 0
-        while time.monotonic() < stop:
-            number += 1
-            try:
-                folder.mkdir(exist_ok=True)
-                (folder / str(number)).write_bytes(b"late")
-            except OSError:  # removed in between
-                pass
+    def sleep(seconds):
+        assert 0 < seconds < 1
+        looks.append(folder.exists())
+        if len(looks) in late:
+            folder.mkdir(exist_ok=True)
+            (folder / str(len(looks))).write_bytes(b"late")
 
-    writer = threading.Thread(target=write_on)
-    writer.start()
+    monkeypatch.setattr(integrity.time, "sleep", sleep)
+    folder.mkdir()
     integrity.clear(folder)
-    writer.join()
-    assert time.monotonic() >= stop
-    assert not folder.exists()
+    assert len(looks) > max(late) and not folder.exists()
 
 
 def test_a_full_disk_loses_nothing_that_was_committed(tmp_path):
