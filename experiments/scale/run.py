@@ -2,13 +2,15 @@
 
     python -m experiments.scale.run --workdir=runs/scale
     python -m experiments.scale.run --workdir=runs/scale --only='qwen3*v5p*'
+    python -m experiments.scale.run --workdir=runs/scale --from-results
     python -m experiments.scale.run --workdir=runs/scale --collect
     python -m experiments.scale.run --report-only
 
 Nothing runs on a chip and none is needed: every case is a plan of `distill-jax plan`, made in a
 process of its own and kept in WORKDIR/plans. A plan that is there is not made again: the same
 command goes on after any interruption. A case that fails is named at the end (exit code 2), and the
-others go on. --collect makes no plan and reports on those that are there. With --only the report
+others go on. --from-results begins with the plans of results/, so that only the missing ones are
+made. --collect makes no plan and reports on those that are there. With --only the report
 goes to WORKDIR/report, else into this folder (results/ and the tables of README.md).
 """
 
@@ -50,6 +52,16 @@ def in_process(case: plan.Case, out: pathlib.Path) -> str | None:
         return None
     lines = done.stderr.strip().splitlines() or ["no output"]
     return f"exit code {done.returncode}: {lines[-1]}"[:SAID]
+
+
+def take(summary: dict[str, Any], root: pathlib.Path) -> None:
+    """Puts the plans of a summary where `make` looks for them; those that are there stay."""
+    folder = root / "plans"
+    folder.mkdir(parents=True, exist_ok=True)
+    for found in summary["plans"]:
+        out = folder / f"{found['name']}.json"
+        if not out.exists():
+            workdir.write_json(out, {key: value for key, value in found.items() if key != "name"})
 
 
 Maker = Callable[[plan.Case, pathlib.Path], str | None]
@@ -121,6 +133,8 @@ def study(arguments: argparse.Namespace, command: str, home: pathlib.Path) -> di
             f"{plan.cases()[0].name}"
         )
     root = arguments.workdir
+    if arguments.from_results:
+        take(workdir.read_json(home / "results" / report.SUMMARY), root)
     if not arguments.collect:
         make(cases, root, in_process)
     summary = {
@@ -146,6 +160,7 @@ def main(argv: Sequence[str] | None = None, home: pathlib.Path = HERE) -> int:
     )
     parser.add_argument("--workdir", type=pathlib.Path, help="folder of the plans")
     parser.add_argument("--only", default="*", help="a pattern of the cases' names")
+    parser.add_argument("--from-results", action="store_true", help="go on after those of results/")
     parser.add_argument("--collect", action="store_true", help="report on the plans that are there")
     parser.add_argument("--report-only", action="store_true", help="README from results/ again")
     arguments = parser.parse_args(argv)

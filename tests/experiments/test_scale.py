@@ -128,6 +128,17 @@ def test_a_failing_case_is_named_and_the_others_go_on(tmp_path, monkeypatch, cap
     assert asked == [second.name]
 
 
+def test_the_published_plans_are_not_made_again(summary, tmp_path, monkeypatch):
+    home = tmp_path / "home"
+    report.write(summary, home)
+    make, asked = maker()
+    monkeypatch.setattr(run, "in_process", make)
+    assert run.main([f"--workdir={tmp_path / 'again'}", "--from-results"], home=home) == 0
+    assert asked == summary["not_made"] == [plan.cases()[-1].name]
+    stored = json.loads((home / "results" / report.SUMMARY).read_text())
+    assert stored["plans"][:-1] == summary["plans"] and not stored["not_made"]
+
+
 def test_misuse_is_refused_before_anything_is_written(tmp_path, capsys):
     assert run.main([], home=tmp_path) == 2
     assert run.main([f"--workdir={tmp_path}", "--only=none"], home=tmp_path) == 2
