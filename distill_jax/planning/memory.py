@@ -2,12 +2,16 @@
 
 import dataclasses
 import math
+import pathlib
+import re
+import tempfile
 from typing import Any
 
 import jax
 
 #: What a device holds, in the order of a report. Gradients are a part of what XLA needs in a step.
 HELD = ("teacher", "student", "optimizer", "averages", "adapters", "data", "batch", "counters")
+_IN_HBM = re.compile(r"Memory Space: default \(color=0\)\s+Total bytes: (\d+)")
 
 
 def of(tree: Any) -> int:
@@ -83,3 +87,32 @@ def held(state: Any, teacher_variables: Any, store: Any, batches: Any) -> dict[s
         "batch": of(batches),
         "counters": of(counters),
     }
+
+
+def compile_step(lowered: Any, platform: str) -> tuple[Any, int]:
+    """Compiles a step; also, what its arguments, outputs and temporaries take of a device.
+
+    On TPUs the bytes are of the memory report that the compiler writes beside a program: the
+    temporaries of `memory_analysis` are more than is allocated there, which makes the whole 13 to
+    19 % too high for the language pairs of configs/ (libtpu 0.0.42). Its peak, which leaves out the
+    gaps between arrays (1 to 2 %), is taken where there is no report.
+
+    Args:
+      lowered: a `jax.stages.Lowered`.
+      platform: "cpu", "gpu" or "tpu".
+
+    Returns:
+      The `jax.stages.Compiled`, and bytes.
+    """
+    if platform != "tpu":
+        compiled = lowered.compile()
+        stats = compiled.memory_analysis()
+        fresh = max(stats.output_size_in_bytes - stats.alias_size_in_bytes, 0)
+        return compiled, stats.argument_size_in_bytes + stats.temp_size_in_bytes + fresh
+    with tempfile.TemporaryDirectory() as folder:
+        compiled = lowered.compile(compiler_options={"xla_dump_to": folder})
+        for report in pathlib.Path(folder).glob("*memory-usage-report.txt"):
+            found = _IN_HBM.search(report.read_text())
+            if found:
+                return compiled, int(found[1])
+    return compiled, compiled.memory_analysis().peak_memory_in_bytes

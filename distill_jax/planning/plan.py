@@ -102,7 +102,7 @@ def make(config: ConfigDict, target: Target) -> Plan:
         with warnings.catch_warnings():
             # A persistent cache of programs cannot hold those for devices that are not here.
             warnings.filterwarnings("ignore", message="Error reading persistent compilation cache")
-            compiled = lowered.compile()
+            compiled, taken = memory.compile_step(lowered, target.platform)
     except jax.errors.JaxRuntimeError as error:
         needed = _refused(str(error), sum(held.values()))
         if needed is None:
@@ -112,8 +112,7 @@ def make(config: ConfigDict, target: Target) -> Plan:
         return _plan(run, target, found, False, None, None, (), None, notes)
     stats = compiled.memory_analysis()
     padding = stats.argument_size_in_bytes - sum(held.values())
-    fresh = stats.output_size_in_bytes - stats.alias_size_in_bytes
-    within = stats.temp_size_in_bytes + max(fresh, 0)
+    within = taken - stats.argument_size_in_bytes
     code = stats.generated_code_size_in_bytes
     found = memory.Memory(held, gradients, within, code, padding, target.memory)
     module = hlo.parse(compiled.as_text())
