@@ -41,8 +41,8 @@ HALF_OF_HUB = TARGETS[HUB] // 2
 STORED_AT = ("gpu:h100:64", HUB)
 #: GPUs of several hosts, where shards within a host are compared with the rule.
 HOSTS, A_HOST = ("gpu:h100:16", "gpu:h100:32", "gpu:h100:64"), 8
-#: The kernel that is compared with XLA's attention on TPUs.
-KERNEL = "splash"
+#: What is compared with the kernel of attention that runs on TPUs take by themselves, and where.
+PLAIN, PLAIN_AT = "xla", (HUB, "tpu:v5e:8x8", "tpu:v6e:4x4", "tpu:v6e:8x8")
 AS_CONFIGURED, ALONE, STORED = "as configured", "", "sampled:50"
 
 
@@ -58,7 +58,7 @@ class Case:
         student's step without a teacher, `STORED` for stored answers in its place.
       student: likewise.
       shards: chips that share the parameters; 0 for all of them, which is the rule.
-      attention: a value of `training.attention`; "" for the rule: "xla" on TPUs, "auto" on GPUs.
+      attention: a value of `training.attention`; "" for the rule, which is "auto".
     """
 
     pair: str
@@ -100,7 +100,7 @@ class Case:
             "mesh.fsdp": shards,
             "mesh.tensor": 1,
             "training.remat": "full",
-            "training.attention": self.attention or _attention(self.target),
+            "training.attention": self.attention or "auto",
             "training.batch_size": self.rows,
             "evaluation.batch_size": self.rows,  # no part of a plan, but the mesh divides it too
             "data.length": LENGTH,
@@ -132,10 +132,6 @@ def plain(row: Mapping[str, object]) -> bool:
     return not (row["shards"] or row["attention"] or row["teacher"] == STORED)
 
 
-def _attention(target: str) -> str:
-    return "xla" if target.startswith("tpu") else "auto"
-
-
 def _at(pair: str, target: str, teacher: str = AS_CONFIGURED) -> Case:
     return Case(pair, target, rows(target), teacher)
 
@@ -149,9 +145,6 @@ def cases() -> tuple[Case, ...]:
     ordered += [
         Case(pair, target, rows(target), shards=A_HOST) for pair in PAIRS for target in HOSTS
     ]
-    ordered += [
-        Case(LLAMA, target, rows(target), attention=KERNEL) for target in (HUB, "tpu:v6e:8x8")
-    ]
     ordered += [Case(LLAMA, HUB, rows(HUB), shards=HALF_OF_HUB)]
     ordered += [_at(pair, target, STORED) for target in STORED_AT for pair in PAIRS]
     ordered += [_at(LLAMA, target) for target in ("tpu:v5p:2x2x4", "tpu:v5e:8x8")]
@@ -159,14 +152,11 @@ def cases() -> tuple[Case, ...]:
     ordered += [_at(LLAMA, HUB, "llama-3.1-8b"), _at(QWEN, HUB, ALONE)]
     ordered += [_at(LLAMA, target) for target in TARGETS]
     ordered += [Case(LLAMA, HUB, count) for count in (128, 512)]
+    ordered += [Case(LLAMA, target, rows(target), attention=PLAIN) for target in PLAIN_AT]
     ordered += [_at(QWEN, target) for target in TARGETS]
     ordered += [_at(pair, target, ALONE) for pair in (LLAMA, QWEN) for target in SIXTY_FOUR]
     ordered += [_at(GEMMA, HUB), _at(GEMMA, HUB, ALONE)]
     ordered += [_at(GEMMA, target) for target in TARGETS]
-    ordered += [
-        Case(LLAMA, target, rows(target), attention=KERNEL)
-        for target in ("tpu:v6e:4x4", "tpu:v5e:8x8")
-    ]
     return tuple(dict.fromkeys(ordered))
 
 
