@@ -92,10 +92,9 @@ def held(state: Any, teacher_variables: Any, store: Any, batches: Any) -> dict[s
 def compile_step(lowered: Any, platform: str) -> tuple[Any, int]:
     """Compiles a step; also, what its arguments, outputs and temporaries take of a device.
 
-    On TPUs the bytes are of the memory report that the compiler writes beside a program: the
-    temporaries of `memory_analysis` are more than is allocated there, which makes the whole 13 to
-    19 % too high for the language pairs of configs/ (libtpu 0.0.42). Its peak, which leaves out the
-    gaps between arrays (1 to 2 %), is taken where there is no report.
+    On TPUs the bytes are of the memory report that the compiler writes beside a program. The
+    temporaries of `memory_analysis` are more than is allocated there: the whole would be 13 to 19 %
+    too high for the language pairs of configs/ (libtpu 0.0.42).
 
     Args:
       lowered: a `jax.stages.Lowered`.
@@ -104,15 +103,16 @@ def compile_step(lowered: Any, platform: str) -> tuple[Any, int]:
     Returns:
       The `jax.stages.Compiled`, and bytes.
     """
-    if platform != "tpu":
+    reported = None
+    if platform == "tpu":
+        with tempfile.TemporaryDirectory() as folder:
+            compiled = lowered.compile(compiler_options={"xla_dump_to": folder})
+            for report in pathlib.Path(folder).glob("*memory-usage-report.txt"):
+                reported = _IN_HBM.search(report.read_text())
+    else:
         compiled = lowered.compile()
-        stats = compiled.memory_analysis()
-        fresh = max(stats.output_size_in_bytes - stats.alias_size_in_bytes, 0)
-        return compiled, stats.argument_size_in_bytes + stats.temp_size_in_bytes + fresh
-    with tempfile.TemporaryDirectory() as folder:
-        compiled = lowered.compile(compiler_options={"xla_dump_to": folder})
-        for report in pathlib.Path(folder).glob("*memory-usage-report.txt"):
-            found = _IN_HBM.search(report.read_text())
-            if found:
-                return compiled, int(found[1])
-    return compiled, compiled.memory_analysis().peak_memory_in_bytes
+    if reported:
+        return compiled, int(reported[1])
+    stats = compiled.memory_analysis()
+    fresh = max(stats.output_size_in_bytes - stats.alias_size_in_bytes, 0)
+    return compiled, stats.argument_size_in_bytes + stats.temp_size_in_bytes + fresh

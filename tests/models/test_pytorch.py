@@ -1,6 +1,5 @@
 """Networks of PyTorch under our names: the same answers, and a refusal that says what differs."""
 
-import io
 import json
 import os
 import re
@@ -11,7 +10,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 from golden.torch.make import fill
-from PIL import Image
+from packs import unpacked
 from torch_files import GOLDEN
 
 from distill_jax import models
@@ -229,18 +228,6 @@ def test_a_folder_says_itself_what_it_is(weights):
 
 
 # ---------------------------------------------------------------- published teachers
-
-
-def unpacked(path):
-    """uint8 [10000, 32, 32, 3] and labels of a pack: lossless mosaics of 400 images, 20 a row."""
-    images = []
-    with np.load(path) as pack:
-        content, labels, offsets = pack["webp"], pack["label"], pack["offsets"]
-    for start, end in zip(offsets[:-1], offsets[1:], strict=True):
-        mosaic = np.asarray(Image.open(io.BytesIO(content[start:end].tobytes())).convert("RGB"))
-        grid = mosaic.reshape(mosaic.shape[0] // 32, 32, -1, 32, 3).swapaxes(1, 2)
-        images.append(grid.reshape(-1, 32, 32, 3))
-    return np.concatenate(images)[: len(labels)], labels
 
 
 @pytest.mark.slow

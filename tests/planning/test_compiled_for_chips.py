@@ -1,7 +1,9 @@
 """Steps compiled for TPUs and GPUs that are not here, by their own compilers."""
 
 import importlib.util
+import pathlib
 import re
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -9,7 +11,7 @@ import pytest
 from small_plans import LLAMA, config, folder
 
 from distill_jax.errors import UsageError
-from distill_jax.planning import abstract, choices, gpus, plan, targets, work
+from distill_jax.planning import abstract, choices, gpus, memory, plan, targets, work
 from distill_jax.training.step import compile_steps
 
 needs_libtpu = pytest.mark.skipif(
@@ -112,11 +114,40 @@ def test_on_a_tpu_the_kernel_keeps_no_logits(tmp_path, kept_environment, attenti
     run = abstract.prepare(settings, opened.devices)
     where = jax.tree.map(lambda a: a.sharding, run.state)
     given = (run.state, run.teacher_variables, run.store, run.batches)
-    compiled = compile_steps(run.recipe, run.mesh, where).lower(*given).compile()
+    lowered = compile_steps(run.recipe, run.mesh, where).lower(*given)
+    compiled, taken = memory.compile_step(lowered, "tpu")
+    stats = compiled.memory_analysis()
+    within = taken - stats.argument_size_in_bytes  # memory_analysis() says more than is allocated
+    assert 0 < within < stats.temp_size_in_bytes
     text = compiled.as_text()
     kept = re.findall(r"(?:f32|bf16|pred)\[[\d,]*384,384\]", text)
     assert bool(kept) == (attention == "xla")
     assert ("tpu_custom_call" in text) == (attention == "auto")
+
+
+@pytest.mark.parametrize("written", [True, False])
+def test_bytes_on_a_tpu_are_of_the_compilers_report(written):
+    stats = SimpleNamespace(
+        argument_size_in_bytes=500,
+        temp_size_in_bytes=800,
+        output_size_in_bytes=300,
+        alias_size_in_bytes=290,
+    )
+    compiled = SimpleNamespace(memory_analysis=lambda: stats)
+
+    def compile_(compiler_options):
+        folder = pathlib.Path(compiler_options["xla_dump_to"])
+        (folder / "module_0000.jit_steps.after_optimizations.txt").write_text("HloModule jit_steps")
+        if written:
+            report = folder / "module_0000.jit_steps.after_optimizations-memory-usage-report.txt"
+            report.write_text(
+                "Memory Space: default (color=0)\nTotal bytes: 1024 (1.0KiB)\n  cumulative_size\n\n"
+                "Memory Space: vmem (color=1)\nTotal bytes: 2048 (2.0KiB)\n"
+            )
+        return compiled
+
+    found = memory.compile_step(SimpleNamespace(compile=compile_), "tpu")
+    assert found == (compiled, 1024 if written else 500 + 800 + 10)
 
 
 @pytest.mark.parametrize(
