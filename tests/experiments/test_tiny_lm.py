@@ -147,7 +147,7 @@ def test_a_tiny_study_runs_resumes_and_reports(source, tmp_path, monkeypatch):
         f"--workdir={root}",
         f"--data={source}",
         "--steps=4",
-        "--teacher-steps=40",
+        "--teacher-steps=24",
         "--seeds=1",
         "--documents=100",
     ]
@@ -157,7 +157,7 @@ def test_a_tiny_study_runs_resumes_and_reports(source, tmp_path, monkeypatch):
     summary = json.loads((folder / "results" / report.SUMMARY).read_text())
     readme = (folder / "README.md").read_text()
     assert [one["arm"] for one in summary["runs"]] == [arm.name for arm in small]
-    assert "A trial, not a result: 4 steps, 40 teacher steps, 1 seeds" in readme
+    assert "A trial, not a result: 4 steps, 24 teacher steps, 1 seeds" in readme
     assert str(tmp_path) not in readme and str(tmp_path) not in json.dumps(summary)
     for arm in small:
         assert arm.title in readme

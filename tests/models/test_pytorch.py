@@ -1,9 +1,11 @@
 """Networks of PyTorch under our names: the same answers, and a refusal that says what differs."""
 
+import functools
 import json
 import os
 import re
 
+import compiling
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -248,7 +250,7 @@ def test_published_teachers_keep_their_accuracy(
     images, labels = unpacked(shared_data / "vision" / f"{data}_test.npz")
     definition = graphdef(spec)
 
-    @jax.jit
+    @functools.partial(jax.jit, compiler_options=compiling.FULL)
     def answers(params, stats, pixels):
         x = models.normalise(pixels.astype(jnp.float32) / 255, mean, std)
         return jnp.argmax(models.apply(definition, params, stats, x)[0].logits, -1)
