@@ -26,7 +26,7 @@ $(VENV)/.plan: $(VENV)/.installed
 
 test-slow: $(VENV)/.installed $(VENV)/.plan
 	$(BIN)/python -m pytest -n 2 -m "slow"
-	$(BIN)/python -m pytest -m "not slow" tests/test_buckets.py
+	$(BIN)/python -m pytest -m "not slow" tests/buckets
 
 check: $(VENV)/.installed
 	$(BIN)/ruff check .
