@@ -18,8 +18,8 @@ from distill_jax.planning.collectives import Collective, collectives
 from distill_jax.planning.targets import Target
 from distill_jax.training.step import compile_steps
 
-# The TPU compiler's words for a program that has no room: of all that it needs, of what it needs
-# beside its arguments, or of a single array of that.
+# The TPU compiler's words for a program that has no room: of all that it needs, of its temporaries
+# (among which its arguments are counted where all of the HBM is called available), or of an array.
 _USED = re.compile(r"Used ([\d.]+)([KMG]?) of ([\d.]+)([KMG]?) hbm")
 _WITHIN = re.compile(r"temporaries \(([\d.]+)([KMG]?)\) exceeds available HBM \(([\d.]+)([KMG]?)\)")
 _ARRAY = re.compile(r"Allocation \(size=(\d+)()\) would exceed memory \(size=(\d+)()\)")
@@ -104,7 +104,7 @@ def make(config: ConfigDict, target: Target) -> Plan:
             warnings.filterwarnings("ignore", message="Error reading persistent compilation cache")
             compiled, taken = memory.compile_step(lowered, target.platform)
     except jax.errors.JaxRuntimeError as error:
-        needed = _refused(str(error), sum(held.values()))
+        needed = _refused(str(error), sum(held.values()), target.memory)
         if needed is None:
             raise
         within, limit = needed
@@ -154,13 +154,16 @@ def _kernels(config: ConfigDict, target: Target) -> tuple[ConfigDict, list[str]]
     ]
 
 
-def _refused(said: str, held: int) -> tuple[int, int] | None:
+def _refused(said: str, held: int, memory: int) -> tuple[int, int] | None:
     """What a program needs beside its arguments, and what there is, of the compiler's refusal."""
-    for pattern, less in ((_USED, held), (_WITHIN, 0), (_ARRAY, 0)):
+    for pattern in (_USED, _WITHIN, _ARRAY):
         found = pattern.search(said)
-        if found:
-            needed, limit = (round(float(found[n]) * _UNITS[found[n + 1]]) for n in (1, 3))
-            return max(needed - less, 0), limit
+        if not found:
+            continue
+        needed, limit = (round(float(found[n]) * _UNITS[found[n + 1]]) for n in (1, 3))
+        if pattern is _WITHIN and limit + held <= memory:  # what the arguments leave
+            return needed, limit + held
+        return needed if pattern is _ARRAY else max(needed - held, 0), limit
     return None
 
 

@@ -11,7 +11,6 @@ import numpy as np
 import safetensors.numpy
 from flax import nnx
 
-from distill_jax.generation import decode
 from distill_jax.models import language
 
 ROOT = pathlib.Path(__file__).resolve().parents[1] / "golden"
@@ -21,18 +20,6 @@ TEMPLATE = (
     "{{ bos_token }}{% for m in messages %}[{{ m.role }}]{{ m.content }}{{ eos_token }}{% endfor %}"
     "{% if add_generation_prompt %}[assistant]{% endif %}"
 )
-
-# Half the compile time; the tests run each program once or twice.
-QUICK = {"xla_backend_optimization_level": 0}
-
-
-def compile_quickly() -> None:
-    """From here on programs of `generate` are compiled with little optimisation."""
-    decode._respond = jax.jit(
-        decode._respond.__wrapped__,
-        static_argnames=("graphdef", "options"),
-        compiler_options=QUICK,
-    )
 
 
 def _module(name: str, path: pathlib.Path):
@@ -57,7 +44,7 @@ def golden_model(name: str) -> language.Decoder:
         return language.load(folder)
 
 
-@functools.partial(jax.jit, static_argnums=0, compiler_options=QUICK)
+@functools.partial(jax.jit, static_argnums=0)
 def _logits(graphdef, state, tokens):
     model = nnx.merge(graphdef, state)
     return model.logits(model(tokens).hidden)

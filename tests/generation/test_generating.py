@@ -222,13 +222,11 @@ def test_torn_and_missing_shards_are_made_again(done, settings, teacher, tmp_pat
         assert (workdir / path.name).read_bytes() == path.read_bytes()
 
 
+ROOT = pathlib.Path(__file__).resolve().parents[2]
 SCRIPT = """
 import json, sys, jax
-sys.path.insert(0, sys.argv[5])
 jax.config.update("jax_compilation_cache_dir", sys.argv[4])
 from distill_jax import generating, models, parallel
-import generation_reference
-generation_reference.compile_quickly()
 settings = json.loads(sys.argv[1])
 settings["stops"] = tuple(settings["stops"])
 mesh = parallel.make_mesh(data=1, devices=jax.devices()[:1])
@@ -238,11 +236,10 @@ generating.write(generating.Settings(**settings), sys.argv[2], sys.argv[3], mesh
 
 def start(settings, teacher, workdir) -> subprocess.Popen:
     """A writer in a process of its own."""
-    here = pathlib.Path(__file__).parent
     said = json.dumps(dataclasses.asdict(settings))
-    arguments = [said, teacher, workdir, jax.config.jax_compilation_cache_dir, here]
+    arguments = [said, teacher, workdir, jax.config.jax_compilation_cache_dir]
     command = [sys.executable, "-c", SCRIPT, *map(str, arguments)]
-    return subprocess.Popen(command, stdout=subprocess.DEVNULL, cwd=here.parents[1])
+    return subprocess.Popen(command, stdout=subprocess.DEVNULL, cwd=ROOT)
 
 
 def killed_after_two_shards(process, workdir, moments) -> bool:

@@ -154,14 +154,15 @@ def test_bytes_on_a_tpu_are_of_the_compilers_report(written):
     ("said", "expected"),
     [
         ("Used 21.50G of 15.75G hbm. Exceeded hbm capacity by 5.75G", (16.5, 15.75)),
-        ("temporaries (3.5G) exceeds available HBM (2.25G)", (3.5, 2.25)),
+        ("temporaries (21.63G) exceeds available HBM (15.75G).", (16.63, 15.75)),
+        ("temporaries (3.5G) exceeds available HBM (10.75G)", (3.5, 15.75)),
         ("Allocation (size=137438953472) would exceed memory (size=17179869184) :: %s0", (128, 16)),
         ("INTERNAL: something else", None),
     ],
 )
 def test_what_the_tpu_compiler_says_when_there_is_no_room(said, expected):
-    found = plan._refused(said, held=5 * 2**30)
-    assert found == (expected and tuple(number * 2**30 for number in expected))
+    found = plan._refused(said, held=5 * 2**30, memory=16 * 2**30)
+    assert found == (expected and tuple(round(number * 2**30) for number in expected))
 
 
 @needs_libtpu

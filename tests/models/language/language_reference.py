@@ -17,9 +17,6 @@ _SPEC = importlib.util.spec_from_file_location("language_golden", GOLDEN / "make
 make = importlib.util.module_from_spec(_SPEC)
 _SPEC.loader.exec_module(make)
 
-# Half the compile time; the tests run each program once.
-QUICK = {"xla_backend_optimization_level": 0}
-
 TOKENS = make.TOKENS.astype(np.int32)
 NAMES = tuple(make.FAMILIES)
 
@@ -49,7 +46,7 @@ def forward(model: language.Decoder, tokens: np.ndarray, **options) -> language.
     return _forward(graphdef, state, tokens, options)
 
 
-@functools.partial(jax.jit, static_argnums=0, compiler_options=QUICK)
+@functools.partial(jax.jit, static_argnums=0)
 def _forward(graphdef, state, tokens, options):
     return nnx.merge(graphdef, state)(tokens, **options)
 
@@ -60,7 +57,7 @@ def logits(model: language.Decoder, tokens: np.ndarray) -> np.ndarray:
     return np.asarray(_logits(graphdef, state, tokens))
 
 
-@functools.partial(jax.jit, static_argnums=0, compiler_options=QUICK)
+@functools.partial(jax.jit, static_argnums=0)
 def _logits(graphdef, state, tokens):
     model = nnx.merge(graphdef, state)
     return model.logits(model(tokens).hidden)

@@ -103,7 +103,7 @@ def _compiled(config: DecoderConfig, output: str) -> str:
     def forward(state, tokens):
         return getattr(nnx.merge(graphdef, state)(tokens), output)
 
-    return forward.lower(state, tokens).compile(reference.QUICK).as_text()
+    return forward.lower(state, tokens).compile().as_text()
 
 
 def test_states_are_computed_only_where_they_are_used():
@@ -138,7 +138,7 @@ def test_rematerialisation_keeps_less_and_changes_no_gradient(experts):
             model = language.assemble(config, params, remat=remat)
             return jnp.sum(model(tokens).hidden[..., 5])
 
-        return jax.jit(jax.grad(loss)).lower(params).compile(reference.QUICK)
+        return jax.jit(jax.grad(loss)).lower(params).compile()
 
     programs = {remat: compiled(remat) for remat in ("none", "dots", "full")}
     gradients = {remat: program(params) for remat, program in programs.items()}

@@ -109,9 +109,7 @@ def compared(model: language.Decoder, tokens: np.ndarray):
         hidden = models.merge(graphdef, params)(tokens).hidden
         return jnp.sum(jnp.sin(3 * hidden)), hidden
 
-    (_, hidden), gradients = jax.jit(
-        jax.value_and_grad(loss, has_aux=True), compiler_options=reference.QUICK
-    )(params)
+    (_, hidden), gradients = jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
     return hidden, gradients
 
 
@@ -172,7 +170,7 @@ def test_gradients_of_experts_are_scattered_over_fsdp_and_summed_in_shards(mesh)
         return jnp.sum(jnp.sin(models.merge(graphdef, params)(tokens).hidden))
 
     gradient = jax.jit(jax.grad(loss), out_shardings=where)
-    text = gradient.lower(given, tokens).compile(reference.QUICK).as_text()
+    text = gradient.lower(given, tokens).compile().as_text()
     module = hlo.parse(text)
     found = {(c.kind, c.axes): c.count for c in collectives(module, mesh)}
     # Of three kernels in each of two layers, and of the embedding.

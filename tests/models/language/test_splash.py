@@ -123,9 +123,7 @@ def test_a_decoder_by_the_kernel_is_the_decoder(sizes, remat):
             hidden = model(tokens, segments=segments).hidden
             return jnp.sum(jnp.where(real, hidden * slope, 0)), hidden
 
-        gradients, hidden = jax.jit(
-            jax.grad(loss, has_aux=True), compiler_options=language_reference.QUICK
-        )(params)
+        gradients, hidden = jax.jit(jax.grad(loss, has_aux=True))(params)
         return gradients | {"hidden": np.where(real, hidden, 0)}
 
     expected = run("xla", None, "none")

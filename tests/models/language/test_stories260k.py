@@ -1,6 +1,5 @@
 """stories260K, a real Llama: its arrays load, score text and continue a story."""
 
-import functools
 import struct
 
 import jax
@@ -125,7 +124,7 @@ def test_it_finds_a_story_likely_and_the_same_letters_in_disorder_not(model, pie
 def test_it_continues_a_story(model, pieces):
     graphdef, state = nnx.split(model)
 
-    @functools.partial(jax.jit, compiler_options=reference.QUICK)
+    @jax.jit
     def step(state, tokens, cache):
         model = nnx.merge(graphdef, state)
         decoded = model(tokens, cache=cache)
