@@ -93,8 +93,8 @@ def compile_step(lowered: Any, platform: str) -> tuple[Any, int]:
     """Compiles a step; also, what its arguments, outputs and temporaries take of a device.
 
     On TPUs the bytes are of the memory report that the compiler writes beside a program. The
-    temporaries of `memory_analysis` are more than is allocated there: the whole would be 13 to 19 %
-    too high for the language pairs of configs/ (libtpu 0.0.42).
+    temporaries of `memory_analysis` are more than is allocated there: the whole would be 12 to 19 %
+    too high for five plans of the language pairs of configs/ (libtpu 0.0.42).
 
     Args:
       lowered: a `jax.stages.Lowered`.
