@@ -154,14 +154,14 @@ def _kernels(config: ConfigDict, target: Target) -> tuple[ConfigDict, list[str]]
     ]
 
 
-def _refused(said: str, held: int, memory: int) -> tuple[int, int] | None:
+def _refused(said: str, held: int, most: int) -> tuple[int, int] | None:
     """What a program needs beside its arguments, and what there is, of the compiler's refusal."""
     for pattern in (_USED, _WITHIN, _ARRAY):
         found = pattern.search(said)
         if not found:
             continue
         needed, limit = (round(float(found[n]) * _UNITS[found[n + 1]]) for n in (1, 3))
-        if pattern is _WITHIN and limit + held <= memory:  # what the arguments leave
+        if pattern is _WITHIN and limit + held <= most:  # what the arguments leave
             return needed, limit + held
         return needed if pattern is _ARRAY else max(needed - held, 0), limit
     return None

@@ -161,7 +161,7 @@ def test_bytes_on_a_tpu_are_of_the_compilers_report(written):
     ],
 )
 def test_what_the_tpu_compiler_says_when_there_is_no_room(said, expected):
-    found = plan._refused(said, held=5 * 2**30, memory=16 * 2**30)
+    found = plan._refused(said, held=5 * 2**30, most=16 * 2**30)
     assert found == (expected and tuple(round(number * 2**30) for number in expected))
 
 
