@@ -8,6 +8,7 @@ import sys
 
 import numpy as np
 import pytest
+from packs import unpacked
 from PIL import Image
 
 from distill_jax.data import Crops, load
@@ -208,3 +209,20 @@ def test_real_mnist_as_prepared_by_the_official_builder(tmp_path, shared_data):
     expected = sorted(zip(map(bytes, pack["x_test"]), pack["y_test"].tolist(), strict=True))
     images, labels = test.arrays()
     assert sorted(zip(map(bytes, images), labels.tolist(), strict=True)) == expected
+
+
+@pytest.mark.slow
+def test_real_cifar100_as_prepared_by_the_official_builder(tmp_path, shared_data):
+    """Of its two labels the fine one; every image, as it lies in the packs."""
+    script = [sys.executable, str(shared_data / "prepare_tfds.py")]
+    subprocess.run([*script, f"--data_dir={tmp_path}", "--only=cifar100"], check=True, timeout=300)
+    for split, packs in (("train", ("train_1of2", "train_2of2")), ("test", ("test",))):
+        examples = load("cifar100", split, tfds_dir=str(tmp_path))
+        assert examples.info.image_shape == (32, 32, 3) and examples.info.num_classes == 100
+        expected = []
+        for pack in packs:
+            images, labels = unpacked(shared_data / "vision" / f"cifar100_{pack}.npz")
+            expected += zip(map(bytes, images), labels.tolist(), strict=True)
+        images, labels = examples.arrays()
+        assert sorted(zip(map(bytes, images), labels.tolist(), strict=True)) == sorted(expected)
+        np.testing.assert_array_equal(examples.labels(), labels)
