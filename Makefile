@@ -26,7 +26,7 @@ $(VENV)/.plan: $(VENV)/.installed
 
 test-slow: $(VENV)/.installed $(VENV)/.plan
 	$(BIN)/python -m pytest -n 2 -m "slow"
-	$(BIN)/python -m pytest -m "not slow" tests/buckets
+	$(BIN)/python -m pytest -m "not slow" tests/storage
 
 check: $(VENV)/.installed
 	$(BIN)/ruff check .

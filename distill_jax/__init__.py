@@ -2,7 +2,7 @@
 
 Nothing is imported here but the version, so that `import distill_jax` costs nothing; the rooms are
 `distill_jax.losses`, `.models`, `.data`, `.methods`, `.teachers`, `.training`, `.reports` and
-`distill_jax.experiment`, which wires them together.
+`distill_jax.runs.experiment`, which wires them together.
 """
 
 __version__ = "0.1.0"

@@ -22,8 +22,10 @@ import sys
 import traceback
 from collections.abc import Sequence
 
-from distill_jax import __version__, buckets, files, hosts, launch
+from distill_jax import __version__, storage
 from distill_jax.errors import UsageError
+from distill_jax.processes import coordination, discovery
+from distill_jax.storage import gcs
 
 #: The verbs whose paths may lie in a bucket, gs://.
 _BUCKETS = {
@@ -104,13 +106,13 @@ def _add_hosts(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--host_timeout",
         metavar="SECONDS",
-        default=str(hosts.HOST_TIMEOUT),
+        default=str(coordination.HOST_TIMEOUT),
         help="a process that is not heard of for so long ends all (%(default)s)",
     )
     group.add_argument(
         "--step_timeout",
         metavar="SECONDS",
-        default=str(hosts.STEP_TIMEOUT),
+        default=str(coordination.STEP_TIMEOUT),
         help="when no process goes on for so long, all end; 0: never (%(default)s)",
     )
 
@@ -125,9 +127,9 @@ def _join(arguments: argparse.Namespace) -> None:
         raise UsageError(
             f"--step_timeout={step_timeout:g}: expected 0, or seconds from 1 to 604800"
         )
-    how = launch.launch(arguments.coordinator, arguments.num_processes, arguments.process_id)
+    how = discovery.launch(arguments.coordinator, arguments.num_processes, arguments.process_id)
     together = arguments.verb == "train"
-    hosts.start(how, stop_together=together, timeout=timeout, step_timeout=step_timeout)
+    coordination.start(how, stop_together=together, timeout=timeout, step_timeout=step_timeout)
 
 
 def _numbers(flag: str, said: str, kind: type) -> tuple:
@@ -158,11 +160,11 @@ def _import(arguments: argparse.Namespace, overrides: dict[str, str]) -> None:
         std=_numbers("std", arguments.std, float),
     )
     saved = models.load(arguments.file, spec=spec, key="import")
-    if files.is_remote(arguments.workdir) and buckets.names(arguments.workdir):
+    if storage.is_remote(arguments.workdir) and gcs.names(arguments.workdir):
         raise UsageError(
             f"--workdir={arguments.workdir}: there are objects under this name; expected a new one"
         )
-    with files.published(arguments.workdir, "model.json") as folder:
+    with storage.published(arguments.workdir, "model.json") as folder:
         fingerprint = models.save(folder, spec, saved.params, saved.stats)
     found = {"model": arguments.model, "parameters": models.count(saved.params)}
     print(json.dumps({"path": str(arguments.workdir), **found, "fingerprint": fingerprint}))
@@ -170,25 +172,25 @@ def _import(arguments: argparse.Namespace, overrides: dict[str, str]) -> None:
 
 def _store(arguments: argparse.Namespace, overrides: dict[str, str]) -> None:
     from distill_jax import config as configs
-    from distill_jax import storing
+    from distill_jax.commands import precompute
 
     config = configs.load(arguments.config, overrides)
     options = {name: getattr(arguments, name) for name in ("dtype", "answers")}
     if arguments.taps is not None:
         options["taps"] = tuple(name for name in arguments.taps.split(",") if name)
-    print(json.dumps(storing.write(config, arguments.workdir, **options)))
+    print(json.dumps(precompute.write(config, arguments.workdir, **options)))
 
 
 def _generate(arguments: argparse.Namespace, overrides: dict[str, str]) -> None:
     from distill_jax import config as configs
-    from distill_jax import generating
+    from distill_jax.commands import generate as generating
 
     teacher, settings = generating.settings_of(configs.read(arguments.config, overrides))
     print(json.dumps(generating.write(settings, teacher, arguments.workdir)))
 
 
 def _export(arguments: argparse.Namespace, overrides: dict[str, str]) -> None:
-    from distill_jax import exporting
+    from distill_jax.commands import export as exporting
 
     if overrides:
         raise UsageError(f"--config.{next(iter(overrides))}: export takes no config keys")
@@ -209,8 +211,8 @@ def _plan(arguments: argparse.Namespace, overrides: dict[str, str]) -> int:
     chosen = planning.search if arguments.search else planning.check
     fits, text, content = chosen(config, targets.open_target(arguments.target))
     if out is not None:
-        with files.reached(out, "--out"):
-            files.make_folder(out.parent)
+        with storage.reached(out, "--out"):
+            storage.make_folder(out.parent)
             out.write_text(json.dumps(content, indent=2) + "\n")
     print(text)
     return 0 if fits else 1
@@ -218,8 +220,9 @@ def _plan(arguments: argparse.Namespace, overrides: dict[str, str]) -> int:
 
 def _train(arguments: argparse.Namespace, overrides: dict[str, str]) -> None:
     from distill_jax import config as configs  # here, so that --help needs no JAX
-    from distill_jax import experiment, schema
-    from distill_jax.workdir import Workdir
+    from distill_jax.config import schema
+    from distill_jax.runs import experiment
+    from distill_jax.runs.workdir import Workdir
 
     if arguments.help_config:
         print(schema.describe())
@@ -229,7 +232,7 @@ def _train(arguments: argparse.Namespace, overrides: dict[str, str]) -> None:
     if arguments.config is not None:
         config = configs.load(arguments.config, overrides)
     elif arguments.workdir is not None:
-        with files.reached(arguments.workdir, "--workdir"):
+        with storage.reached(arguments.workdir, "--workdir"):
             config = Workdir(arguments.workdir).stored_config()
         if config is None:
             raise UsageError(f"--workdir={arguments.workdir}: no run to resume; expected --config")
@@ -250,24 +253,25 @@ def _train(arguments: argparse.Namespace, overrides: dict[str, str]) -> None:
 
 def _evaluate(arguments: argparse.Namespace, overrides: dict[str, str]) -> None:
     _join(arguments)
-    from distill_jax import experiment, reports
+    from distill_jax import reports
+    from distill_jax.runs import experiment
 
     values = experiment.evaluate(arguments.workdir, arguments.split, arguments.which, overrides)
     _print_once(reports.figures_text(values))
 
 
 def _print_once(text: str) -> None:
-    if hosts.first():
+    if coordination.first():
         print(text)
 
 
 def _report(arguments: argparse.Namespace, overrides: dict[str, str]) -> None:
     from distill_jax import reports
-    from distill_jax.workdir import Workdir
+    from distill_jax.runs.workdir import Workdir
 
     if overrides:
         raise UsageError(f"--config.{next(iter(overrides))}: report takes no config keys")
-    with files.reached(arguments.workdir, "--workdir"):
+    with storage.reached(arguments.workdir, "--workdir"):
         stored = Workdir(arguments.workdir).stored_config()
     if stored is None:
         raise UsageError(f"--workdir={arguments.workdir}: no run there; expected a config.json")
@@ -295,7 +299,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         arguments = _parser().parse_args(rest)
         for name, key in (("workdir", "--workdir"), ("out", "--out"), ("file", "FILE")):
             if getattr(arguments, name, None) is not None:
-                path = files.place if arguments.verb in _BUCKETS[name] else files.local
+                path = storage.place if arguments.verb in _BUCKETS[name] else storage.local
                 setattr(arguments, name, path(getattr(arguments, name), key))
         run = {
             "train": _train,
@@ -308,14 +312,14 @@ def main(argv: Sequence[str] | None = None) -> int:
             "export": _export,
         }
         code = run[arguments.verb](arguments, overrides) or 0
-        hosts.finish()
+        coordination.finish()
         return code
     except UsageError as error:
         return _ended(2, f"distill-jax: error: {error}")
     except Exception as error:
         return _failed(error)
     except KeyboardInterrupt:
-        hosts.end(1, "distill-jax: failed: interrupted")
+        coordination.end(1, "distill-jax: failed: interrupted")
         raise
 
 
@@ -324,23 +328,25 @@ def _failed(error: Exception) -> int:
     from distill_jax.training import checkpoints, loop
 
     if isinstance(error, loop.Preempted):
-        if hosts.first():
+        if coordination.first():
             print("distill-jax: stopped by SIGTERM; the same command resumes", file=sys.stderr)
-        hosts.finish()
+        coordination.finish()
         return 0
-    if hosts.many() and _of_devices(error):
-        gone = hosts.lost()
+    if coordination.many() and _of_devices(error):
+        gone = coordination.lost()
         if gone is not None:
-            name = f"process {gone} of {hosts.processes()}"
-            hosts.end(1, f"distill-jax: failed: {name} has gone; all have stopped, {hosts.RESUMES}")
-    known = loop.Diverged, checkpoints.CheckpointError, hosts.HostsError, buckets.Unreachable
+            name = f"process {gone} of {coordination.processes()}"
+            coordination.end(
+                1, f"distill-jax: failed: {name} has gone; all have stopped, {coordination.RESUMES}"
+            )
+    known = loop.Diverged, checkpoints.CheckpointError, coordination.HostsError, gcs.Unreachable
     if isinstance(error, known):
         return _ended(1, f"distill-jax: failed: {error}")
-    if hosts.many():
+    if coordination.many():
         traceback.print_exc()
         said = " ".join(str(error).split())[:300]
-        name = f"process {hosts.process()} of {hosts.processes()}"
-        hosts.end(1, f"distill-jax: failed: {name}: {type(error).__name__}: {said}")
+        name = f"process {coordination.process()} of {coordination.processes()}"
+        coordination.end(1, f"distill-jax: failed: {name}: {type(error).__name__}: {said}")
     raise error
 
 
@@ -355,7 +361,7 @@ def _of_devices(error: BaseException | None) -> bool:
 
 def _ended(code: int, line: str) -> int:
     """Says why a run ends; of many processes ends all of them."""
-    hosts.end(code, line)
+    coordination.end(code, line)
     print(line, file=sys.stderr)
     return code
 

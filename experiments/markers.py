@@ -4,7 +4,7 @@ import pathlib
 from collections.abc import Callable
 
 from distill_jax.errors import UsageError
-from distill_jax.files import write_atomically
+from distill_jax.storage import write_atomically
 
 BEGIN, END = "<!-- results: begin -->", "<!-- results: end -->"
 

@@ -50,7 +50,7 @@ def digits_teacher(tmp_path_factory) -> pathlib.Path:
     """The workdir of a small teacher, trained on the digits."""
     from small_runs import TEACHER
 
-    from distill_jax import experiment
+    from distill_jax.runs import experiment
 
     folder = tmp_path_factory.mktemp("teacher") / "run"
     experiment.run(TEACHER, folder)
@@ -62,7 +62,8 @@ def emulator():
     """An empty bucket on this machine, "gs://bucket"."""
     pytest.importorskip("gcsfs", reason="gs:// needs the extra gcs")
     server = subprocess.Popen(
-        [sys.executable, ROOT / "tests" / "fake_gcs.py", "bucket"], stdout=subprocess.PIPE
+        [sys.executable, ROOT / "tests" / "support" / "fake_gcs.py", "bucket"],
+        stdout=subprocess.PIPE,
     )
     before = {name: os.environ[name] for name in GCS_URLS}
     os.environ.update(dict.fromkeys(GCS_URLS, f"http://127.0.0.1:{int(server.stdout.readline())}"))
@@ -75,7 +76,7 @@ def emulator():
 @pytest.fixture
 def bucket(emulator, request) -> Any:
     """A folder of its own in the bucket, as an `epath.Path`."""
-    from distill_jax import files
+    from distill_jax import storage
 
     name = re.sub(r"\W+", "-", request.node.name)
-    return files.place(f"{emulator}/{name}-{os.getpid()}", "test")
+    return storage.place(f"{emulator}/{name}-{os.getpid()}", "test")

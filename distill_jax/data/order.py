@@ -9,20 +9,38 @@ sampling, neither of which the distillation recipes use.
 
 import functools
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import numpy as np
 
 from distill_jax.errors import UsageError, unknown
-
-if TYPE_CHECKING:
-    from distill_jax.data.sources.base import Examples
 
 # Streams of one seed: epochs count up from 0, so the other uses sit far above any epoch.
 VALIDATION_STREAM = 2**63
 FRACTION_STREAM = 2**63 + 1
 SOURCE_STREAM = 2**63 + 2
 CROP_STREAM = 2**63 + 3
+
+
+class Classes(Protocol):
+    """The classes of a data set: how many there are, and their names, which may be unknown."""
+
+    @property
+    def num_classes(self) -> int: ...
+
+    @property
+    def class_names(self) -> tuple[str, ...]: ...
+
+
+class Labelled(Protocol):
+    """Examples that have a class each: all that a split needs to know of them."""
+
+    def __len__(self) -> int: ...
+
+    def labels(self) -> np.ndarray: ...
+
+    @property
+    def info(self) -> Classes: ...
 
 
 def permutation(count: int, seed: int, stream: int) -> np.ndarray:
@@ -69,7 +87,7 @@ def stratified(labels: np.ndarray, count: int, seed: int, stream: int) -> np.nda
 
 
 def splits(
-    examples_train: "Examples",
+    examples_train: Labelled,
     *,
     validation: float | int,
     split_seed: int,
@@ -138,7 +156,7 @@ def _count(validation: float | int, total: int) -> int:
     )
 
 
-def _classes(key: str, wanted: Iterable[int | str], examples: "Examples") -> list[int]:
+def _classes(key: str, wanted: Iterable[int | str], examples: Labelled) -> list[int]:
     """Class numbers of a list that may hold names."""
     info = examples.info
     numbers = []

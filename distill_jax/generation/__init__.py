@@ -5,8 +5,7 @@
     found[0].ids, found[0].finish                   # int32 [n], "stop" or "length"
 
 `respond` is the same inside a program of the caller's: arrays in, arrays out. `prompts` reads
-JSONL, `Responses` is the folder in which shards of lines are kept, `scoring` compares answers with
-references. Left out on purpose: beams, penalties for repetition, and speculative decoding.
+JSONL. Left out on purpose: beams, penalties for repetition, and speculative decoding.
 """
 
 from distill_jax.generation.decode import (
@@ -21,26 +20,19 @@ from distill_jax.generation.prompts import Prompt, said
 from distill_jax.generation.prompts import encode as encode_prompts
 from distill_jax.generation.prompts import read as read_prompts
 from distill_jax.generation.sampling import Sampler, allowed, draw
-from distill_jax.generation.scoring import METRICS, exact_match, rouge_l, unscorable
-from distill_jax.generation.shards import Responses
 
 __all__ = [
-    "METRICS",
     "Drawn",
     "Prompt",
     "Response",
-    "Responses",
     "Sampler",
     "allowed",
     "draw",
     "encode_prompts",
-    "exact_match",
     "generate",
     "padded_length",
     "read_prompts",
     "respond",
-    "rouge_l",
     "row_keys",
     "said",
-    "unscorable",
 ]

@@ -62,7 +62,7 @@ from distill_jax.losses.relations import (
 )
 from distill_jax.losses.states import attention_relation, hidden_cosine, hidden_mse
 from distill_jax.losses.vocab import vocab_cross_entropy, vocab_divergence
-from distill_jax.losses.vocab_sparse import vocab_sparse_kl
+from distill_jax.losses.vocab.sparse import vocab_sparse_kl
 
 __all__ = [
     "activation_boundary",

@@ -10,13 +10,13 @@ optimizers and devices. A network knows its pixels and nothing of where they com
 """
 
 from distill_jax.models import vision as _vision  # noqa: F401  (registers the image classifiers)
+from distill_jax.models.files.model_folder import Saved, fingerprint, fingerprint_of, load, save
+from distill_jax.models.files.pytorch import from_pytorch
+from distill_jax.models.files.state_dict import read_state_dict
 from distill_jax.models.functional import Flat, apply, count, merge, split
-from distill_jax.models.io import Saved, fingerprint, fingerprint_of, load, save
 from distill_jax.models.outputs import Outputs
-from distill_jax.models.pytorch import from_pytorch
 from distill_jax.models.registry import abstract, check_options, create, names, options, register
 from distill_jax.models.spec import Spec, normalise
-from distill_jax.models.state_dict import read_state_dict
 
 __all__ = [
     "Flat",

@@ -27,7 +27,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from distill_jax.errors import UsageError, unknown
-from distill_jax.models import layers
+from distill_jax.models.vision import layers
 
 _constructors: dict[str, tuple[Callable[..., nnx.Module], tuple[Any, ...]]] = {}
 

@@ -15,9 +15,9 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
 
-from distill_jax import hosts
 from distill_jax.errors import UsageError
 from distill_jax.parallel.mesh import batch_sharding
+from distill_jax.processes import coordination
 
 
 def place(tree: Any, sharding: Any) -> Any:
@@ -105,7 +105,7 @@ def to_first(value: Any, place: tuple[int, ...] = ()) -> np.ndarray | None:
     """As `fetch_part`, on the host of the first process alone; None on the others."""
     if not isinstance(value, jax.Array | np.ndarray):
         return value.part(place, to_first)
-    return _part(value, place, hosts.first())
+    return _part(value, place, coordination.first())
 
 
 def _part(value: Any, place: tuple[int, ...], wanted: bool) -> np.ndarray | None:

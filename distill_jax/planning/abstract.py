@@ -19,25 +19,18 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
-from distill_jax import (
-    assembly,
-    data,
-    files,
-    methods,
-    models,
-    parallel,
-    schema,
-    teachers,
-    text_pairing,
-)
 from distill_jax import config as configs
-from distill_jax.answering import Opened
+from distill_jax import data, methods, models, parallel, storage, teachers
+from distill_jax.config import schema
 from distill_jax.errors import UsageError
 from distill_jax.models import language
 from distill_jax.models.language import lora
 from distill_jax.planning import datasets
+from distill_jax.tasks.images import parts as image_parts
+from distill_jax.tasks.images.teacher import Opened
+from distill_jax.tasks.language import objective
 from distill_jax.teachers import GIVEN
-from distill_jax.teachers.sparse import KINDS
+from distill_jax.teachers.answers.sparse import KINDS
 from distill_jax.training.recipe import Recipe
 
 
@@ -78,7 +71,7 @@ def prepare(config: ConfigDict, devices: Sequence[Any]) -> Abstract:
     Raises:
       UsageError: the teacher, the mesh, the data or the method do not fit.
     """
-    mesh = assembly.mesh_of(config, devices)
+    mesh = image_parts.mesh_of(config, devices)
     make = _text if config.data.name == schema.TEXT else _images
     return make(config, mesh)
 
@@ -99,12 +92,12 @@ def _batches(mesh: Mesh, shapes: dict[str, tuple[tuple[int, ...], Any]], ahead: 
 
 def _text(config: ConfigDict, mesh: Mesh) -> Abstract:
     def make_teachers():
-        return text_pairing.open_teachers(config, mesh, language.blank)
+        return objective.open_teachers(config, mesh, language.blank)
 
     def make_student(teachers):
         first = teachers[0] if teachers else None
         vocab_size = sizes[0] if sizes else 0
-        return text_pairing.open_own(config, mesh, first, vocab_size, language.blank)
+        return objective.open_own(config, mesh, first, vocab_size, language.blank)
 
     opened = nnx.eval_shape(make_teachers)
     sizes = [teacher.config.vocab_size for teacher in opened]
@@ -119,17 +112,17 @@ def _text(config: ConfigDict, mesh: Mesh) -> Abstract:
     stored = _stored_answers(config, shared)
     if stored is not None:
         opened, shared = (), stored.vocab_size
-    comparison, params, frozen, base = text_pairing.compare(
+    comparison, params, frozen, base = objective.compare(
         config, mesh, opened, student, shared, stored
     )
-    frozen = _placed(frozen, text_pairing.where(config, mesh, frozen, "teacher"))
+    frozen = _placed(frozen, objective.where(config, mesh, frozen, "teacher"))
     if base:
         base = lora.frozen(base)
-        frozen |= _placed(base, text_pairing.where(config, mesh, base, "student"))
-    adapters = jax.eval_shape(comparison.adapters, text_pairing.adapters_key(config))
-    rollout = text_pairing.rollout_of(config, comparison, (), mesh)
+        frozen |= _placed(base, objective.where(config, mesh, base, "student"))
+    adapters = jax.eval_shape(comparison.adapters, objective.adapters_key(config))
+    rollout = objective.rollout_of(config, comparison, (), mesh)
     # How many steps are an epoch, the text would tell; the program does not depend on it.
-    recipe = text_pairing.recipe_of(config, comparison, 1.0, rollout)
+    recipe = objective.recipe_of(config, comparison, 1.0, rollout)
     rows, length = config.training.batch_size, config.data.length
     whole = ((rows, length), jnp.dtype(jnp.int32))
     shapes = {name: whole for name in ("tokens", "segments", "positions", "targets")}
@@ -145,7 +138,7 @@ def _text(config: ConfigDict, mesh: Mesh) -> Abstract:
         config=config,
         mesh=mesh,
         recipe=recipe,
-        state=assembly.initial_state(config, mesh, recipe, (params, {}, adapters, {})),
+        state=image_parts.initial_state(config, mesh, recipe, (params, {}, adapters, {})),
         teacher_variables=frozen,
         store={},
         batches=_batches(mesh, shapes, recipe.ahead),
@@ -187,7 +180,7 @@ def _images(config: ConfigDict, mesh: Mesh) -> Abstract:
         params = opened.teacher.params(variables) if opened.teacher else {}
         given = dataclasses.replace(opened, variables=variables, params=params)
         steps_per_epoch = trained_on / config.training.batch_size
-        recipes, arrays = assembly.fit(
+        recipes, arrays = image_parts.fit(
             config, mesh, info, pixels, method, given, labels, steps_per_epoch
         )
         made.append(recipes)
@@ -202,7 +195,9 @@ def _images(config: ConfigDict, mesh: Mesh) -> Abstract:
     rows, integers = config.training.batch_size, jnp.dtype(jnp.int32)
     image = (info.image_shape, jnp.dtype(jnp.uint8))
     shapes, store = {"id": ((rows,), integers)}, {}
-    if assembly.is_resident(config, count * (int(np.prod(info.image_shape)) + integers.itemsize)):
+    if image_parts.is_resident(
+        config, count * (int(np.prod(info.image_shape)) + integers.itemsize)
+    ):
         store = {"image": ((count, *image[0]), image[1]), "label": ((count,), integers)}
         store = {
             name: jax.ShapeDtypeStruct(*kind, sharding=parallel.replicated(mesh))
@@ -217,7 +212,7 @@ def _images(config: ConfigDict, mesh: Mesh) -> Abstract:
         config=config,
         mesh=mesh,
         recipe=recipe,
-        state=assembly.initial_state(config, mesh, recipe, arrays),
+        state=image_parts.initial_state(config, mesh, recipe, arrays),
         teacher_variables=variables,
         store=store,
         batches=_batches(mesh, shapes, recipe.ahead),
@@ -230,7 +225,7 @@ def _images(config: ConfigDict, mesh: Mesh) -> Abstract:
 
 def _spec(said: str, info: data.Info, pixels: tuple) -> models.Spec:
     """Of a saved model, or of NAME:option=value:... for one that need not be there."""
-    if files.place(said, "teacher.path").exists():
+    if storage.place(said, "teacher.path").exists():
         return models.load(said, key="teacher.path").spec
     name, *options = said.split(":")
     if name not in models.names():

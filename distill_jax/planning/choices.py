@@ -11,7 +11,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from distill_jax import config as configs
-from distill_jax import schema
+from distill_jax.config import schema
 from distill_jax.errors import UsageError
 from distill_jax.planning import abstract, memory
 from distill_jax.planning.plan import Plan, make

@@ -6,8 +6,8 @@ From the sets' own pages, as TFDS has them. Any other set is opened, as a run op
 from ml_collections import ConfigDict
 
 from distill_jax import data
-from distill_jax.assembly import load_splits, train_ids_of
 from distill_jax.errors import UsageError
+from distill_jax.tasks.images.parts import load_splits, train_ids_of
 
 #: name -> (channels, side of an image where all are alike or 0, classes, training examples)
 KNOWN = {

@@ -11,7 +11,8 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from distill_jax import config as configs
-from distill_jax import parallel, schema
+from distill_jax import parallel
+from distill_jax.config import schema
 from distill_jax.errors import UsageError
 from distill_jax.planning import abstract, gpus, hlo, memory, roofline, work
 from distill_jax.planning.collectives import Collective, collectives

@@ -14,8 +14,8 @@ from distill_jax import config as configs
 from distill_jax import models
 from distill_jax.planning import flops
 from distill_jax.planning.abstract import Abstract, prepare
+from distill_jax.tasks.language.recipe import TextRecipe
 from distill_jax.training.step import train_step
-from distill_jax.training.text import TextRecipe
 
 
 @dataclasses.dataclass(frozen=True)

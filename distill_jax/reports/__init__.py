@@ -2,8 +2,7 @@
 
 `tables` turns results into cells of text, `figures` turns arrays into matplotlib figures, `html`
 puts both on a page, `run` makes the page of one run. Left out on purpose: anything that computes a
-metric (that is `distill_jax.training.metrics`) and anything that needs JAX, a browser script or the
-network.
+metric (`distill_jax.evaluation` does) and anything that needs JAX, a browser script or the network.
 """
 
 import os

@@ -12,10 +12,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from distill_jax.errors import UsageError
-from distill_jax.files import place, reached, write_atomically
 from distill_jax.reports import figures, html, tables
 from distill_jax.reports.tables import Column, find
-from distill_jax.training import writers
+from distill_jax.storage import place, reached, write_atomically
+from distill_jax.training.logging import writers
 
 SPEED = {
     "examples_per_second": ("Examples per second", 1.0),

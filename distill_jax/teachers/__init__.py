@@ -5,19 +5,19 @@ A teacher is a saved model in evaluation mode. Its parameters are an argument of
 donated, never in a checkpoint; a fingerprint names it in the manifest of a run.
 """
 
+from distill_jax.teachers.answers.reading import GIVEN, Store, Stored
+from distill_jax.teachers.answers.reading import load as load_store
+from distill_jax.teachers.answers.schemes import Finite, Seeded, host_draws, view_key
+from distill_jax.teachers.answers.sparse import Sparse
+from distill_jax.teachers.answers.sparse import answers as sparse_answers
+from distill_jax.teachers.answers.text import described as describe_text_store
+from distill_jax.teachers.answers.text import gather as gather_answers
+from distill_jax.teachers.answers.text import load as load_text_store
+from distill_jax.teachers.answers.text import write as write_text_store
+from distill_jax.teachers.answers.writing import write as write_store
+from distill_jax.teachers.answers.writing import write_seeded as write_steps
 from distill_jax.teachers.average import Average
 from distill_jax.teachers.online import Teachers, load, mean_probabilities
-from distill_jax.teachers.schemes import Finite, Seeded, host_draws, view_key
-from distill_jax.teachers.sparse import Sparse
-from distill_jax.teachers.sparse import answers as sparse_answers
-from distill_jax.teachers.store import write as write_store
-from distill_jax.teachers.store import write_seeded as write_steps
-from distill_jax.teachers.stored import GIVEN, Store, Stored
-from distill_jax.teachers.stored import load as load_store
-from distill_jax.teachers.text_store import described as describe_text_store
-from distill_jax.teachers.text_store import gather as gather_answers
-from distill_jax.teachers.text_store import load as load_text_store
-from distill_jax.teachers.text_store import write as write_text_store
 from distill_jax.teachers.views import Teacher, View
 
 __all__ = [

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import multihost_utils
 
-from distill_jax import hosts, stalls
+from distill_jax.processes import coordination, watchdog
 from distill_jax.training.state import TrainState
 
 
@@ -92,11 +92,11 @@ def stop_on_sigterm() -> Iterator[Callable[[], bool]]:
     the question equally often then.
     """
     asked = threading.Event()
-    was_asked = _agreed_stop() if hosts.many() else asked.is_set
+    was_asked = _agreed_stop() if coordination.many() else asked.is_set
     if threading.current_thread() is not threading.main_thread():
         yield was_asked
         return
-    if hosts.many():
+    if coordination.many():
         # JAX has its own handler of SIGTERM, which tells the others.
         number, handler = signal.SIGINT, lambda *_: os.kill(os.getpid(), signal.SIGTERM)
     else:
@@ -133,7 +133,7 @@ def _followed() -> Iterator[Callable[[int, TrainState], None]]:
 
     The main thread hands steps over without waiting, and then waits for many of them at once.
     """
-    if not hosts.watches_steps():
+    if not coordination.watches_steps():
         yield lambda step, state: None
         return
     handed: queue.SimpleQueue[tuple[int, jax.Array] | None] = queue.SimpleQueue()
@@ -146,7 +146,7 @@ def _followed() -> Iterator[Callable[[int, TrainState], None]]:
         while (item := handed.get()) is not None:
             with contextlib.suppress(Exception):  # the main thread meets the same error
                 jax.block_until_ready(item[1])
-                stalls.computed(item[0])
+                watchdog.computed(item[0])
 
     threading.Thread(target=wait, name="steps", daemon=True).start()
     try:
@@ -191,30 +191,30 @@ def fit(
             while step < stop and not stop_asked():
                 whole = stop - step >= timetable.steps_per_call
                 count = timetable.steps_per_call if whole else 1
-                stalls.mark(step, f"reading the data of step {step + 1}")
+                watchdog.mark(step, f"reading the data of step {step + 1}")
                 taken = [next(batches) for _ in range(count)]
                 program = (max((s for s in timetable.begin_at if s <= step), default=0), count)
                 fresh = program not in compiled
                 compiled.add(program)
                 doing = "compiling" if fresh else "computing"
-                stalls.mark(step + count, f"{doing} step {step + count}", long=fresh)
+                watchdog.mark(step + count, f"{doing} step {step + count}", long=fresh)
                 state = advance(state, step, taken)
                 step += count
                 follow(step, state)
-            stalls.mark(step, f"fetching the results of step {step}")
+            watchdog.mark(step, f"fetching the results of step {step}")
             sums, bad_step = jax.device_get((state.sums, state.bad_step))
             if bad_step >= 0:
                 raise hooks.diverged(int(bad_step))
             if step == stop and timetable.logs_at(step):
-                stalls.mark(step, f"logging step {step}")
+                watchdog.mark(step, f"logging step {step}")
                 hooks.log(step, {name: float(value) for name, value in sums.items()})
             best = False
             if step == stop and step in timetable.evaluate_at:
-                stalls.mark(step, f"evaluating step {step}", long=True)
+                watchdog.mark(step, f"evaluating step {step}", long=True)
                 best = hooks.evaluate(step, state)
             interrupted = stop_asked() and step < timetable.total_steps
             if saved < step and (interrupted or best or step in timetable.save_at):
-                stalls.mark(step, f"saving step {step}", long=True)
+                watchdog.mark(step, f"saving step {step}", long=True)
                 hooks.save(step, state)
                 saved = step
             if interrupted:

@@ -6,8 +6,8 @@ from typing import Any
 import jax
 import optax
 
-from distill_jax.training.optimizers import LearningRate
-from distill_jax.training.schedules import Schedule
+from distill_jax.optim.optimizers import LearningRate
+from distill_jax.optim.schedules import Schedule
 from distill_jax.training.state import TrainState
 
 Flat = dict[str, jax.Array]

@@ -15,8 +15,8 @@ import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from distill_jax.optim import optimizers
 from distill_jax.parallel import batch_sharding, layout, place, place_rows, replicated
-from distill_jax.training import optimizers
 from distill_jax.training.recipe import Batch, Recipe
 from distill_jax.training.state import TrainState
 

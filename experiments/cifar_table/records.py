@@ -9,9 +9,9 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from distill_jax import config as configs
-from distill_jax import workdir
-from distill_jax.experiment import Result
-from distill_jax.schema import SCHEMA
+from distill_jax.config.schema import SCHEMA
+from distill_jax.runs import workdir
+from distill_jax.runs.experiment import Result
 from experiments.cifar_table.plan import Row
 
 

@@ -5,9 +5,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from distill_jax.errors import UsageError
-from distill_jax.files import write_atomically
 from distill_jax.reports import drawing, figures, tables
 from distill_jax.reports.tables import Column
+from distill_jax.storage import write_atomically
 from experiments.cifar_table import plan, records
 
 BEGIN, END = "<!-- results: begin -->", "<!-- results: end -->"

@@ -21,8 +21,8 @@ from collections.abc import Mapping, Sequence
 
 import jax
 
-from distill_jax import experiment
 from distill_jax.errors import UsageError
+from distill_jax.runs import experiment
 from distill_jax.training import loop
 from experiments.cifar_table import plan, records, report
 

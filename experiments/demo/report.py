@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from distill_jax import data, teachers
-from distill_jax.files import write_atomically
 from distill_jax.reports import figures, html, tables
 from distill_jax.reports.tables import Column, Table
-from distill_jax.training import writers
+from distill_jax.storage import write_atomically
+from distill_jax.training.logging import writers
 
 LABELS = {
     "teacher": "Teacher",

@@ -25,11 +25,13 @@ import jax
 from ml_collections import ConfigDict
 
 from distill_jax import config as configs
-from distill_jax import experiment, parallel, workdir
+from distill_jax import parallel
 from distill_jax.errors import UsageError
 from distill_jax.reports import tables
-from distill_jax.training import checkpoints, loop, writers
-from distill_jax.training.progress import Progress
+from distill_jax.runs import experiment, workdir
+from distill_jax.training import checkpoints, loop
+from distill_jax.training.logging import writers
+from distill_jax.training.logging.progress import Progress
 from experiments.demo import report
 
 CONFIG = pathlib.Path(__file__).resolve().parents[2] / "configs" / "digits.py"

@@ -16,10 +16,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from distill_jax import config as configs
-from distill_jax import experiment, workdir
 from distill_jax.errors import UsageError
 from distill_jax.reports import tables
 from distill_jax.reports.tables import Column
+from distill_jax.runs import experiment, workdir
 from experiments.demo import report, run
 
 RESULTS = pathlib.Path(__file__).resolve().parent / "results" / "tuning.json"

@@ -13,7 +13,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from distill_jax import data, models, parallel
-from distill_jax.assembly import prepare
+from distill_jax.tasks.images.parts import prepare
 
 OFFSETS = np.round(np.arange(-200, 201) / 10, 1)  # -20 to 20 in steps of 0.1
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from distill_jax import workdir
+from distill_jax.runs import workdir
 from experiments.hinton2015 import analysis, plan
 
 KEPT = ("count", "errors", "accuracy", "nll", "ece", "brier", "agreement", "kl")  # of an evaluation

@@ -20,9 +20,9 @@ from collections.abc import Mapping, Sequence
 import jax
 from ml_collections import ConfigDict
 
-from distill_jax import experiment, workdir
+from distill_jax.config.schema import SCHEMA
 from distill_jax.errors import UsageError
-from distill_jax.schema import SCHEMA
+from distill_jax.runs import experiment, workdir
 from distill_jax.training import loop
 from experiments.hinton2015 import measure, plan, report
 

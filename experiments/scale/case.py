@@ -78,7 +78,7 @@ def main(argv: list[str]) -> int:
     except UsageError as error:
         print(f"scale: error: {error}", file=sys.stderr)
         return 2
-    from distill_jax.workdir import write_json
+    from distill_jax.runs.workdir import write_json
 
     write_json(pathlib.Path(out), content)
     return 0

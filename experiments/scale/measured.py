@@ -26,10 +26,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from distill_jax import config as configs
-from distill_jax import schema, workdir
+from distill_jax.config import schema
 from distill_jax.errors import UsageError
 from distill_jax.parallel import describe_devices
 from distill_jax.planning import abstract, plan, report, targets
+from distill_jax.runs import workdir
 from distill_jax.training.step import compile_steps
 from experiments.scale import report as study
 from experiments.throughput.records import git_revision, versions

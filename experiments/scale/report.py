@@ -8,9 +8,9 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from distill_jax import workdir
 from distill_jax.reports import tables
 from distill_jax.reports.tables import Column
+from distill_jax.runs import workdir
 from experiments import markers
 from experiments.scale import figures, plan
 

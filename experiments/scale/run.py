@@ -28,8 +28,8 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from distill_jax import workdir
 from distill_jax.errors import UsageError
+from distill_jax.runs import workdir
 from experiments.scale import plan, report
 from experiments.throughput.records import git_revision, versions
 

@@ -11,8 +11,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from distill_jax import config as configs
-from distill_jax import experiment, models, parallel, storing
-from distill_jax.assembly import prepare as parts_of
+from distill_jax import models, parallel
+from distill_jax.commands import precompute
+from distill_jax.runs import experiment
+from distill_jax.tasks.images.parts import prepare as parts_of
 from distill_jax.training import loop, state, step
 from experiments.throughput.contest import Turn
 
@@ -71,7 +73,7 @@ def prepare(name: str, task: Mapping[str, Any], folder: pathlib.Path) -> tuple[T
     about: dict[str, Any] = {}
     if name == "ours_stored":
         began = time.perf_counter()
-        made = storing.write(config, folder / "store", taps=())
+        made = precompute.write(config, folder / "store", taps=())
         about["store"] = {
             **{key: made[key] for key in ("images", "views", "bytes")},
             "seconds": round(time.perf_counter() - began, 1),

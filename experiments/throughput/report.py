@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from distill_jax.errors import UsageError
-from distill_jax.files import write_atomically
 from distill_jax.reports import tables
 from distill_jax.reports.tables import Column
+from distill_jax.storage import write_atomically
 from experiments.throughput import contest
 from experiments.throughput.plan import BASE
 

@@ -22,9 +22,9 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from distill_jax import workdir
 from distill_jax.errors import UsageError
 from distill_jax.reports import tables
+from distill_jax.runs import workdir
 from experiments.throughput import contest, plan, records, report
 
 HERE = pathlib.Path(__file__).resolve().parent

@@ -16,8 +16,8 @@ import numpy as np
 
 from distill_jax.data import text
 from distill_jax.errors import UsageError
-from distill_jax.files import write_atomically
 from distill_jax.models import language
+from distill_jax.storage import write_atomically
 
 HALF = 128  # tokens of a question with bos, and of a solution with eos, at most
 VALIDATION = 120  # documents, at most a tenth

@@ -7,8 +7,8 @@ import platform
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from distill_jax import workdir
-from distill_jax.training import writers
+from distill_jax.runs import workdir
+from distill_jax.training.logging import writers
 from experiments.tiny_lm import corpus, plan
 
 KEPT = ("nll", "perplexity", "accuracy", "kl", "agreement", "rouge_l")  # of the test figures

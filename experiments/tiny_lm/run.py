@@ -22,8 +22,10 @@ from typing import Any
 import jax
 
 from distill_jax import config as configs
-from distill_jax import experiment, generating, parallel, workdir
+from distill_jax import parallel
+from distill_jax.commands import generate
 from distill_jax.errors import UsageError
+from distill_jax.runs import experiment, workdir
 from distill_jax.training import loop
 from experiments.tiny_lm import corpus, measure, plan, report
 
@@ -121,11 +123,11 @@ def write_responses(study: Study, teacher: pathlib.Path) -> dict[str, Any]:
             "generate.compute_dtype": "float32",
         },
     )
-    path, settings = generating.settings_of(asked)
+    path, settings = generate.settings_of(asked)
     began = time.perf_counter()
     # On one device, as the runs are.
     mesh = parallel.make_mesh(data=1, devices=jax.devices()[:1])
-    summary = generating.write(settings, path, out, mesh=mesh)
+    summary = generate.write(settings, path, out, mesh=mesh)
     if not spent.exists():
         kept = corpus.finished(out / plan.RESPONSES, study.text.folder / plan.RESPONSES)
         if not kept["kept"]:

@@ -13,10 +13,10 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from distill_jax import experiment, workdir
 from distill_jax.errors import UsageError
 from distill_jax.reports import tables
 from distill_jax.reports.tables import Column
+from distill_jax.runs import experiment, workdir
 from experiments.tiny_lm import corpus, plan, run
 
 RESULTS = pathlib.Path(__file__).resolve().parent / "results" / "tuning.json"

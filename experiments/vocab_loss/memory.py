@@ -16,9 +16,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from distill_jax.errors import UsageError
-from distill_jax.files import write_atomically
 from distill_jax.planning import targets
 from distill_jax.reports import tables
+from distill_jax.storage import write_atomically
 from experiments import markers
 
 HERE = pathlib.Path(__file__).resolve().parent

@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from distill_jax.errors import UsageError, unknown
-from distill_jax.files import write_atomically
+from distill_jax.storage import write_atomically
 from experiments.throughput.records import git_revision, versions
 from experiments.vocab_loss.contenders import JAX, TORCH
 

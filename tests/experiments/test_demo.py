@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from distill_jax import config as configs
-from distill_jax import experiment
 from distill_jax.reports import tables
+from distill_jax.runs import experiment
 from experiments.demo import report, run, tune
 
 HERE = pathlib.Path(run.__file__).parent

@@ -6,8 +6,8 @@ import pathlib
 import numpy as np
 import pytest
 
-from distill_jax import experiment
 from distill_jax.errors import UsageError
+from distill_jax.runs import experiment
 from experiments import markers
 from experiments.hinton2015 import analysis, plan, report, run
 

@@ -9,9 +9,9 @@ import pytest
 from small_plans import LLAMA, STUDENT, folder
 
 from distill_jax import config as configs
-from distill_jax import workdir
 from distill_jax.planning import gpus
 from distill_jax.reports import tables
+from distill_jax.runs import workdir
 from distill_jax.teachers import Sparse
 from experiments.scale import plan, report, run
 

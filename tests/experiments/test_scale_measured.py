@@ -5,7 +5,7 @@ import json
 import pytest
 import small_plans
 
-from distill_jax import workdir
+from distill_jax.runs import workdir
 from experiments.scale import measured, report
 
 

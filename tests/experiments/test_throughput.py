@@ -13,8 +13,8 @@ import pytest
 
 from distill_jax import config as configs
 from distill_jax import data, losses, models, parallel
-from distill_jax.assembly import prepare
 from distill_jax.reports import tables
+from distill_jax.tasks.images.parts import prepare
 from distill_jax.training import state, step
 from experiments.throughput import contest, ours, plan, records, report, run
 

@@ -5,9 +5,9 @@ import pathlib
 
 import pytest
 
-from distill_jax import experiment
 from distill_jax.data import text as texts
 from distill_jax.errors import UsageError
+from distill_jax.runs import experiment
 from experiments import markers
 from experiments.tiny_lm import corpus, plan, report, run
 

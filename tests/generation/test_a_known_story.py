@@ -6,7 +6,8 @@ import jax
 import numpy as np
 import pytest
 
-from distill_jax import generating, parallel
+from distill_jax import parallel
+from distill_jax.commands import generate
 from distill_jax.models import language
 
 # What llama2.c itself writes at temperature 0 (karpathy/llama2.c, doc/stories260K.md).
@@ -32,7 +33,7 @@ def lines(shared_data, tmp_path_factory) -> list[dict]:
         language.save(folder / "model", language.from_llama2c(dict(content), heads=8))
     prompts = [{"prompt": ""}, {"text": "Once upon a time, there was a little girl"}]
     (folder / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in prompts))
-    settings = generating.Settings(
+    settings = generate.Settings(
         prompts=str(folder / "prompts.jsonl"),
         tokenizer=str(shared_data / "teachers" / "stories260K_tok512.bin"),
         temperature=0.0,
@@ -41,7 +42,7 @@ def lines(shared_data, tmp_path_factory) -> list[dict]:
         batch_size=2,
     )
     mesh = parallel.make_mesh(data=1, devices=jax.devices()[:1])
-    generating.write(settings, folder / "model", folder / "text", mesh=mesh)
+    generate.write(settings, folder / "model", folder / "text", mesh=mesh)
     return [json.loads(line) for line in (folder / "text" / "responses.jsonl").open()]
 
 

@@ -10,9 +10,10 @@ import pytest
 from packs import unpacked
 
 from distill_jax import config as configs
-from distill_jax import data, experiment, methods, models, parallel
-from distill_jax.assembly import prepare
-from distill_jax.session import Session
+from distill_jax import data, methods, models, parallel
+from distill_jax.runs import experiment
+from distill_jax.runs.session import Session
+from distill_jax.tasks.images.parts import prepare
 from distill_jax.training import loop, step
 from distill_jax.training.state import placed
 

@@ -8,8 +8,9 @@ from flax import nnx
 
 from distill_jax import models
 from distill_jax.errors import UsageError
-from distill_jax.models import layers, registry
+from distill_jax.models import registry
 from distill_jax.models.outputs import checked
+from distill_jax.models.vision import layers
 
 DIGITS = {"input_shape": (8, 8, 1), "num_classes": 10}
 

@@ -10,7 +10,7 @@ from page_parser import Page
 from distill_jax import reports
 from distill_jax.errors import UsageError
 from distill_jax.reports.tables import evaluation, text
-from distill_jax.training.writers import MetricsLog
+from distill_jax.training.logging.writers import MetricsLog
 
 CONFIG = {
     "seed": 3,

@@ -7,11 +7,12 @@ from scipy.special import softmax
 from small_runs import TEACHER, changed, context
 
 from distill_jax import config as configs
-from distill_jax import experiment, teachers
-from distill_jax.assembly import prepare
+from distill_jax import teachers
 from distill_jax.errors import UsageError
 from distill_jax.models import Outputs
-from distill_jax.training.images import soft_values
+from distill_jax.runs import experiment
+from distill_jax.tasks.images.parts import prepare
+from distill_jax.tasks.images.recipe import soft_values
 
 
 @pytest.mark.parametrize("temperature", [1.0, 5.0])

@@ -9,8 +9,9 @@ import pytest
 from small_runs import STUDENT, TEACHER, changed
 
 from distill_jax import config as configs
-from distill_jax import data, experiment, models, parallel
-from distill_jax.assembly import prepare
+from distill_jax import data, models, parallel
+from distill_jax.runs import experiment
+from distill_jax.tasks.images.parts import prepare
 from distill_jax.training import step
 from distill_jax.training.state import placed as placed_state
 

@@ -25,7 +25,7 @@ import minijinja
 from distill_jax.data.text.codec import is_panic, is_unicode, shortened
 from distill_jax.data.text.tokenizer import Tokenizer
 from distill_jax.errors import UsageError
-from distill_jax.files import place
+from distill_jax.storage import place
 
 # Instructions of one rendering. Eighteen public templates needed 70 to 130 a message.
 FUEL = 1_000_000

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 
 from distill_jax.data import order
-from distill_jax.data.sources.base import Info
+from distill_jax.data.images.sources.base import Info
 from distill_jax.data.text import chat as chats
 from distill_jax.data.text.sources import Record
 from distill_jax.data.text.tokenizer import Tokenizer

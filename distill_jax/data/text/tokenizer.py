@@ -16,7 +16,7 @@ from typing import Any
 from distill_jax.data.text import llama2c, sentencepiece_model, tokenizer_json
 from distill_jax.data.text.codec import Codec, shortened
 from distill_jax.errors import UsageError
-from distill_jax.files import fetched, place
+from distill_jax.storage import fetched, place
 
 _LOADERS = {
     ".json": tokenizer_json.load,

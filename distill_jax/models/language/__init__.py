@@ -11,7 +11,6 @@ dropout.
 """
 
 from distill_jax.models.language.cache import Cache, init_cache
-from distill_jax.models.language.checkpoint import blank, from_llama2c, load
 from distill_jax.models.language.config import DecoderConfig, RopeScaling
 from distill_jax.models.language.decoder import (
     Decoded,
@@ -22,8 +21,9 @@ from distill_jax.models.language.decoder import (
     create,
     from_layers,
 )
-from distill_jax.models.language.export import save, write
-from distill_jax.models.language.families import from_huggingface, to_huggingface
+from distill_jax.models.language.huggingface.families import from_huggingface, to_huggingface
+from distill_jax.models.language.huggingface.reading import blank, from_llama2c, load
+from distill_jax.models.language.huggingface.writing import save, write
 
 __all__ = [
     "Cache",

@@ -10,7 +10,7 @@ from jax import Array
 from jax.typing import DTypeLike
 
 from distill_jax.models.language.config import DecoderConfig, RopeScaling
-from distill_jax.models.layers import initial
+from distill_jax.models.vision.layers import initial
 
 # GPT-2's and Llama's `initializer_range`.
 INITIAL = initial("normal", 0.02)

@@ -7,10 +7,8 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from distill_jax.errors import UsageError, unknown
-from distill_jax.files import expected
 from distill_jax.models.functional import split
 from distill_jax.models.language import int8, lora
-from distill_jax.models.language.checkpoint import load
 from distill_jax.models.language.config import DecoderConfig
 from distill_jax.models.language.decoder import (
     Decoder,
@@ -19,7 +17,9 @@ from distill_jax.models.language.decoder import (
     create,
     from_layers,
 )
+from distill_jax.models.language.huggingface.reading import load
 from distill_jax.models.registry import typed_options
+from distill_jax.storage import expected
 
 STUDENT_NAME = "decoder"  # of `student.name`
 

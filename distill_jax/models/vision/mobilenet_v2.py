@@ -9,9 +9,9 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
-from distill_jax.models import layers
 from distill_jax.models.outputs import Outputs, checked
 from distill_jax.models.registry import register
+from distill_jax.models.vision import layers
 
 # (expansion, channels, blocks, stride of the first), the rows of table 2 at half width. A stage
 # here ends where the distillation papers read a map.

@@ -12,9 +12,9 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
-from distill_jax.models import layers
 from distill_jax.models.outputs import Outputs, checked
 from distill_jax.models.registry import register, require
+from distill_jax.models.vision import layers
 
 
 class Block(nnx.Module):

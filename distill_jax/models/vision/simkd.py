@@ -8,8 +8,9 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
-from distill_jax.models import layers, registry
+from distill_jax.models import registry
 from distill_jax.models.outputs import Outputs
+from distill_jax.models.vision import layers
 
 
 class _Nothing(nnx.Module):

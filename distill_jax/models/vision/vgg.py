@@ -9,9 +9,9 @@ from flax import nnx
 from jax import Array
 
 from distill_jax.errors import UsageError
-from distill_jax.models import layers
 from distill_jax.models.outputs import Outputs, checked
 from distill_jax.models.registry import register
+from distill_jax.models.vision import layers
 
 WIDTHS = {"stem": 64, "stage1": 128, "stage2": 256, "stage3": 512, "stage4": 512}
 

@@ -9,7 +9,8 @@ from flax import nnx
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from distill_jax.models import language, split
-from distill_jax.models.language import files, int8
+from distill_jax.models.language import int8
+from distill_jax.models.language.huggingface import tensor_files
 
 # Float32 alone moves the logits of Gemma's golden weights by several 1e-5.
 FAMILIES = {"llama": 1e-5, "phi3": 1e-5, "gemma2": 1e-4, "gpt2": 1e-5, "mixtral": 1e-5}
@@ -99,14 +100,14 @@ def test_shards_are_quantized_in_place(tmp_path):
 
 def test_the_dense_model_is_never_there(tmp_path, monkeypatch):
     language.save(tmp_path / "large", language.create(LARGE))
-    stream, seen, before = files.stream, [], sum(a.nbytes for a in jax.live_arrays())
+    stream, seen, before = tensor_files.stream, [], sum(a.nbytes for a in jax.live_arrays())
 
     def watched(*arguments):
         for item in stream(*arguments):
             yield item
             seen.append(sum(array.nbytes for array in jax.live_arrays()) - before)
 
-    monkeypatch.setattr(files, "stream", watched)
+    monkeypatch.setattr(tensor_files, "stream", watched)
     model = language.load(tmp_path / "large", quantize="int8")
     size = sum(value.nbytes for value in reference.parameters(model).values())
     dense = sum(value.nbytes for value in split(language.create(LARGE))[1].values())

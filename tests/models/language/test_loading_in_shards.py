@@ -12,7 +12,7 @@ import safetensors.numpy
 
 from distill_jax import models, parallel
 from distill_jax.models import language
-from distill_jax.models.language import checkpoint, files, names
+from distill_jax.models.language.huggingface import names, reading, tensor_files
 
 CONFIG = language.DecoderConfig(
     vocab_size=64, dim=32, layers=3, heads=4, kv_heads=2, head_dim=8, mlp_dim=48
@@ -44,16 +44,17 @@ def test_every_value_lands_where_the_rules_say(tmp_path, config, quantize):
 def test_each_part_is_read_once(tmp_path, monkeypatch, config):
     language.save(tmp_path / "model", language.create(config, seed=2))
     total = sum(
-        math.prod(shape) for shape in files.shapes(files.locate(tmp_path / "model")).values()
+        math.prod(shape)
+        for shape in tensor_files.shapes(tensor_files.locate(tmp_path / "model")).values()
     )
-    read, original = [], files.Stored.__getitem__
+    read, original = [], tensor_files.Stored.__getitem__
 
     def counted(self, index):
         part = original(self, index)
         read.append(part.size)
         return part
 
-    monkeypatch.setattr(files.Stored, "__getitem__", counted)
+    monkeypatch.setattr(tensor_files.Stored, "__getitem__", counted)
     language.load(tmp_path / "model", layout=place(parallel.make_mesh(data=2, fsdp=4)))
     assert sum(read) == total  # though two devices keep each of it
     assert (
@@ -85,7 +86,7 @@ def test_two_gigabytes_on_eight_devices(tmp_path):
     )
     folder, generator = tmp_path / "model", np.random.default_rng(0)
     folder.mkdir()
-    shapes = {t.name: t.shape for t in names.tensors(config, checkpoint.shapes(config))}
+    shapes = {t.name: t.shape for t in names.tensors(config, reading.shapes(config))}
     weights, largest = {}, 0
     for number, (name, shape) in enumerate(shapes.items()):
         block = generator.standard_normal(2**16, np.float32).astype(ml_dtypes.bfloat16)

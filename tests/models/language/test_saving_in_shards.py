@@ -13,7 +13,8 @@ import pytest
 import safetensors.numpy
 
 from distill_jax import models, parallel
-from distill_jax.models import io, language, tensors
+from distill_jax.models import language
+from distill_jax.models.files import model_folder, tensors
 from distill_jax.models.language import lora
 
 CONFIG = language.DecoderConfig(
@@ -58,7 +59,7 @@ def test_shards_are_written_as_whole_arrays_are(tmp_path, config, dtype):
 @pytest.mark.parametrize("large", [2**24, 1000])
 def test_the_fingerprint_is_that_of_the_merged_arrays(monkeypatch, large):
     """Whatever lies where, and comes in what parts."""
-    monkeypatch.setattr(io, "_LARGE", large)
+    monkeypatch.setattr(model_folder, "_LARGE", large)
     model = lora.adapt(language.create(CONFIG, seed=2), rank=2, alpha=8.0, seed=3)
     params = models.split(model)[1]
     generator = np.random.default_rng(0)
@@ -106,7 +107,7 @@ import dataclasses, resource, sys
 import jax, jax.numpy as jnp, numpy as np
 from distill_jax import models, parallel
 from distill_jax.models import language
-from distill_jax.models.language import checkpoint
+from distill_jax.models.language.huggingface import reading
 
 config = language.DecoderConfig(
     vocab_size=16000, dim=1024, layers=16, heads=16, kv_heads=16, head_dim=64, mlp_dim=2816
@@ -115,7 +116,7 @@ mesh = parallel.make_mesh(fsdp=8)
 def peak():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 params = {}
-for name, shape in checkpoint.shapes(config).items():
+for name, shape in reading.shapes(config).items():
     where = parallel.sharding(name, shape, mesh)
     params[name] = jax.jit(lambda s=shape: jnp.full(s, 0.5), out_shardings=where)()
 jax.block_until_ready(params)

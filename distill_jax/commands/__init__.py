@@ -1,0 +1,1 @@
+"""What the verbs of `distill-jax` do, one file each; `distill_jax.cli` reads their flags."""

@@ -1,0 +1,109 @@
+"""From a config to a store of its teacher's answers: what `distill-jax store` does."""
+
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from distill_jax import config as configs
+from distill_jax import data, models, parallel, teachers
+from distill_jax.config import schema
+from distill_jax.errors import UsageError
+from distill_jax.tasks.images.parts import load_splits, train_ids_of
+from distill_jax.tasks.language import precompute as store_text
+
+
+def write(
+    config: Mapping[str, Any] | ConfigDict,
+    where: str | os.PathLike,
+    *,
+    dtype: str | None = None,
+    taps: Sequence[str] | None = None,
+    answers: str | None = None,
+) -> dict[str, Any]:
+    """Stores the answers that runs with this config would ask its teacher for.
+
+    Of text: draws from the teacher's distribution of each token, or its likeliest ids
+    (`text_storing`). Of images: where the augmentation has finitely many views (crop and flip), all
+    of them, for any seed and any number of epochs; else the steps of this very run, its order and
+    views with them.
+
+    Args:
+      config: of the later runs: data, augmentation, teacher; of a store of steps also the seed, the
+        batch size and the number of epochs.
+      where: the folder of the store.
+      dtype: of the stored answers: "float16" (the default), "bfloat16" (of images alone) or
+        "float32"; of text that of log-probabilities.
+      taps: of images, the teacher's features that are stored beside its logits; "pooled" by
+        default.
+      answers: of text, "sampled:50" (the default) or "top_k:64", with other numbers.
+
+    Returns:
+      {"path", "scheme", "bytes"}, and "images" and "views", or "steps", or of text "rows" and
+      "bytes_a_token".
+
+    Raises:
+      UsageError: the config has no single teacher, or as `teachers.write_store`.
+    """
+    config = configs.resolve(config)
+    if len(config.teacher.path) != 1:
+        raise UsageError(
+            f"teacher.path={config.teacher.path}: a store has one teacher; expected one path"
+        )
+    on_text = config.data.name == schema.TEXT
+    for flag, value, meant in (("taps", taps, not on_text), ("answers", answers, on_text)):
+        if value is not None and not meant:
+            raise UsageError(f"--{flag}={value}: has no meaning for data.name={config.data.name!r}")
+    dtype = dtype or "float16"
+    if on_text:
+        answers = answers or store_text.DEFAULT
+        return store_text.write(config, where, answers=answers, dtype=dtype)
+    splits = load_splits(config)
+    saved = models.load(config.teacher.path[0], key="teacher.path")
+    mesh = parallel.make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
+    augment = data.Augment(**config.data.augment)
+    shared = dict(
+        saved=saved,
+        train=splits["train"],
+        test=splits["test"],
+        augment=augment,
+        dtype=dtype,
+        taps=("pooled",) if taps is None else taps,
+        compute_dtype=config.teacher.compute_dtype,
+        mesh=mesh,
+        note=lambda line: print(line, file=sys.stderr, flush=True),
+    )
+    if _has_finitely_many_views(augment):
+        manifest = teachers.write_store(where, batch_size=config.evaluation.batch_size, **shared)
+        amount = {"images": manifest["items"], "views": manifest["answers_an_item"]}
+    else:
+        ids, _ = train_ids_of(config, splits["train"])
+        per_epoch = len(ids) / config.training.batch_size
+        steps = config.training.steps or -(-config.training.epochs * per_epoch // 1)
+        manifest = teachers.write_steps(
+            where,
+            train_ids=ids,
+            seed=config.seed,
+            batch_size=config.training.batch_size,
+            steps=int(steps),
+            **shared,
+        )
+        amount = {"steps": manifest["items"]}
+    jax.clear_caches()
+    return {
+        "path": str(where),
+        "scheme": manifest["scheme"]["scheme"],
+        "bytes": manifest["answer_bytes"],
+        **amount,
+    }
+
+
+def _has_finitely_many_views(augment: data.Augment) -> bool:
+    try:
+        teachers.Finite.of(augment)
+    except UsageError:
+        return False
+    return True

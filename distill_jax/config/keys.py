@@ -1,0 +1,213 @@
+"""What a key of a config accepts: the kinds of keys that `schema.py` is written with.
+
+A check turns what a config says into the canonical value, or raises ValueError; `config.check` says
+it in one line then, with the key's own words for what it expects.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from distill_jax import storage
+from distill_jax.optim import schedules
+
+Check = Callable[[Any], Any]  # returns the value in its canonical form or raises ValueError
+
+
+@dataclasses.dataclass(frozen=True)
+class Key:
+    """One key of a config.
+
+    Attributes:
+      default: the value where a config says nothing.
+      check: turns what a config says into the canonical value, or raises ValueError.
+      expected: what the check accepts, in words.
+      meaning: one line for a reader.
+      lasting: whether a resumed run must have the same value.
+    """
+
+    default: Any
+    check: Check
+    expected: str
+    meaning: str
+    lasting: bool = True
+
+
+def _integer(value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or value != int(value):
+        raise ValueError
+    return int(value)
+
+
+def finite(value: Any) -> float:
+    """A number that is neither infinite nor a truth value."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        raise ValueError
+    return float(value)
+
+
+def _within(value: float, low: float, high: float, open_low: bool, open_high: bool) -> None:
+    below = value <= low if open_low else value < low
+    if below or (value >= high if open_high else value > high):
+        raise ValueError
+
+
+def integer(default: int, meaning: str, *, low: int = 0, high: int = 2**31 - 1, **kwargs) -> Key:
+    """A whole number in [low, high]."""
+
+    def check(value: Any) -> int:
+        value = _integer(value)
+        _within(value, low, high, False, False)
+        return value
+
+    words = f"an integer >= {low}" if high == 2**31 - 1 else f"an integer from {low} to {high}"
+    return Key(default, check, words, meaning, **kwargs)
+
+
+def number(
+    default: float,
+    meaning: str,
+    *,
+    low: float = 0.0,
+    high: float = math.inf,
+    open_low: bool = False,
+    open_high: bool = False,
+    **kwargs,
+) -> Key:
+    """A finite number between low and high, the ends included but where they are open."""
+
+    def check(value: Any) -> float:
+        value = finite(value)
+        _within(value, low, high, open_low, open_high and math.isfinite(high))
+        return value
+
+    words = f"a number {'>' if open_low else '>='} {low:g}"
+    if math.isfinite(high):
+        words = (
+            f"a number in {'(' if open_low else '['}{low:g}, {high:g}{')' if open_high else ']'}"
+        )
+    return Key(default, check, words, meaning, **kwargs)
+
+
+def flag(default: bool, meaning: str, **kwargs) -> Key:
+    """True or false."""
+
+    def check(value: Any) -> bool:
+        if not isinstance(value, bool):
+            raise ValueError
+        return value
+
+    return Key(default, check, "true or false", meaning, **kwargs)
+
+
+def text(default: str, meaning: str, **kwargs) -> Key:
+    """Any text."""
+
+    def check(value: Any) -> str:
+        if not isinstance(value, str):
+            raise ValueError
+        return value
+
+    return Key(default, check, "a text", meaning, **kwargs)
+
+
+def file(default: str, meaning: str, *, remote: bool = False, **kwargs) -> Key:
+    """The path of a file or folder, on a disk or also in a bucket, or an empty text."""
+
+    def check(value: Any) -> str:
+        if not isinstance(value, str):
+            raise ValueError
+        return _place(value, remote)
+
+    return Key(default, check, "a path", meaning, **kwargs)
+
+
+def choice(default: str, names: Iterable[str], meaning: str, **kwargs) -> Key:
+    """One of some names."""
+    names = tuple(names)
+
+    def check(value: Any) -> str:
+        if value not in names:
+            raise ValueError
+        return value
+
+    return Key(default, check, "one of " + ", ".join(names), meaning, **kwargs)
+
+
+def several(default: tuple, item: Check, words: str, meaning: str, **kwargs) -> Key:
+    """A tuple of what `item` checks; a single one is taken as a tuple of it."""
+
+    def check(value: Any) -> tuple:
+        if isinstance(value, (str, int, float)) and not isinstance(value, bool):
+            value = (value,)
+        if not isinstance(value, (list, tuple)):
+            raise ValueError
+        return tuple(item(part) for part in value)
+
+    return Key(default, check, words, meaning, **kwargs)
+
+
+def scheduled(
+    default: float | str, meaning: str, *, low: float = 0.0, open_low: bool = False
+) -> Key:
+    """A number or a schedule of `training.schedules`, at least `low` throughout."""
+
+    def check(value: Any) -> float | str:
+        schedule = schedules.parse(value)
+        _within(schedule.extremes[0], low, math.inf, open_low, False)
+        return schedule.start if schedule.kind == "constant" else value
+
+    words = f"{schedules.EXPECTED}, {'>' if open_low else '>='} {low:g} throughout"
+    return Key(default, check, words, meaning)
+
+
+def share_or_count(value: Any) -> float | int:
+    """A fraction in [0, 1) or a count."""
+    if isinstance(value, float) and not value.is_integer():
+        _within(value, 0.0, 1.0, False, True)
+        return value
+    value = _integer(value)
+    _within(value, 0, math.inf, False, False)
+    return value
+
+
+def path(value: Any) -> str:
+    """The path of a local file or folder, not empty."""
+    if not isinstance(value, str) or not value:
+        raise ValueError
+    return _place(value, remote=False)
+
+
+def place(value: Any) -> str:
+    """The path of a file or folder, on a disk or in a bucket, not empty."""
+    if not isinstance(value, str) or not value:
+        raise ValueError
+    return _place(value, remote=True)
+
+
+def _place(value: str, remote: bool) -> str:
+    if wrong := storage.expected(value, remote=remote):
+        raise ValueError(wrong)
+    return value
+
+
+def class_index(value: Any) -> int:
+    """An integer from 0."""
+    value = _integer(value)
+    _within(value, 0, math.inf, False, False)
+    return value
+
+
+def positive(value: Any) -> float:
+    """A finite number above 0."""
+    value = finite(value)
+    _within(value, 0.0, math.inf, True, False)
+    return value
+
+
+def not_negative(value: Any) -> float:
+    """A finite number from 0."""
+    value = finite(value)
+    _within(value, 0.0, math.inf, False, False)
+    return value

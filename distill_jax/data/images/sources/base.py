@@ -1,0 +1,262 @@
+"""What every source of images gives: an `Info`, single examples, batches, and the whole as arrays.
+
+A source reads one split and changes nothing in it; order, splits and augmentation live elsewhere.
+Sources can be pickled, so that a worker process opens its own copy.
+"""
+
+import abc
+import dataclasses
+import io
+import math
+import pathlib
+from collections.abc import Sequence
+
+import numpy as np
+from PIL import Image
+
+from distill_jax.data.images.crops import Cut
+from distill_jax.errors import UsageError
+
+# Pillow modes by channel count: what images are converted to, and what may be resized.
+MODES = {1: "L", 3: "RGB", 4: "RGBA"}
+
+# How many examples `arrays` decodes at a time: bounds the encoded bytes held beside the pixels.
+CHUNK = 1024
+
+
+@dataclasses.dataclass(frozen=True)
+class Info:
+    """What a model has to know of a data set.
+
+    Attributes:
+      name: the name it was loaded by.
+      num_classes: the number of classes; labels are in [0, num_classes).
+      image_shape: (height, width, channels) of every image.
+      class_names: one name a class.
+    """
+
+    name: str
+    num_classes: int
+    image_shape: tuple[int, int, int]
+    class_names: tuple[str, ...]
+
+
+class Examples(abc.ABC):
+    """One split of a data set of labelled uint8 images, read by position."""
+
+    info: Info
+    crops: bool = False  # whether `cropped` is there: images are decoded when they are read
+    _decoded: tuple[np.ndarray, np.ndarray] | None = None
+
+    @abc.abstractmethod
+    def __len__(self) -> int:
+        """The number of examples."""
+
+    @abc.abstractmethod
+    def __getitem__(self, index: int) -> tuple[np.ndarray, int]:
+        """The image, uint8 [H, W, C], and the label of one example."""
+
+    @abc.abstractmethod
+    def labels(self) -> np.ndarray:
+        """All labels, int32 [N], without decoding an image."""
+
+    @property
+    def nbytes(self) -> int:
+        """The size in bytes of `arrays()`, known without reading it."""
+        return len(self) * (int(np.prod(self.info.image_shape)) + np.dtype(np.int32).itemsize)
+
+    def batch(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The examples at `ids`: images uint8 [B, H, W, C] and labels int32 [B]."""
+        images = np.empty((len(ids), *self.info.image_shape), np.uint8)
+        labels = np.empty(len(ids), np.int32)
+        for row, index in enumerate(ids):
+            images[row], labels[row] = self[int(index)]
+        return images, labels
+
+    def cropped(self, ids: np.ndarray, cuts: Sequence[Cut | None]) -> tuple[np.ndarray, np.ndarray]:
+        """As `batch`, of each image the part that its cut chooses, resized to the common size."""
+        raise NotImplementedError(f"{type(self).__name__} does not decode images when it is read")
+
+    def arrays(self) -> tuple[np.ndarray, np.ndarray]:
+        """The whole split, decoded once and kept: uint8 [N, H, W, C], int32 [N]; read-only."""
+        if self._decoded is None:
+            images = np.empty((len(self), *self.info.image_shape), np.uint8)
+            labels = np.empty(len(self), np.int32)
+            for start in range(0, len(self), CHUNK):
+                rows = slice(start, min(start + CHUNK, len(self)))
+                images[rows], labels[rows] = self.batch(np.arange(rows.start, rows.stop))
+            self._decoded = (read_only(images), read_only(labels))
+        return self._decoded
+
+    def __getstate__(self) -> dict:
+        # A worker process decodes for itself; sending it the cache would copy the whole set.
+        return {key: value for key, value in vars(self).items() if key != "_decoded"}
+
+
+class ArrayExamples(Examples):
+    """A split that is held in memory from the start."""
+
+    def __init__(self, info: Info, images: np.ndarray, labels: np.ndarray):
+        """Args: images: uint8 [N, H, W, C] of the shape that `info` names. labels: int [N]."""
+        self.info = info
+        self._images = read_only(images)
+        self._labels = read_only(labels.astype(np.int32))
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def __getitem__(self, index: int) -> tuple[np.ndarray, int]:
+        return self._images[index], int(self._labels[index])
+
+    def labels(self) -> np.ndarray:
+        return self._labels
+
+    def batch(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        return self._images[ids], self._labels[ids]
+
+    def arrays(self) -> tuple[np.ndarray, np.ndarray]:
+        return self._images, self._labels
+
+
+def from_arrays(
+    name: str,
+    images: np.ndarray,
+    labels: np.ndarray,
+    *,
+    num_classes: int,
+    where: str,
+    image_size: int = 0,
+    class_names: tuple[str, ...] = (),
+) -> ArrayExamples:
+    """Checks arrays that were read from a file and makes them a split.
+
+    Args:
+      name: the data set's name.
+      images: uint8 [N, H, W] or [N, H, W, C].
+      labels: int [N].
+      num_classes: the number of classes.
+      where: how errors begin, such as "data.path='x.npz'".
+      image_size: height and width to bring every image to; 0 leaves them.
+      class_names: one a class; numbers when empty.
+
+    Returns:
+      The split.
+
+    Raises:
+      UsageError: wrong type or shape, no images, or a label out of range.
+    """
+    if images.dtype != np.uint8 or images.ndim not in (3, 4):
+        raise UsageError(
+            f"{where}: expected images as uint8 [N, H, W] or [N, H, W, C],"
+            f" got {images.dtype} {list(images.shape)}"
+        )
+    if not images.size:
+        raise UsageError(f"{where}: no images, shape {list(images.shape)}")
+    if labels.dtype.kind not in "iu" or labels.shape != images.shape[:1]:
+        raise UsageError(
+            f"{where}: expected {len(images)} integer labels, one an image,"
+            f" got {labels.dtype} {list(labels.shape)}"
+        )
+    check_labels(labels, num_classes, where)
+    images = images.reshape(*images.shape[:3], -1)
+    if image_size and images.shape[1:3] != (image_size, image_size):
+        images = np.stack([resize(image, image_size) for image in images])
+    names = class_names or tuple(str(number) for number in range(num_classes))
+    info = Info(name, num_classes, tuple(int(n) for n in images.shape[1:]), names)
+    return ArrayExamples(info, images, labels)
+
+
+def check_labels(labels: np.ndarray, num_classes: int, where: str) -> None:
+    """Raises UsageError when a label is not in [0, num_classes), such as -1 for "unknown"."""
+    wrong = np.flatnonzero((labels < 0) | (labels >= num_classes))
+    if len(wrong):
+        raise UsageError(
+            f"{where}: example {wrong[0]} has label {labels[wrong[0]]}, expected 0 to"
+            f" {num_classes - 1}; {len(wrong)} labels are out of range"
+        )
+
+
+def decode(source: str | pathlib.Path | bytes, mode: str, image_size: int) -> np.ndarray:
+    """Decodes one image file.
+
+    Args:
+      source: a path, or the encoded bytes.
+      mode: the Pillow mode to convert to, one of MODES.
+      image_size: as in `resize`; 0 leaves the size.
+
+    Returns:
+      uint8 [H, W, C].
+
+    Raises:
+      Exception: whatever Pillow raises on a damaged file, of many kinds; the caller names the file.
+    """
+    with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
+        pixels = np.asarray(image if image.mode == mode else image.convert(mode))
+    pixels = pixels.reshape(*pixels.shape[:2], -1)
+    return resize(pixels, image_size) if image_size else pixels
+
+
+def decode_cut(
+    source: str | pathlib.Path | bytes, mode: str, shape: tuple[int, int], cut: Cut
+) -> np.ndarray:
+    """Decodes a part of one image file and resizes it (bilinear, antialiased).
+
+    A JPEG is decoded at a half, a quarter or an eighth of its size where the part still has the
+    pixels for `shape` then; what else it holds is never computed.
+
+    Args:
+      source: a path, or the encoded bytes.
+      mode: as in `decode`.
+      shape: (height, width) of the result.
+      cut: chooses the part.
+
+    Returns:
+      uint8 [*shape, C].
+
+    Raises:
+      Exception: as in `decode`.
+    """
+    with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
+        top, left, tall, wide = cut(image.height, image.width)
+        scale = 1.0
+        if image.format == "JPEG" and (spare := min(tall // shape[0], wide // shape[1])) > 1:
+            full = image.width
+            _, (*_, width, _) = image.draft(None, (image.width // spare, image.height // spare))
+            scale = width / full
+        left, top, right, bottom = (side * scale for side in (left, top, left + wide, top + tall))
+        corner = math.floor(left), math.floor(top)
+        part = image.crop((*corner, math.ceil(right), math.ceil(bottom)))
+        part = part if part.mode == mode else part.convert(mode)
+    inner = (left - corner[0], top - corner[1], right - corner[0], bottom - corner[1])
+    resized = part.resize(shape[::-1], Image.Resampling.BILINEAR, inner)
+    return np.asarray(resized).reshape(*shape, -1)
+
+
+def resize(pixels: np.ndarray, size: int) -> np.ndarray:
+    """Scales the shorter side to `size` (bilinear, antialiased) and cuts the centre square.
+
+    Args:
+      pixels: uint8 [H, W, C] with 1, 3 or 4 channels.
+      size: the new height and width.
+
+    Returns:
+      uint8 [size, size, C].
+    """
+    height, width, channels = pixels.shape
+    if channels not in MODES:
+        raise UsageError(
+            f"data.image_size={size}: only images of 1, 3 or 4 channels are resized, got {channels}"
+        )
+    scale = size / min(height, width)
+    tall, wide = max(size, round(height * scale)), max(size, round(width * scale))
+    image = Image.fromarray(pixels[..., 0] if channels == 1 else pixels)
+    scaled = np.asarray(image.resize((wide, tall), Image.Resampling.BILINEAR))
+    top, left = (tall - size) // 2, (wide - size) // 2
+    return scaled[top : top + size, left : left + size].reshape(size, size, channels)
+
+
+def read_only(array: np.ndarray) -> np.ndarray:
+    """A view that cannot be written to: arrays are shared by everything that reads the set."""
+    view = array.view()
+    view.flags.writeable = False
+    return view

@@ -1,0 +1,33 @@
+"""The 1,797 handwritten digits (8 x 8, Alpaydin & Kaynak 1998) that ship inside scikit-learn.
+
+The set that needs no file and no network. scikit-learn has no split for it, so ours is fixed: 1,297
+train and 500 test, stratified by class, chosen by a permutation from a constant seed.
+"""
+
+import numpy as np
+
+from distill_jax.data.images.sources.base import ArrayExamples, from_arrays
+from distill_jax.data.order import SOURCE_STREAM, stratified
+
+TEST_COUNT = 500
+SPLIT_SEED = 1797
+
+
+def load(split: str, image_size: int = 0) -> ArrayExamples:
+    """The "train" or "test" split; grey levels 0..16 are scaled to 0..255 and rounded."""
+    from sklearn.datasets import load_digits  # slow to import; used by this set alone
+
+    bunch = load_digits()
+    images = np.rint(bunch.images * (255 / 16)).astype(np.uint8)
+    labels = bunch.target
+    test = stratified(labels, TEST_COUNT, SPLIT_SEED, SOURCE_STREAM)
+    train = np.setdiff1d(np.arange(len(labels)), test)
+    ids = {"train": train, "test": test}[split]
+    return from_arrays(
+        "digits",
+        images[ids],
+        labels[ids],
+        num_classes=10,
+        where="data.name='digits'",
+        image_size=image_size,
+    )

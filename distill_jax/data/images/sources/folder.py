@@ -1,0 +1,171 @@
+"""A folder of images, one folder a class: PATH/train/<class>/*.png and PATH/test/<class>/*.png.
+
+Where PATH holds neither train/ nor test/, the classes lie directly under it and a fifth of each is
+the test split, by a permutation from a constant seed. Classes are numbered by name. Pixels are used
+as stored: an alpha channel is dropped and EXIF rotation is not applied.
+"""
+
+import os
+import pathlib
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+from PIL import Image
+
+from distill_jax.data.images.crops import Cut
+from distill_jax.data.images.sources.base import MODES, Examples, Info, decode, decode_cut
+from distill_jax.data.order import SOURCE_STREAM, stratified
+from distill_jax.errors import UsageError
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
+TEST_FOLDERS = ("test", "validation", "val")
+TEST_FRACTION = 0.2
+SPLIT_SEED = 8020
+
+# Grey stays one channel; these become RGB. Deeper modes ("I;16", "F") would lose bits unseen.
+GREY_MODES = ("1", "L", "LA")
+COLOUR_MODES = ("P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "HSV", "LAB")
+
+# Headers are read by threads because a network disk answers slowly, not for the processor's sake.
+THREADS = 16
+
+
+class FolderExamples(Examples):
+    """Image files, decoded when they are read."""
+
+    crops = True
+
+    def __init__(
+        self, info: Info, folder: str, files: tuple[str, ...], labels: np.ndarray, image_size: int
+    ):
+        """Args: files: paths below `folder`, one an example. labels: int32 [N]."""
+        self.info = info
+        self._folder = folder
+        self._files = files
+        self._labels = labels
+        self._image_size = image_size
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def __getitem__(self, index: int) -> tuple[np.ndarray, int]:
+        return self._image(index, None), int(self._labels[index])
+
+    def cropped(self, ids: np.ndarray, cuts: Sequence[Cut | None]) -> tuple[np.ndarray, np.ndarray]:
+        images = [self._image(int(index), cut) for index, cut in zip(ids, cuts, strict=True)]
+        return np.stack(images), self._labels[ids]
+
+    def _image(self, index: int, cut: Cut | None) -> np.ndarray:
+        path = os.path.join(self._folder, self._files[index])
+        *shape, channels = self.info.image_shape
+        try:
+            if cut:
+                return decode_cut(path, MODES[channels], tuple(shape), cut)
+            return decode(path, MODES[channels], self._image_size)
+        except Exception as error:  # Pillow has no common type for what a damaged file raises
+            raise UsageError(f"data.path={path!r}: not a readable image: {error}") from error
+
+    def labels(self) -> np.ndarray:
+        return self._labels
+
+
+def load(path: str, split: str, image_size: int = 0) -> FolderExamples:
+    """The split below the folder `path`.
+
+    Args:
+      path: the folder.
+      split: "train" or "test".
+      image_size: every image is scaled and cut to this height and width; 0 wants equal shapes.
+
+    Raises:
+      UsageError: no such folder, no images, an unreadable image, or unequal shapes.
+    """
+    root = pathlib.Path(path).expanduser()
+    if not root.is_dir():
+        raise UsageError(f"data.path={path!r}: no such folder")
+    test = next((root / name for name in TEST_FOLDERS if (root / name).is_dir()), None)
+    divided = (root / "train").is_dir()
+    if test and not divided:
+        raise UsageError(f"data.path={path!r}: holds {test.name}/ but no train/")
+    if divided and split == "test" and not test:
+        raise UsageError(f"data.path={path!r}: holds train/ but no test/ or validation/")
+
+    class_names = _classes(root / "train" if divided else root)
+    folder = (test if split == "test" else root / "train") if divided else root
+    if extra := sorted(set(_classes(folder)) - set(class_names)):
+        raise UsageError(f"data.path={str(folder / extra[0])!r}: no such class in train/")
+
+    files: list[str] = []
+    labels: list[int] = []
+    for label, name in enumerate(class_names):
+        found = _images(folder, name)
+        # A class may be absent from a test split, never from what is trained on.
+        if not found and folder is not test:
+            raise UsageError(f"data.path={str(folder / name)!r}: no images in this class folder")
+        files += found
+        labels += [label] * len(found)
+    ids = np.arange(len(files))
+    every_label = np.array(labels, np.int32)
+    if not divided:
+        chosen = stratified(every_label, round(TEST_FRACTION * len(ids)), SPLIT_SEED, SOURCE_STREAM)
+        ids = chosen if split == "test" else np.setdiff1d(ids, chosen)
+    if not len(ids):
+        raise UsageError(f"data.path={str(folder)!r}: no images for the {split} split")
+
+    chosen_files = tuple(files[index] for index in ids)
+    shape = _image_shape(str(folder), chosen_files, image_size)
+    info = Info("folder", len(class_names), shape, class_names)
+    return FolderExamples(info, str(folder), chosen_files, every_label[ids], image_size)
+
+
+def _classes(folder: pathlib.Path) -> tuple[str, ...]:
+    names = (item.name for item in folder.iterdir() if item.is_dir())
+    classes = tuple(sorted(name for name in names if not name.startswith((".", "__"))))
+    if not classes:
+        raise UsageError(
+            f"data.path={str(folder)!r}: no images; expected one folder a class, images inside"
+        )
+    return classes
+
+
+def _images(folder: pathlib.Path, name: str) -> list[str]:
+    found = (folder / name).rglob("*")
+    return sorted(
+        item.relative_to(folder).as_posix() for item in found if item.suffix.lower() in SUFFIXES
+    )
+
+
+def _image_shape(folder: str, files: Iterable[str], image_size: int) -> tuple[int, int, int]:
+    """The common shape, from the headers alone; checked here so that a run fails before it starts.
+
+    One colour image makes the whole split RGB.
+    """
+    shape: tuple[int, int] | None = None
+    first = ""
+    channels = 1
+    with ThreadPoolExecutor(THREADS) as pool:
+        paths = [os.path.join(folder, name) for name in files]
+        for path, (mode, size) in zip(paths, pool.map(_header, paths), strict=True):
+            if mode not in GREY_MODES:
+                channels = 3
+            shape, first = shape or size, first or path
+            if size != shape and not image_size:
+                raise UsageError(
+                    f"data.image_size=0: images differ in shape: {path!r} is {size[0]} x {size[1]},"
+                    f" {first!r} is {shape[0]} x {shape[1]}; set data.image_size"
+                )
+    height, width = (image_size, image_size) if image_size else shape
+    return height, width, channels
+
+
+def _header(path: str) -> tuple[str, tuple[int, int]]:
+    """Pillow mode and (height, width) of an image file."""
+    try:
+        with Image.open(path) as image:
+            mode, (width, height) = image.mode, image.size
+    except Exception as error:  # as in __getitem__
+        raise UsageError(f"data.path={path!r}: not a readable image: {error}") from error
+    if mode not in GREY_MODES + COLOUR_MODES:
+        raise UsageError(f"data.path={path!r}: image mode {mode!r} has more than 8 bits a channel")
+    return mode, (height, width)

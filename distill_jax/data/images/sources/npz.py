@@ -1,0 +1,57 @@
+"""One .npz file with x_train, y_train, x_test and y_test, as Keras packs its image sets.
+
+Object arrays are refused: reading them would run pickled code.
+"""
+
+import pathlib
+import zipfile
+import zlib
+
+import numpy as np
+
+from distill_jax.data.images.sources.base import ArrayExamples, from_arrays
+from distill_jax.errors import UsageError
+
+
+def load(path: str, split: str, image_size: int = 0) -> ArrayExamples:
+    """The split in the file `path`; the number of classes is that of the train labels.
+
+    Images are uint8 [N, H, W] or [N, H, W, C]; labels are integers [N] or [N, 1].
+
+    Raises:
+      UsageError: a missing, unreadable or truncated file, a missing array, a wrong type or shape.
+    """
+    where = f"data.path={path!r}"
+    images, labels, train_labels = _read(
+        pathlib.Path(path).expanduser(), where, f"x_{split}", f"y_{split}", "y_train"
+    )
+    if labels.shape == (len(labels), 1):
+        labels = labels[:, 0]
+    if train_labels.dtype.kind not in "iu" or not train_labels.size:
+        raise UsageError(f"{where}: y_train is not integer labels but {train_labels.dtype}")
+    return from_arrays(
+        "npz",
+        images,
+        labels,
+        num_classes=int(train_labels.max()) + 1,
+        where=where,
+        image_size=image_size,
+    )
+
+
+def _read(path: pathlib.Path, where: str, *keys: str) -> list[np.ndarray]:
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            missing = [key for key in keys if key not in archive]
+            if missing:
+                raise UsageError(
+                    f"{where}: no array {missing[0]!r} in this file;"
+                    f" it holds: {', '.join(archive.files)}"
+                )
+            return [np.atleast_1d(archive[key]) for key in keys]
+    except UsageError:
+        raise
+    except FileNotFoundError as error:
+        raise UsageError(f"{where}: no such file") from error
+    except (OSError, EOFError, ValueError, TypeError, zipfile.BadZipFile, zlib.error) as error:
+        raise UsageError(f"{where}: not a readable .npz file: {error}") from error

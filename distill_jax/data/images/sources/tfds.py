@@ -1,0 +1,194 @@
+"""Image-classification sets prepared by TensorFlow Datasets, read without TensorFlow.
+
+A set is read where `download_and_prepare` put it, by random access, so it has to be prepared in the
+array_record (or parquet) format; nothing is downloaded here. Images are decoded by Pillow.
+"""
+
+import difflib
+import pathlib
+from collections.abc import Sequence
+
+import numpy as np
+
+from distill_jax.data.images.crops import Cut
+from distill_jax.data.images.sources.base import (
+    MODES,
+    Examples,
+    Info,
+    check_labels,
+    decode,
+    decode_cut,
+)
+from distill_jax.data.images.sources.registry import names
+from distill_jax.errors import UsageError, unknown
+
+
+class TfdsExamples(Examples):
+    """One split of a prepared set."""
+
+    crops = True
+
+    def __init__(self, info: Info, source, image_size: int):
+        """Args: source: a TFDS data source whose "image" is left encoded."""
+        self.info = info
+        self._source = source
+        self._image_size = image_size
+        self._labels: np.ndarray | None = None
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def __getitem__(self, index: int) -> tuple[np.ndarray, int]:
+        if not -len(self) <= index < len(self):
+            raise IndexError(index)
+        images, labels = self.batch(np.array([index % len(self)]))
+        return images[0], int(labels[0])
+
+    def batch(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        return self.cropped(ids, [None] * len(ids))
+
+    def cropped(self, ids: np.ndarray, cuts: Sequence[Cut | None]) -> tuple[np.ndarray, np.ndarray]:
+        records = self._records(ids)
+        images = np.empty((len(ids), *self.info.image_shape), np.uint8)
+        *shape, channels = self.info.image_shape
+        mode = MODES[channels]
+        for row, (record, cut) in enumerate(zip(records, cuts, strict=True)):
+            try:
+                if cut:
+                    images[row] = decode_cut(record["image"], mode, tuple(shape), cut)
+                else:
+                    images[row] = decode(record["image"], mode, self._image_size)
+            except Exception as error:  # Pillow has no common type for what a damaged file raises
+                raise UsageError(
+                    f"{self._where}: image {ids[row]} is unreadable: {error}"
+                ) from error
+        return images, self._checked_labels(records)
+
+    def labels(self) -> np.ndarray:
+        if self._labels is None:
+            ids = np.arange(len(self))
+            chunks = np.array_split(ids, -(-len(ids) // 1024))
+            self._labels = np.concatenate(
+                [self._checked_labels(self._records(chunk)) for chunk in chunks]
+            )
+        return self._labels
+
+    @property
+    def _where(self) -> str:
+        return f"data.name={self.info.name!r}"
+
+    def _records(self, ids: np.ndarray) -> list[dict]:
+        try:
+            return self._source.__getitems__([int(index) for index in ids])
+        except Exception as error:  # whatever the file format's reader raises on a damaged file
+            raise UsageError(
+                f"{self._where}: unreadable or truncated records near {ids[0]}: {error}"
+            ) from error
+
+    def _checked_labels(self, records: list[dict]) -> np.ndarray:
+        labels = np.array([record["label"] for record in records], np.int32)
+        check_labels(labels, self.info.num_classes, self._where)
+        return labels
+
+
+def load(name: str, split: str, tfds_dir: str = "", image_size: int = 0) -> TfdsExamples:
+    """The split of the prepared set `name`; "test" means "validation" where a set has no test.
+
+    Args:
+      name: a TFDS name, such as "cifar100" or "imagenet2012/...:5.1.0".
+      split: "train" or "test".
+      tfds_dir: the folder that was given as `data_dir` when preparing; "" is TFDS's own default.
+      image_size: every image is scaled and cut to this height and width; 0 wants equal shapes.
+
+    Raises:
+      UsageError: an unknown name, a set that is not prepared, not for image classification, of
+        unequal shapes without `image_size`, or with unreadable files.
+    """
+    import tensorflow_datasets as tfds  # slow to import; used by these sets alone
+
+    where = f"data.name={name!r}"
+    builder = _builder(tfds, name, tfds_dir)
+    features = builder.info.features
+    features = dict(features.items()) if isinstance(features, tfds.features.FeaturesDict) else {}
+    image, label = features.get("image"), features.get("label")
+    if not (isinstance(image, tfds.features.Image) and isinstance(label, tfds.features.ClassLabel)):
+        raise UsageError(
+            f"{where}: not an image-classification set; expected features 'image' and 'label',"
+            f" got: {', '.join(features) or 'none'}"
+        )
+    height, width, channels = image.shape
+    if image.np_dtype != np.uint8 or channels not in MODES:
+        raise UsageError(
+            f"{where}: expected uint8 images of 1, 3 or 4 channels, got"
+            f" {np.dtype(image.np_dtype)} of {channels}"
+        )
+    if image_size:
+        height = width = image_size
+    elif not height or not width:
+        raise UsageError(
+            f"data.image_size=0: images of {name!r} differ in shape; set data.image_size"
+        )
+    available = list(builder.info.splits)
+    chosen = "validation" if split == "test" and "test" not in available else split
+    if chosen not in available:
+        raise UsageError(f"{where}: no {chosen!r} split; it has: {', '.join(available)}")
+
+    # Encoded images are left alone here: `labels` needs none, and Pillow decodes the others.
+    pictures = [key for key, item in features.items() if isinstance(item, tfds.features.Image)]
+    decoders = {key: tfds.decode.SkipDecoding() for key in pictures}
+    try:
+        source = builder.as_data_source(split=chosen, decoders=decoders)
+        count = len(source)
+    except NotImplementedError as error:
+        raise UsageError(
+            f"{where}: prepared without random access in {str(builder.data_path)!r};"
+            f" {_how(name, tfds_dir)} in an empty folder"
+        ) from error
+    except Exception as error:  # whatever the file format's reader raises on a damaged file
+        raise UsageError(f"{where}: unreadable files, {chosen} split: {error}") from error
+    promised = builder.info.splits[chosen].num_examples
+    if count != promised or not count:
+        raise UsageError(
+            f"{where}: the files hold {count} {chosen} examples, the set {promised}; prepare again"
+        )
+    info = Info(name, label.num_classes, (height, width, channels), tuple(label.names))
+    return TfdsExamples(info, source, image_size)
+
+
+def _builder(tfds, name: str, tfds_dir: str):
+    try:
+        builder = tfds.builder(name, data_dir=tfds_dir or None)
+    except tfds.core.DatasetNotFoundError as error:
+        # Without the community sets, whose list would be fetched from the network.
+        known = tfds.list_builders(with_community_datasets=False)
+        near = difflib.get_close_matches(name, known, n=3)
+        prepared = _prepared(tfds_dir)
+        raise unknown("data.name", name, {*names(), *near, *prepared}, "data set") from error
+    except Exception as error:  # a name that does not parse, or a set that needs more packages
+        raise UsageError(
+            f"data.name={name!r}: not readable by TensorFlow Datasets: {error}"
+        ) from error
+    if not builder.info.splits:
+        raise UsageError(
+            f"data.name={name!r}: not prepared in {str(builder.data_path)!r};"
+            f" {_how(name, tfds_dir)}"
+        )
+    return builder
+
+
+def _prepared(tfds_dir: str) -> list[str]:
+    """The names of what lies in a TFDS folder."""
+    folder = pathlib.Path(tfds_dir).expanduser()
+    if not tfds_dir or not folder.is_dir():
+        return []
+    return [item.name for item in folder.iterdir() if list(item.glob("**/dataset_info.json"))]
+
+
+def _how(name: str, tfds_dir: str) -> str:
+    arguments = [repr(name), "file_format='array_record'"]
+    if tfds_dir:
+        arguments.insert(1, f"data_dir={tfds_dir!r}")
+    return (
+        'prepare it once: python -c "import tensorflow_datasets as tfds;'
+        f' tfds.builder({", ".join(arguments)}).download_and_prepare()"'
+    )

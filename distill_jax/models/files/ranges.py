@@ -1,0 +1,130 @@
+"""A safetensors file in a bucket, read by ranges: its header, and of a tensor what is asked for.
+
+It gives what `safetensors.safe_open` gives of a file on a disk. Of a slice of columns the rows are
+read whole, block by block, and the columns kept: one request for each row would take longer.
+"""
+
+import json
+import math
+import os
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from distill_jax.errors import UsageError
+from distill_jax.storage import gcs
+
+_BLOCK = 2**26  # bytes that are read at a time
+_LONGEST = 10**8  # bytes of a header, as safetensors has it
+_DTYPES = {
+    "F64": np.float64,
+    "F32": np.float32,
+    "F16": np.float16,
+    "BF16": ml_dtypes.bfloat16,
+}
+
+
+class Slice:
+    """A tensor of a file, of which nothing is read but what is asked for.
+
+    Args:
+      path: the file.
+      kind: the dtype, as safetensors names it.
+      shape: of it.
+      start: where its bytes begin in the file.
+    """
+
+    def __init__(self, path: os.PathLike, kind: str, shape: list[int], start: int):
+        self._path, self._kind, self._shape, self._start = path, kind, shape, start
+
+    def get_shape(self) -> list[int]:
+        """Its shape."""
+        return self._shape
+
+    def get_dtype(self) -> str:
+        """Its dtype, such as "BF16"."""
+        return self._kind
+
+    def __getitem__(self, index: slice | tuple[slice, ...]) -> np.ndarray:
+        """The part that slices without a step say, of the first dimensions."""
+        index = index if isinstance(index, tuple) else (index,)
+        dtype, shape = np.dtype(_DTYPES[self._kind]), tuple(self._shape)
+        if not shape:
+            return self._read(0, 1, dtype, ())[0]
+        first, rest = index[0] if index else slice(None), index[1:]
+        begin, end, _ = first.indices(shape[0])
+        inner = shape[1:]
+        rows = max(_BLOCK // max(math.prod(inner) * dtype.itemsize, 1), 1)
+        blocks = [
+            self._read(row, min(row + rows, end), dtype, inner)[(slice(None), *rest)]
+            for row in range(begin, end, rows)
+        ]
+        if len(blocks) == 1:
+            return np.ascontiguousarray(blocks[0])
+        empty = np.empty((0, *inner), dtype)[(slice(None), *rest)]
+        return np.concatenate(blocks or [empty])
+
+    def _read(self, begin: int, end: int, dtype: np.dtype, inner: tuple[int, ...]) -> np.ndarray:
+        row = math.prod(inner) * dtype.itemsize
+        if not row:
+            return np.empty((end - begin, *inner), dtype)
+        content = gcs.read(self._path, self._start + begin * row, self._start + end * row)
+        return np.frombuffer(content, dtype).reshape(end - begin, *inner)
+
+
+class File:
+    """A safetensors file; only its header is read here.
+
+    Args:
+      path: the file, in a bucket.
+
+    Raises:
+      UsageError: it is damaged or truncated.
+    """
+
+    def __init__(self, path: Any):
+        self._path = path
+        try:
+            self._tensors, self._start = _header(path)
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            raise UsageError(f"{path.name} is damaged or truncated: {error}") from error
+
+    def __enter__(self) -> "File":
+        return self
+
+    def __exit__(self, *exception) -> None:
+        pass
+
+    def keys(self) -> list[str]:
+        """The names of the tensors."""
+        return sorted(self._tensors)
+
+    def get_slice(self, name: str) -> Slice:
+        """A tensor by its name."""
+        kind, shape, offset = self._tensors[name]
+        return Slice(self._path, kind, shape, self._start + offset)
+
+
+def _header(path: Any) -> tuple[dict[str, tuple[str, list[int], int]], int]:
+    """Dtype, shape and offset of each tensor, and where the first one begins."""
+    total = gcs.size(path)
+    if total < 8:
+        raise ValueError("no header")
+    length = int.from_bytes(gcs.read(path, 0, 8), "little")
+    if not 2 <= length <= min(_LONGEST, total - 8):
+        raise ValueError(f"a header of {length} bytes in a file of {total}")
+    header = json.loads(gcs.read(path, 8, 8 + length))
+    tensors, ends = {}, [0]
+    for name, about in header.items():
+        if name == "__metadata__":
+            continue
+        begin, end = about["data_offsets"]
+        kind, shape = about["dtype"], about["shape"]
+        if kind in _DTYPES and end - begin != math.prod(shape) * np.dtype(_DTYPES[kind]).itemsize:
+            raise ValueError(f"{name} has {end - begin} bytes, which is not {kind}{shape}")
+        tensors[name] = (kind, shape, begin)
+        ends.append(end)
+    if max(ends) != total - 8 - length:
+        raise ValueError(f"tensors of {max(ends)} bytes in a file of {total}")
+    return tensors, 8 + length

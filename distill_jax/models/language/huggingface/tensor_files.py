@@ -1,0 +1,187 @@
+"""The safetensors of a checkpoint folder: which file holds which tensor, checked, and read singly.
+
+Left out on purpose: pickles (.bin, .pt), whose reading could run code.
+"""
+
+import dataclasses
+import json
+import pathlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Self
+
+import numpy as np
+import safetensors
+
+from distill_jax.errors import UsageError
+from distill_jax.models.files import ranges
+from distill_jax.storage import is_remote
+
+CONFIG = "config.json"
+SINGLE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+_PICKLES = (".bin", ".pt", ".pth", ".ckpt")
+_ROWS = 4096  # of a matrix, compared at a time
+
+
+def read_json(path: pathlib.Path) -> dict[str, Any]:
+    """A JSON object.
+
+    Raises:
+      UsageError: the file is missing or unreadable, or holds something else.
+    """
+    try:
+        content = json.loads(path.read_bytes())
+    except OSError as error:
+        raise UsageError(f"{path.name} cannot be read: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        raise UsageError(f"{path.name} is damaged or truncated, or no JSON") from error
+    if not isinstance(content, dict):
+        raise UsageError(f"{path.name} holds no JSON object")
+    return content
+
+
+def locate(folder: pathlib.Path) -> dict[str, pathlib.Path]:
+    """The file of every tensor in a folder; only headers are read.
+
+    Raises:
+      UsageError: there are no safetensors, a file is missing or truncated, or the index names a
+        file outside the folder or differs from what the files hold.
+    """
+    if (folder / INDEX).exists():
+        return _from_index(folder)
+    if (folder / SINGLE).exists():
+        return dict.fromkeys(_names(folder / SINGLE), folder / SINGLE)
+    others = sorted(p.name for p in folder.iterdir()) if folder.is_dir() else []
+    pickles = [name for name in others if name.endswith(_PICKLES)]
+    if pickles:
+        raise UsageError(
+            f"{pickles[0]} is a pickle, which is never read; expected {SINGLE} or {INDEX}"
+        )
+    raise UsageError(f"no {SINGLE} and no {INDEX}; expected one of them")
+
+
+def _from_index(folder: pathlib.Path) -> dict[str, pathlib.Path]:
+    listed = read_json(folder / INDEX).get("weight_map")
+    if not isinstance(listed, dict) or not listed:
+        raise UsageError(f"{INDEX} has no weight_map; expected tensor names and their files")
+    for name, file in listed.items():
+        plain = isinstance(file, str) and pathlib.PurePath(file).name == file and "\\" not in file
+        if not plain or not file.endswith(".safetensors"):
+            raise UsageError(
+                f"{INDEX}: {name} is in {file!r}; expected the bare name of a .safetensors file "
+                "in the same folder"
+            )
+    found: dict[str, pathlib.Path] = {}
+    for file in sorted(set(listed.values())):
+        found |= dict.fromkeys(_names(folder / file), folder / file)
+    wrong = sorted(n for n in listed.keys() | found.keys() if not _agrees(n, listed, found))
+    if wrong:
+        held = found[wrong[0]].name if wrong[0] in found else "no file"
+        raise UsageError(
+            f"{INDEX}: {wrong[0]} is in {held}, not {listed.get(wrong[0], 'listed')}; "
+            "expected an index of what the files hold"
+        )
+    return found
+
+
+def _agrees(name: str, listed: Mapping[str, str], found: Mapping[str, pathlib.Path]) -> bool:
+    return name in found and found[name].name == listed.get(name)
+
+
+def _names(path: pathlib.Path) -> list[str]:
+    with _opened(path) as file:
+        return list(file.keys())
+
+
+def _opened(path: pathlib.Path) -> Any:
+    if not path.exists():
+        raise UsageError(f"{path.name} is missing; expected it in the folder")
+    if is_remote(path):
+        return ranges.File(path)
+    try:
+        return safetensors.safe_open(path, framework="numpy")
+    except (safetensors.SafetensorError, OSError) as error:
+        raise UsageError(f"{path.name} is damaged or truncated: {error}") from error
+
+
+def shapes(files: Mapping[str, pathlib.Path]) -> dict[str, tuple[int, ...]]:
+    """The shape of every tensor; only headers are read."""
+    found = {}
+    for path in sorted(set(files.values())):
+        with _opened(path) as file:
+            own = [name for name, place in files.items() if place == path]
+            found |= {name: tuple(file.get_slice(name).get_shape()) for name in own}
+    return found
+
+
+@dataclasses.dataclass(frozen=True)
+class Stored:
+    """A tensor in an open file, or columns or rows of it: what is asked for is read, and no more.
+
+    Attributes:
+      shape: of it.
+      file: the slice that safetensors gives of the whole tensor.
+      axis: the one that is cut.
+      start: where it begins along that axis.
+    """
+
+    shape: tuple[int, ...]
+    file: Any
+    axis: int = 0
+    start: int = 0
+
+    def __getitem__(self, index: tuple[slice, ...]) -> np.ndarray:
+        """The part that slices without a step say, one a dimension."""
+        bounds = [part.indices(size)[:2] for part, size in zip(index, self.shape, strict=True)]
+        moved = [self.start if axis == self.axis else 0 for axis in range(len(bounds))]
+        return self.file[
+            tuple(slice(a + by, b + by) for (a, b), by in zip(bounds, moved, strict=True))
+        ]
+
+    def split(self, places: Sequence[int], axis: int) -> list[Self]:
+        """As `np.split`, without reading."""
+        ends = (*places, self.shape[axis])
+        return [
+            dataclasses.replace(
+                self,
+                shape=(*self.shape[:axis], end - start, *self.shape[axis + 1 :]),
+                axis=axis,
+                start=start,
+            )
+            for start, end in zip((0, *places), ends, strict=True)
+        ]
+
+
+def stream(files: Mapping[str, pathlib.Path]) -> Iterator[tuple[str, Stored]]:
+    """Every tensor with its name, one at a time; it is to be read before the next.
+
+    Raises:
+      UsageError: a dtype that NumPy and ml_dtypes do not have, or that is no number.
+    """
+    for path in sorted(set(files.values())):
+        with _opened(path) as file:
+            for name in sorted(name for name, place in files.items() if place == path):
+                yield name, _stored(file.get_slice(name), name, path)
+
+
+def _stored(found: Any, name: str, path: pathlib.Path) -> Stored:
+    kind = found.get_dtype()
+    if kind not in ("F64", "F32", "F16", "BF16"):
+        raise UsageError(
+            f"{path.name}: {name} is {kind}; expected F32, F16 or BF16 "
+            "(quantized files are not read)"
+        )
+    return Stored(tuple(found.get_shape()), found)
+
+
+def equal(files: Mapping[str, pathlib.Path], first: str, second: str) -> bool:
+    """Whether two matrices have the same shape and values; a block of rows of each is read."""
+    with _opened(files[first]) as one, _opened(files[second]) as other:
+        a, b = one.get_slice(first), other.get_slice(second)
+        if a.get_shape() != b.get_shape() or a.get_dtype() != b.get_dtype():
+            return False
+        rows = a.get_shape()[0]
+        return all(
+            np.array_equal(a[i : min(i + _ROWS, rows)], b[i : min(i + _ROWS, rows)])
+            for i in range(0, rows, _ROWS)
+        )

@@ -1,0 +1,1 @@
+"""Runs on images: classifiers, whose teachers and students see augmented views."""

@@ -1,0 +1,1 @@
+"""Runs on text: decoders, compared token by token on packed rows."""

@@ -1,0 +1,133 @@
+"""Evaluation by answers: a student continues prompts, and what it writes is scored by references.
+
+Decoding is greedy, so that the same parameters give the same answers at any evaluation, on any
+number of devices (but for logits that are equal to rounding). The teacher's answers never change:
+they are written once, at the first evaluation, and kept. Several teachers answer nothing: what
+they agree on is a mean of distributions, which none of them would write.
+"""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from jax.sharding import Mesh
+
+from distill_jax import generation, models
+from distill_jax.data import text
+from distill_jax.evaluation.answers import METRICS
+from distill_jax.models.language import lora
+from distill_jax.tasks.language.recipe import Comparison, Network
+from distill_jax.training.recipe import Flat
+
+SAMPLES = 5  # answers that are kept for a reader: those to the first prompts
+
+
+@dataclasses.dataclass(frozen=True)
+class Questions:
+    """N prompts with their references.
+
+    Attributes:
+      prompts: as text, conversations as the template writes them.
+      ids: what a model is given.
+      references: what its answers are compared with.
+    """
+
+    prompts: tuple[str, ...]
+    ids: tuple[tuple[int, ...], ...]
+    references: tuple[str, ...]
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256, in hex, of the ids and the references."""
+        content = json.dumps([self.ids, self.references])
+        return hashlib.sha256(content.encode()).hexdigest()
+
+
+class PromptEvaluator:
+    """Has a student answer the same prompts again and again during a run.
+
+    Args:
+      questions: at least one.
+      tokenizer: of the questions' ids.
+      comparison: the networks, and how many ids are real.
+      teacher_params: as in `Comparison.summed`, on the devices.
+      mesh: the devices that share a batch.
+      metrics: names of `METRICS`.
+      max_new_tokens: of the longest answer.
+      batch_size: prompts at a time, a multiple of the devices that share them.
+    """
+
+    def __init__(
+        self,
+        questions: Questions,
+        tokenizer: text.Tokenizer,
+        comparison: Comparison,
+        teacher_params: Flat,
+        mesh: Mesh,
+        *,
+        metrics: Sequence[str],
+        max_new_tokens: int,
+        batch_size: int,
+    ):
+        self.questions = questions
+        self._tokenizer = tokenizer
+        self._comparison = comparison
+        self._teacher_params = teacher_params
+        self._metrics = tuple(metrics)
+        self._decoding = {
+            "max_new_tokens": max_new_tokens,
+            "batch_size": batch_size,
+            "vocab_size": comparison.vocab_size,
+            "stops": tokenizer.stops,
+            "mesh": mesh,
+            "sampler": generation.Sampler(temperature=0.0),
+        }
+        self._of_teacher: list[str] | None = None
+
+    def __call__(self, params: Flat) -> dict[str, Any]:
+        """The figures of the answers.
+
+        Args:
+          params: the student's that are trained, on the devices.
+
+        Returns:
+          "prompts", their number; each metric, its mean over them in [0, 1], and with one teacher
+          also as "teacher_rouge_l" and so on; "samples", the first few: a list of {"prompt",
+          "reference", "student"}, with one teacher also "teacher".
+        """
+        params, teacher_params = lora.joined(params, self._teacher_params)
+        answers = {"student": self._answers(self._comparison.student, params)}
+        if self._comparison.teacher is not None:
+            if self._of_teacher is None:
+                teacher = self._comparison.teacher
+                self._of_teacher = self._answers(teacher, teacher_params)
+            answers["teacher"] = self._of_teacher
+        asked = self.questions
+        figures: dict[str, Any] = {"prompts": len(asked.prompts)}
+        for name, prefix in (("student", ""), ("teacher", "teacher_")):
+            for metric in self._metrics if name in answers else ():
+                pairs = zip(answers[name], asked.references, strict=True)
+                scores = [METRICS[metric](*pair) for pair in pairs]
+                figures[prefix + metric] = float(np.mean(scores))
+        columns = {"prompt": asked.prompts, "reference": asked.references, **answers}
+        shown = range(min(SAMPLES, len(asked.prompts)))
+        figures["samples"] = [{name: rows[i] for name, rows in columns.items()} for i in shown]
+        return figures
+
+    def _answers(self, network: Network, params: Flat) -> list[str]:
+        decoder = models.merge(network.graphdef, params)
+        found = generation.generate(decoder, self.questions.ids, **self._decoding)
+        return [
+            generation.said(self._tokenizer, ids, response)
+            for ids, response in zip(self.questions.ids, found, strict=True)
+        ]
+
+
+def beside(
+    evaluate: Callable[[Flat, Flat], Mapping[str, Any]], asked: PromptEvaluator
+) -> Callable[[Flat, Flat], dict[str, Any]]:
+    """An evaluation whose figures have those of the answers too."""
+    return lambda params, stats: {**evaluate(params, stats), **asked(params)}

@@ -1,0 +1,99 @@
+"""From a resolved config to the prompts that a run on text answers at its evaluations."""
+
+from typing import Any
+
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from distill_jax import generation, parallel
+from distill_jax.data import text
+from distill_jax.errors import UsageError
+from distill_jax.evaluation.answers import unscorable
+from distill_jax.generation import decode
+from distill_jax.tasks.language.prompts import PromptEvaluator, Questions
+from distill_jax.tasks.language.recipe import Comparison
+from distill_jax.training.recipe import Flat
+
+#: The key of the prompts that belong to each split. Those of "test" choose nothing.
+KEYS = {"validation": "prompts", "test": "test_prompts"}
+
+
+def prepare(
+    config: ConfigDict,
+    tokenizer: text.Tokenizer,
+    comparison: Comparison,
+    teacher_params: Flat,
+    mesh: Mesh,
+) -> dict[str, PromptEvaluator]:
+    """What answers the prompts of each split that has any; writes nothing.
+
+    Args:
+      config: resolved.
+      tokenizer: of the run.
+      comparison: the networks.
+      teacher_params: as in `Comparison.summed`, on the devices.
+      mesh: the devices.
+
+    Raises:
+      UsageError: a file that cannot be read, a line that is no prompt with a response, a reference
+        that no answer could match, a prompt that leaves no room for an answer, or a batch that does
+        not divide.
+    """
+    chosen = config.evaluation
+    found = {}
+    for split, name in KEYS.items():
+        if not chosen[name]:
+            continue
+        parallel.check_divides(mesh, "evaluation.prompt_batch_size", chosen.prompt_batch_size)
+        found[split] = PromptEvaluator(
+            _questions(config, name, tokenizer, comparison),
+            tokenizer,
+            comparison,
+            teacher_params,
+            mesh,
+            metrics=chosen.metrics,
+            max_new_tokens=chosen.max_new_tokens,
+            batch_size=chosen.prompt_batch_size,
+        )
+    return found
+
+
+def described(asked: dict[str, PromptEvaluator]) -> dict[str, Any]:
+    """What a manifest says of the prompts: how many of each split, and their fingerprint."""
+    return {
+        split: {
+            "count": len(evaluator.questions.prompts),
+            "fingerprint": evaluator.questions.fingerprint,
+        }
+        for split, evaluator in asked.items()
+    }
+
+
+def _questions(
+    config: ConfigDict, name: str, tokenizer: text.Tokenizer, comparison: Comparison
+) -> Questions:
+    chosen = config.evaluation
+    fields = config.data.fields if chosen.fields == "same" else chosen.fields
+    prompts = generation.read_prompts(
+        chosen[name],
+        fields="" if fields == "named" else fields,
+        key=f"evaluation.{name}",
+        references=True,
+    )
+    prompts, ids = generation.encode_prompts(prompts[: chosen.max_prompts or None], tokenizer)
+    for prompt, own in zip(prompts, ids, strict=True):
+        for metric in chosen.metrics:
+            fault = unscorable(metric, prompt.reference)
+            if fault:
+                raise UsageError(
+                    f"{prompt.where}: the response {fault}, so {metric} of any answer is 0; "
+                    "expected one that can be matched"
+                )
+        for network in (comparison.student, comparison.teacher):
+            if network is not None:
+                decode.check_length(network.config, own, chosen.max_new_tokens, prompt.where)
+    return Questions(
+        tuple(prompt.text for prompt in prompts),
+        tuple(map(tuple, ids)),
+        tuple(prompt.reference for prompt in prompts),
+    )

@@ -1,0 +1,218 @@
+"""What a teacher is asked for a store, how it answers, and the manifest that says so."""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jax.sharding import Mesh
+
+from distill_jax import data, models, parallel
+from distill_jax.errors import UsageError, unknown
+from distill_jax.teachers.answers.manifest import FORMAT, Arrays
+from distill_jax.teachers.answers.schemes import Finite
+
+DTYPES = ("bfloat16", "float16", "float32")
+
+
+@dataclasses.dataclass(frozen=True)
+class Asked:
+    """A teacher and what it is asked: the functions that answer, jitted, and their description."""
+
+    saved: models.Saved
+    train: data.Examples
+    test: data.Examples
+    augment: data.Augment
+    dtype: str
+    taps: tuple[str, ...]
+    compute_dtype: str
+    batch_size: int
+    mesh: Mesh | None
+
+    def __post_init__(self):
+        if self.mesh is None:
+            object.__setattr__(self, "mesh", parallel.make_mesh())
+        for name, known in (("dtype", DTYPES), ("compute_dtype", ("bfloat16", "float32"))):
+            if getattr(self, name) not in known:
+                raise unknown(name, getattr(self, name), known, "dtype")
+        parallel.check_divides(self.mesh, "batch_size", self.batch_size)
+        spec = self.saved.spec
+        for name, examples in (("training", self.train), ("test", self.test)):
+            have = (examples.info.image_shape, examples.info.num_classes)
+            if (tuple(spec.input_shape), spec.num_classes) != (tuple(have[0]), have[1]):
+                raise UsageError(
+                    f"teacher.path: the teacher takes {spec.input_shape} images of "
+                    f"{spec.num_classes} classes; the {name} images are {have[0]} of {have[1]}"
+                )
+        for tap in self.taps:
+            if tap not in self._shapes.taps:
+                raise unknown("taps", tap, self._shapes.taps, "tap")
+
+    @functools.cached_property
+    def _graphdef(self) -> Any:
+        spec = self.saved.spec
+        module = models.abstract(
+            spec.name,
+            input_shape=spec.input_shape,
+            num_classes=spec.num_classes,
+            dtype=jnp.dtype(self.compute_dtype),
+            **spec.options,
+        )
+        return models.split(module)[0]
+
+    @functools.cached_property
+    def _variables(self) -> Any:
+        variables = (self.saved.params, self.saved.stats)
+        return jax.device_put(variables, parallel.replicated(self.mesh))
+
+    def _outputs(self, variables: Any, images: Array) -> models.Outputs:
+        inputs = models.normalise(images, self.saved.spec.mean, self.saved.spec.std)
+        return models.apply(self._graphdef, *variables, inputs, train=False)[0]
+
+    @functools.cached_property
+    def _shapes(self) -> models.Outputs:
+        images = jax.ShapeDtypeStruct((1, *self.saved.spec.input_shape), jnp.float32)
+        return jax.eval_shape(self._outputs, (self.saved.params, self.saved.stats), images)
+
+    def _answer(self, variables: Any, images: Array, dtype: str) -> tuple[dict, dict]:
+        """The answers as they are stored, and the largest magnitude of each array."""
+        outputs = self._outputs(variables, images)
+        arrays = {"logits": outputs.logits, **{name: outputs.taps[name] for name in self.taps}}
+        peaks = {name: jnp.max(jnp.abs(a.astype(jnp.float32))) for name, a in arrays.items()}
+        return {name: a.astype(dtype) for name, a in arrays.items()}, peaks
+
+    def _view(self, images: Array, draws: dict[str, Array]) -> Array:
+        labels = jnp.zeros(images.shape[0], jnp.int32)
+        return data.view(images, labels, self.saved.spec.num_classes, draws, self.augment)[0]
+
+    def all_views(self, scheme: Finite) -> Callable[[np.ndarray, int], Arrays]:
+        """(images uint8 [n, H, W, C], count) -> answers to the first ones, [count, V, ...]."""
+
+        @jax.jit
+        def chunk(variables, images, first):
+            row = jnp.minimum(
+                first + jnp.arange(self.batch_size), images.shape[0] * scheme.count - 1
+            )
+            row = jax.lax.with_sharding_constraint(row, parallel.batch_sharding(self.mesh))
+            view = self._view(images[row // scheme.count], scheme.draws(row % scheme.count))
+            return self._answer(variables, view, self.dtype)
+
+        def answers(images: np.ndarray, count: int) -> Arrays:
+            rows = count * scheme.count
+            images = jax.device_put(images, parallel.replicated(self.mesh))
+            calls = (
+                chunk(self._variables, images, np.int32(first))
+                for first in range(0, rows, self.batch_size)
+            )
+            return {
+                name: array[:rows].reshape(count, scheme.count, *array.shape[1:])
+                for name, array in _joined(calls, self.dtype).items()
+            }
+
+        return answers
+
+    def steps(self) -> Callable[[Iterable[np.ndarray], np.ndarray], Arrays]:
+        """(images uint8 [B, H, W, C] of each step, key data [n, words]) -> answers [n, B, ...]."""
+
+        sharding = parallel.batch_sharding(self.mesh)
+
+        @jax.jit
+        def step(variables, images, words):
+            draws = data.draw(jax.random.wrap_key_data(words), images.shape[0], self.augment)
+            return self._answer(variables, self._view(images, draws), self.dtype)
+
+        def answers(images: Iterable[np.ndarray], keys: np.ndarray) -> Arrays:
+            # The keys first: the feed is endless, and one batch more of it would be read in vain.
+            calls = (
+                step(self._variables, jax.device_put(batch, sharding), words)
+                for words, batch in zip(keys, images, strict=False)
+            )
+            return {
+                name: array.reshape(len(keys), self.batch_size, *array.shape[1:])
+                for name, array in _joined(calls, self.dtype).items()
+            }
+
+        return answers
+
+    def identity(self, examples: data.Examples, ids: np.ndarray) -> Arrays:
+        """The answers to images as they are: float32 [n, ...]."""
+
+        sharding = parallel.batch_sharding(self.mesh)
+
+        @jax.jit
+        def chunk(variables, images):
+            labels = jnp.zeros(images.shape[0], jnp.int32)
+            view = data.identity(images, labels, self.saved.spec.num_classes)[0]
+            return self._answer(variables, view, "float32")
+
+        calls = (
+            chunk(self._variables, jax.device_put(batch["image"], sharding))
+            for batch in data.evaluation(examples, ids, self.batch_size, resident=False)
+        )
+        return {name: array[: len(ids)] for name, array in _joined(calls, "float32").items()}
+
+    def manifest(
+        self, scheme: dict[str, Any], items: int, inner: int, part_size: int, held_out: int = 0
+    ) -> dict[str, Any]:
+        """The manifest of a store without parts: of so many items of `inner` answers each."""
+        spec, info = self.saved.spec, self.train.info
+        arrays = {"logits": self._shapes.logits} | {t: self._shapes.taps[t] for t in self.taps}
+        arrays = {name: list(a.shape[1:]) for name, a in arrays.items()}
+        one = sum(math.prod(shape) for shape in arrays.values()) * jnp.dtype(self.dtype).itemsize
+        return {
+            "format": FORMAT,
+            "teacher": {
+                "spec": spec.to_json(),
+                "fingerprint": self.saved.fingerprint,
+                "parameters": models.count(self.saved.params),
+            },
+            "data": {
+                "name": info.name,
+                "classes": info.num_classes,
+                "image_shape": list(info.image_shape),
+                "train": {"examples": len(self.train), "fingerprint": data.fingerprint(self.train)},
+                "test": {"examples": len(self.test), "fingerprint": data.fingerprint(self.test)},
+                "held_out": held_out,
+            },
+            "scheme": scheme,
+            "augment": dataclasses.asdict(self.augment),
+            "dtype": self.dtype,
+            "compute_dtype": self.compute_dtype,
+            "taps": list(self.taps),
+            "arrays": arrays,
+            "items": items,
+            "answers_an_item": inner,
+            "answer_bytes": one * inner * items,
+            "part_size": part_size,
+            "software": [],
+            "parts": {},
+        }
+
+
+def _joined(calls: Iterable[tuple[dict, dict]], dtype: str) -> Arrays:
+    """The arrays of all calls in one, fetched from the devices while the next call computes.
+
+    Raises:
+      UsageError: a number is not finite, or `dtype` does not hold it.
+    """
+    found, ahead = [], None
+    for call in calls:
+        if ahead is not None:
+            found.append(jax.device_get(ahead))
+        ahead = call
+    found.append(jax.device_get(ahead))
+    for name in found[0][1]:
+        peak = float(np.max([peaks[name] for _, peaks in found]))  # NaN where there is any
+        if not math.isfinite(peak):
+            raise UsageError(f"teacher.path: {name} of the teacher are not all finite numbers")
+        if peak > (most := float(jnp.finfo(dtype).max)):
+            raise UsageError(
+                f"dtype={dtype!r}: holds numbers to {most:.6g}, and {name} of the teacher reach "
+                f"{peak:.6g}; expected 'float32'"
+            )
+    return {name: np.concatenate([a[name] for a, _ in found]) for name in found[0][0]}

@@ -1,0 +1,306 @@
+"""What makes a folder a checkpoint: a manifest of SHA-256 by file, written last.
+
+The manifest has the format of `sha256sum`, so that anyone can check a checkpoint without us:
+
+    cd checkpoints/1200 && sha256sum -c MANIFEST.sha256
+
+Its text follows from the step and the files alone, so that every changed byte, in a file or in the
+manifest itself, and every missing, added, renamed or exchanged file shows as a difference. It
+guards against damage, not against an attacker: who can write the files can write the manifest.
+
+On a disk one atomic rename seals it (`on_disk`); in a bucket the manifest itself (`in_bucket`).
+
+Left out on purpose: what the files hold, but for the score. This module knows no array, no orbax.
+"""
+
+import contextlib
+import hashlib
+import json
+import math
+import os
+import pathlib
+import re
+import shutil
+import time
+import types
+from collections.abc import Callable, Iterable
+
+from distill_jax.errors import UsageError
+from distill_jax.storage import is_remote
+from distill_jax.storage.gcs import Unreachable
+from distill_jax.training.checkpoints import in_bucket, on_disk
+from distill_jax.training.checkpoints.on_disk import MANIFEST, Damaged
+
+ABOUT = "checkpoint.json"  # an object with "score": a number, or null
+
+_LINE = re.compile(r"([0-9a-f]{64})  (.+)")
+
+
+def _kind(path: pathlib.Path) -> types.ModuleType:
+    """How the folders of checkpoints are made where this path is."""
+    return in_bucket if is_remote(path) else on_disk
+
+
+def free_space(directory: str | os.PathLike[str], bytes_needed: int, key: str = "workdir") -> None:
+    """Refuse, before anything is written, a folder whose disk has not the room that is needed.
+
+    Args:
+      directory: the folder that will be written to; it need not exist yet.
+      bytes_needed: what will be written, in bytes.
+      key: the config key that names the folder, for the message.
+
+    Raises:
+      UsageError: when the disk has fewer than `bytes_needed` bytes free.
+    """
+    if is_remote(directory):  # no disk, which has no end
+        return
+    existing = pathlib.Path(directory).absolute()
+    while not existing.exists():
+        existing = existing.parent
+    free = shutil.disk_usage(existing).free
+    if free < bytes_needed:
+        raise UsageError(
+            f"{key}={str(directory)!r}: its disk has {_size(free)} free, but {_size(bytes_needed)} "
+            "are needed; free some space or choose a folder on another disk"
+        )
+
+
+def cause(error: Exception) -> str:
+    """What an error comes down to, in a few words: those of the system, if it said any."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    # TensorStore names every file on the way, on two thousand characters, and the code at the end.
+    if code := re.search(r"os_error_code='(\d+)'", str(error)):
+        return os.strerror(int(code[1]))
+    return f"{type(error).__name__}: {error}"[:300]
+
+
+def seal(directory: pathlib.Path, step: int) -> None:
+    """Make a folder of finished files a checkpoint: flush, hash, write the manifest, rename.
+
+    Everything is on the disk before the rename, and the rename is atomic: a folder that is named by
+    its step alone is whole, whenever the power goes.
+
+    Args:
+      directory: the folder of all checkpoints. That of the step stands in `unsealed(directory,
+        step)`, with all files but the manifest, and afterwards in directory/<step>.
+      step: the training step, which becomes part of the manifest.
+
+    Raises:
+      OSError: when the disk fails or is full. The checkpoint is not sealed then.
+      Damaged: when there is anything but files and folders in it.
+    """
+    written, kind = unsealed(directory, step), _kind(directory)
+    kind.settle(written)
+    manifest = _text(step, {name: kind.digest(path) for name, path in kind.files(written)})
+    kind.finish(written, manifest, directory / str(step))
+
+
+def check(sealed: pathlib.Path, step: int) -> None:
+    """Compare every file of a checkpoint with its manifest.
+
+    Args:
+      sealed: the folder of the checkpoint.
+      step: the training step that the folder's name states.
+
+    Raises:
+      Damaged: at the first thing that is not as it was sealed.
+      Unreachable: the bucket does not answer, which says nothing of the checkpoint.
+    """
+    try:
+        expected = _manifest(sealed, step)
+        kind = _kind(sealed)
+        files = dict(kind.files(sealed))
+        if missing := sorted(expected.keys() - files.keys()):
+            raise Damaged(f"{missing[0]} is missing")
+        if added := sorted(files.keys() - expected.keys() - {MANIFEST}):
+            raise Damaged(f"{added[0]!r} is not in its manifest")
+        for name, digest in expected.items():
+            if kind.digest(files[name]) != digest:
+                raise Damaged(f"{name} is not what was saved (SHA-256 differs)")
+    except OSError as error:
+        raise Damaged(f"it cannot be read ({cause(error)})") from error
+
+
+def steps(directory: pathlib.Path) -> list[int]:
+    """Every step that has something under a checkpoint's name, ascending; [] without the folder."""
+    return sorted(_kind(directory).steps(directory))
+
+
+def sealed_steps(directory: pathlib.Path) -> list[int]:
+    """Every step whose checkpoint has a manifest, ascending."""
+    return sorted(_kind(directory).sealed_steps(directory))
+
+
+def unsealed(directory: pathlib.Path, step: int) -> pathlib.Path:
+    """Where the checkpoint of a step is written before it is sealed."""
+    return _kind(directory).unsealed(directory, step)
+
+
+def prepare(directory: pathlib.Path, step: int, warn: Callable[[str], None]) -> bool:
+    """Make the folder for an unsealed checkpoint, and delete what stopped processes have left.
+
+    Args:
+      directory: the folder of all checkpoints; made when absent.
+      step: the step to be saved.
+      warn: called with one line for each thing that was left.
+
+    Returns:
+      Whether there is something to do: False when the step has a sealed checkpoint.
+    """
+    for name, path, half_written in _kind(directory).leftovers(directory):
+        if half_written:
+            warn(
+                f"checkpoint {name} in {directory} was left half-written by a process that was "
+                "stopped; deleted"
+            )
+        remove(path)
+    if step in sealed_steps(directory):
+        return False
+    if step in steps(directory):
+        _set_aside(directory / str(step), "it has no manifest", "saving it again", warn)
+    _kind(directory).begin(directory, step)
+    return True
+
+
+def describe(directory: pathlib.Path, step: int, about: bytes) -> None:
+    """Writes ABOUT into an unsealed checkpoint."""
+    _kind(directory).write(unsealed(directory, step) / ABOUT, about)
+
+
+def about(directory: pathlib.Path, step: int) -> bytes:
+    """The ABOUT of a sealed checkpoint."""
+    return _kind(directory).read(directory / str(step) / ABOUT)
+
+
+def any_aside(directory: pathlib.Path) -> bool:
+    """Whether a damaged checkpoint was set aside, now or by an earlier start."""
+    return any(re.search(r"\.damaged-", name) for name in _kind(directory).names(directory))
+
+
+def first_intact(
+    directory: pathlib.Path, candidates: Iterable[int], warn: Callable[[str], None]
+) -> int | None:
+    """Find the first intact checkpoint; damaged ones on the way are renamed, with one warning each.
+
+    Args:
+      directory: the folder of all checkpoints.
+      candidates: the steps to try, in this order.
+      warn: called with one line for each damaged checkpoint.
+
+    Returns:
+      The step, or None when no candidate is intact.
+    """
+    candidates = list(candidates)
+    for number, step in enumerate(candidates):
+        path = directory / str(step)
+        try:
+            check(path, step)
+            return step
+        except Damaged as reason:
+            if _kind(path).exists(path):  # else the run that writes here has just deleted it
+                rest = candidates[number + 1 :]
+                _set_aside(path, reason, f"trying {rest[0]}" if rest else "no other to try", warn)
+    return None
+
+
+def best_first(directory: pathlib.Path, *, doubtful: bool = False) -> list[int]:
+    """The steps that have a score, the highest first, the earlier first of equals.
+
+    Args:
+      directory: the folder of all checkpoints.
+      doubtful: put before them those whose score is damaged, which may have been the best.
+    """
+    scored = []
+    for step in steps(directory):
+        path = directory / str(step)
+        try:
+            content = about(directory, step)
+            # Verified, so that a flipped bit cannot make a checkpoint the best.
+            if _manifest(path, step).get(ABOUT) != hashlib.sha256(content).hexdigest():
+                raise Damaged
+            score = json.loads(content)["score"]
+        except (OSError, Damaged):
+            score = math.inf if doubtful else None
+        if score is not None:
+            scored.append((-score, step))
+    return [step for _, step in sorted(scored)]
+
+
+def retain(
+    directory: pathlib.Path, new: int, last: int, best: bool, warn: Callable[[str], None]
+) -> None:
+    """Delete the sealed checkpoints but the new one, the last n and, if wanted, the best.
+
+    The new one stays even when it is not among the last, as after a restore of an old step. Each is
+    renamed first: a crash on the way leaves it whole, or under a name that is no step.
+    """
+    sealed = sealed_steps(directory)
+    keep = {new, *sealed[-last:], *(best_first(directory)[:1] if best else ())}
+    kind = _kind(directory)
+    for step in set(sealed) - keep:
+        try:
+            kind.withdraw(directory, step)
+            remove(kind.trash(directory, step))
+        except (
+            OSError,
+            Unreachable,
+        ) as error:  # the new checkpoint is safe, and the next save tries again
+            warn(f"checkpoint {step} in {directory} could not be deleted: {cause(error)}")
+
+
+def remove(path: pathlib.Path) -> None:
+    """Delete a folder with all that is in it, or a file or link."""
+    _kind(path).remove(path)
+
+
+def clear(path: pathlib.Path) -> None:
+    """Delete what a save that failed has written, though some of its threads may write on.
+
+    Tries again for a few seconds, until nothing has come back; what is there then, the next save
+    deletes.
+    """
+    absent = 0
+    for _ in range(100):
+        absent = 0 if _kind(path).exists(path) else absent + 1
+        if absent == 3:
+            break
+        with contextlib.suppress(OSError):
+            remove(path)
+        time.sleep(0.05)
+
+
+def _set_aside(path: pathlib.Path, reason: object, then: str, warn: Callable[[str], None]) -> None:
+    number = 1
+    while _kind(path).exists(aside := path.with_name(f"{path.name}.damaged-{number}")):
+        number += 1
+    try:
+        _kind(path).move(path, aside)
+        done = f"set aside as {aside.name}"
+    except (OSError, Unreachable) as error:
+        done = f"it could not be renamed ({cause(error)})"
+    warn(f"checkpoint {path.name} in {path.parent} is damaged: {reason}; {done}; {then}")
+
+
+def _manifest(sealed: pathlib.Path, step: int) -> dict[str, str]:
+    content = _kind(sealed).manifest(sealed)
+    lines = content.decode(errors="replace").split("\n")
+    digests = {match[2]: match[1] for match in map(_LINE.fullmatch, lines) if match}
+    # Written again from what was understood: a line that was not, or that is of another step, or
+    # double, or out of order, makes a difference.
+    if _text(step, digests).encode() != content:
+        raise Damaged("its manifest is damaged or of another checkpoint")
+    return digests
+
+
+def _text(step: int, digests: dict[str, str]) -> str:
+    lines = [f"{digests[name]}  {name}" for name in sorted(digests)]
+    return "\n".join([f"# checkpoint of step {step}: {len(lines)} files", *lines, ""])
+
+
+def _size(count: float) -> str:
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.4g} {unit}"
+        count /= 1000
+    return f"{count:.4g} TB"

@@ -1,0 +1,1 @@
+"""What a run reports as it goes: `writers` to files and trackers, `progress` to a terminal."""

@@ -1,0 +1,279 @@
+"""Metric writers: a JSON-lines log that survives a kill, TensorBoard files and Weights & Biases.
+
+`MetricsLog` is the record of a run; the other two are views of it for people who like them. Left
+out on purpose: time stamps (two equal runs write equal bytes; what depends on the clock goes to a
+second log, performance.jsonl), plots, and any dependence on TensorFlow.
+"""
+
+import json
+import math
+import operator
+import os
+import pathlib
+import uuid
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from distill_jax.errors import UsageError
+from distill_jax.storage import place, write_atomically
+
+
+class MetricsLog:
+    """A file of JSON lines, one a call of `write`, that a kill at any moment leaves readable.
+
+    A line reaches the operating system before `write` returns, so a killed process loses nothing
+    that it wrote and at most the last line is torn; `sync` makes the file safe from a power cut as
+    well. A torn last line is removed when the log is opened again.
+
+    Args:
+      path: the file; made, with its folders, when absent.
+    """
+
+    def __init__(self, path: str | os.PathLike):
+        self.path = pathlib.Path(path)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = self._open()
+        content = self.path.read_bytes()
+        os.ftruncate(self._file, content.rfind(b"\n") + 1)  # else the next line joins a torn one
+
+    def write(self, step: int, split: str, values: Mapping[str, Any]) -> None:
+        """Appends one line {"split": .., "step": .., **values}, its keys sorted.
+
+        Args:
+          step: the number of optimizer steps taken so far.
+          split: what the values were measured on: "train", "validation" or "test".
+          values: numbers, strings, None, arrays and lists or dicts of them. Floats are written with
+            the fewest digits that read back exactly. NaN and the infinities, which JSON lacks, are
+            written as null.
+
+        Raises:
+          ValueError: a value is named "step" or "split".
+          OSError: the line could not be written, as on a full disk; the file is then as before.
+        """
+        line = _line(step, split, values)
+        size = os.fstat(self._file).st_size
+        try:
+            rest = memoryview(line)
+            while rest:  # a nearly full disk takes a part of the line before it refuses the rest
+                rest = rest[os.write(self._file, rest) :]
+        except OSError:
+            os.ftruncate(self._file, size)
+            raise
+
+    def sync(self) -> None:
+        """Waits until all lines are on the disk."""
+        os.fsync(self._file)
+
+    def truncate(self, step: int) -> int:
+        """Drops lines of later steps and lines that cannot be read; the others keep their bytes.
+
+        The file is replaced in one move: a kill leaves the old one or the new one.
+
+        Args:
+          step: the last step whose lines stay, that of the checkpoint that a run resumes from.
+
+        Returns:
+          How many unreadable lines were dropped (0, or 1 for a torn last line, unless the disk
+          damaged the file).
+        """
+        kept, unreadable = [], 0
+        for line in self.path.read_bytes().splitlines(keepends=True):
+            record = _record(line)
+            if record is None:
+                unreadable += 1
+            elif record["step"] <= step:
+                kept.append(line)
+        write_atomically(self.path, b"".join(kept))
+        os.close(self._file)
+        self._file = self._open()
+        return unreadable
+
+    def close(self) -> None:
+        """Syncs and closes the file; a second call does nothing."""
+        if self._file >= 0:
+            self.sync()
+            os.close(self._file)
+            self._file = -1
+
+    def __enter__(self) -> "MetricsLog":
+        return self
+
+    def __exit__(self, *exception) -> None:
+        self.close()
+
+    def _open(self) -> int:
+        return os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+
+
+def read(path: str | os.PathLike) -> list[dict[str, Any]]:
+    """The records of a `MetricsLog`, also while its run is still writing.
+
+    Args:
+      path: the file.
+
+    Returns:
+      One dict a line, in the order of writing; a torn last line is left out, null reads as None.
+
+    Raises:
+      UsageError: the file is missing, or a line before the last is damaged.
+    """
+    path = place(path, "metrics")
+    try:
+        lines = path.read_bytes().splitlines(keepends=True)
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be read: {error.strerror}") from None
+    records = [_record(line) for line in lines]
+    if records and records[-1] is None:
+        del records[-1]
+    if None in records:
+        number = records.index(None) + 1
+        raise UsageError(f"{path}, line {number}: not a record of metrics; the file is damaged")
+    return records
+
+
+class Silent:
+    """In place of a `MetricsLog` in every process but the first: writes nothing."""
+
+    def write(self, step: int, split: str, values: Mapping[str, Any]) -> None:
+        pass
+
+    def sync(self) -> None:
+        pass
+
+    def truncate(self, step: int) -> int:
+        return 0
+
+    def close(self) -> None:
+        pass
+
+
+class TensorBoard:
+    """Writes scalars as TensorBoard event files, without TensorFlow; lists and text are left out.
+
+    Args:
+      folder: where the event files go; each opening adds a file.
+      purge_step: the first step that this process writes again after a restart: what earlier files
+        hold of this step and later ones disappears from the curves. A run that resumes from a
+        checkpoint of step n passes n + 1.
+    """
+
+    def __init__(self, folder: str | os.PathLike, *, purge_step: int | None = None):
+        from tensorboardX import SummaryWriter
+
+        folder = pathlib.Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        # tensorboardX names a file by the second and overwrites one of the same name.
+        suffix = f".{sum(1 for _ in folder.glob('*tfevents*')):05d}"
+        self._writer = SummaryWriter(
+            str(folder),
+            purge_step=purge_step,
+            max_queue=1000,
+            flush_secs=30,
+            filename_suffix=suffix,
+        )
+
+    def write(self, step: int, split: str, values: Mapping[str, Any]) -> None:
+        """Adds each number among the values to the curve "<split>/<name>"."""
+        for tag, value in _scalars(split, values).items():
+            self._writer.add_scalar(tag, value, operator.index(step))
+
+    def close(self) -> None:
+        """Writes what is queued and closes the file; a second call does nothing."""
+        self._writer.close()
+
+
+class Wandb:
+    """Sends scalars to Weights & Biases; `wandb` is an optional dependency.
+
+    The curves are drawn against our own step, so that a resumed run may write again the steps after
+    its checkpoint (wandb drops steps that go backwards). A file in the folder keeps the run's id,
+    by which a resumed run goes on with the same one.
+
+    Args:
+      project: name of the project.
+      config: the run's settings, shown beside it.
+      folder: where wandb keeps its local files.
+
+    Raises:
+      UsageError: the package wandb is not installed.
+    """
+
+    def __init__(self, project: str, config: Mapping[str, Any], folder: str | os.PathLike):
+        try:
+            import wandb
+        except ImportError:
+            raise UsageError(
+                f"logging.wandb={project!r}: the package wandb is not installed; "
+                "expected it (pip install wandb), or an empty text"
+            ) from None
+        folder = pathlib.Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        name = folder / "wandb_run_id"
+        if not name.exists():
+            write_atomically(name, uuid.uuid4().hex[:12].encode())
+        self._run = wandb.init(
+            project=project,
+            config=dict(config),
+            dir=str(folder),
+            id=name.read_text().strip(),
+            resume="allow",
+        )
+        self._run.define_metric("step")
+        self._run.define_metric("*", step_metric="step")
+
+    def write(self, step: int, split: str, values: Mapping[str, Any]) -> None:
+        """Adds each number among the values to the curve "<split>/<name>"."""
+        self._run.log({**_scalars(split, values), "step": operator.index(step)})
+
+    def close(self) -> None:
+        """Sends what is queued and ends the run."""
+        self._run.finish()
+
+
+def _line(step: int, split: str, values: Mapping[str, Any]) -> bytes:
+    taken = {"step", "split"} & set(values)
+    if taken:
+        raise ValueError(f"values named {sorted(taken)}: these names belong to the line itself")
+    record = {**_plain(values), "step": operator.index(step), "split": split}
+    return json.dumps(record, sort_keys=True, allow_nan=False).encode() + b"\n"
+
+
+def _plain(value: Any) -> Any:
+    """The value in JSON's own types, arrays as lists, numbers that are not finite as None."""
+    if value is None or isinstance(value, str):
+        return value
+    if isinstance(value, Mapping):
+        return {str(key): _plain(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(entry) for entry in value]
+    if isinstance(value, float):
+        return float(value) if math.isfinite(value) else None
+    if isinstance(value, bool | int):
+        return value
+    array = np.asarray(value)
+    if array.dtype.kind not in "biuU":
+        array = array.astype(np.float64)  # raises for what is no number
+    return _plain(array.tolist())
+
+
+def _scalars(split: str, values: Mapping[str, Any]) -> dict[str, float]:
+    numbers = {}
+    for name, value in values.items():
+        if isinstance(value, str | Mapping | list | tuple) or value is None or np.ndim(value):
+            continue
+        numbers[f"{split}/{name}"] = float(value)
+    return numbers
+
+
+def _record(line: bytes) -> dict[str, Any] | None:
+    """The record of one line; None when the line is torn or damaged."""
+    if not line.endswith(b"\n"):
+        return None
+    try:
+        record = json.loads(line)
+    except ValueError:
+        return None
+    whole = isinstance(record, dict) and {"step", "split"} <= set(record)
+    return record if whole and isinstance(record["step"], int) else None

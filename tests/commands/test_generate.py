@@ -1,0 +1,440 @@
+"""From prompts to files: what the lines say, resuming to the same bytes, and what is refused."""
+
+import dataclasses
+import json
+import pathlib
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import generation_reference as reference
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from distill_jax import models, parallel
+from distill_jax.commands import generate
+from distill_jax.data import text
+from distill_jax.errors import UsageError
+from distill_jax.models import language
+from distill_jax.storage import responses
+
+PROMPTS = [
+    {"prompt": "The quick brown fox"},
+    {"prompt": "Hello", "response": "unread"},
+    {"text": "Numbers: 1 2 3"},
+    {"messages": [{"role": "user", "content": "Say something."}]},
+    {"prompt": "é"},
+    {"prompt": "A longer prompt, with more words than the others have."},
+    {"prompt": "x"},
+]
+
+
+def settings_for(folder, **changes) -> generate.Settings:
+    path = folder / "prompts.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in PROMPTS))
+    given = dict(
+        prompts=str(path),
+        temperature=0.9,
+        top_p=0.98,
+        max_new_tokens=12,
+        stops=tuple(range(40, 60)),  # a random model hardly ever draws eos
+        batch_size=2,
+        shard=2,
+    )
+    return generate.Settings(**{**given, "samples": 2, "seed": 3, **changes})
+
+
+def one_device():
+    return parallel.make_mesh(data=1, devices=jax.devices()[:1])
+
+
+def write(settings, teacher, workdir, notes=None) -> dict:
+    note = (notes if notes is not None else []).append
+    return generate.write(settings, teacher, workdir, note=note, mesh=one_device())
+
+
+def lines_of(workdir) -> list[dict]:
+    return [json.loads(line) for line in (workdir / "responses.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory):
+    return reference.small_teacher(tmp_path_factory.mktemp("teacher") / "model")
+
+
+@pytest.fixture(scope="module")
+def settings(tmp_path_factory) -> generate.Settings:
+    return settings_for(tmp_path_factory.mktemp("prompts"))
+
+
+@pytest.fixture(scope="module")
+def done(settings, teacher, tmp_path_factory):
+    """The workdir of a run that nobody disturbed."""
+    workdir = tmp_path_factory.mktemp("run") / "text"
+    summary = write(settings, teacher, workdir)
+    assert summary["path"] == str(workdir / "responses.jsonl")
+    lines = lines_of(workdir)
+    assert summary["responses"] == len(lines) == 14
+    assert summary["tokens"] == sum(len(line["tokens"]) for line in lines)
+    assert summary["stopped"] == sum(line["finish"] == "stop" for line in lines)
+    return workdir
+
+
+def test_a_teacher_in_shards_writes_the_same(settings, teacher, done, tmp_path):
+    shards = dataclasses.replace(settings, fsdp=2, tensor=2, batch_size=4)
+    generate.write(shards, teacher, tmp_path / "run", note=lambda line: None)
+    assert len(jax.devices()) == 8
+    found, expected = lines_of(tmp_path / "run"), lines_of(done)
+    assert [line["tokens"] for line in found] == [line["tokens"] for line in expected]
+
+
+def test_a_teacher_of_8_bits_writes_what_its_rounded_weights_say(settings, teacher, tmp_path):
+    settings = dataclasses.replace(settings, temperature=0.0, samples=1)
+    model = language.load(teacher)
+    params = dict(models.split(model)[1])
+    for name, value in params.items():
+        if name.endswith("/kernel"):
+            scale = np.abs(np.float64(value)).max(1, keepdims=True) / 127
+            params[name] = jnp.asarray(np.rint(value / scale) * scale, jnp.float32)
+    rounded = tmp_path / "rounded"
+    shutil.copytree(teacher, rounded)
+    weights = language.assemble(model.config, params)
+    language.save(tmp_path / "weights", weights)
+    shutil.copy(tmp_path / "weights" / "model.safetensors", rounded)
+    write(dataclasses.replace(settings, quantize="int8"), teacher, tmp_path / "a")
+    write(settings, rounded, tmp_path / "b")
+    found, expected = lines_of(tmp_path / "a"), lines_of(tmp_path / "b")
+    assert [line["tokens"] for line in found] == [line["tokens"] for line in expected]
+    plain = language.load(teacher)
+    assert found[0]["teacher"]["fingerprint"] != models.fingerprint_of(
+        dataclasses.asdict(plain.config), models.split(plain)[1]
+    )
+    manifest = json.loads((tmp_path / "a" / "manifest.json").read_text())
+    assert manifest["teachers"][0]["quantize"] == "int8"
+    with pytest.raises(UsageError):
+        write(settings, teacher, tmp_path / "a")
+
+
+def test_a_line_says_what_was_drawn_from_whom_and_how(done, teacher):
+    lines = lines_of(done)
+    tokenizer = text.load_tokenizer(teacher)
+    ends = {tokenizer.eos, *range(40, 60)}
+    assert [(line["number"], line["sample"]) for line in lines] == [
+        (number, sample) for number in range(7) for sample in range(2)
+    ]
+    for line in lines:
+        assert line["sampler"] == {
+            "temperature": 0.9,
+            "top_k": 0,
+            "top_p": 0.98,
+            "max_new_tokens": 12,
+        }
+        assert line["seed"] == 3 and line["teacher"]["license"] == "apache-2.0"
+        assert len(line["teacher"]["fingerprint"]) == 64
+        stopped = line["tokens"][-1] in ends
+        assert line["finish"] == ("stop" if stopped else "length")
+        assert stopped or len(line["tokens"]) == 12
+        assert not ends & set(line["tokens"][:-1])
+        assert max(line["tokens"]) < tokenizer.vocab_size
+        said = tokenizer.decode(line["tokens"][:-1] if stopped else line["tokens"])
+        assert line["response"] == said
+    assert lines[0]["prompt"] == "The quick brown fox" and lines[2]["prompt"] == "Hello"
+    assert lines[6]["prompt"] == "<s>[user]Say something.</s>[assistant]"
+    assert lines[6]["messages"][-1] == {"role": "assistant", "content": lines[6]["response"]}
+    assert {line["finish"] for line in lines} == {"stop", "length"}
+    assert len({tuple(line["tokens"]) for line in lines}) > 12
+
+
+def test_the_tokens_are_those_of_their_prompt_alone(done, settings, teacher):
+    """The draws of transformers' rule, step by step in float64, with the keys that are promised."""
+    lines = lines_of(done)
+    tokenizer = text.load_tokenizer(teacher)
+    model = language.load(teacher)
+    line = lines[3]
+    prompt = tokenizer.encode("Hello")
+    key = jax.random.fold_in(jax.random.fold_in(jax.random.key(3), 1), 1)
+    written = []
+    for position in range(len(line["tokens"])):
+        logits = reference.logits_of(model, prompt + written)[-1, : tokenizer.vocab_size] / 0.9
+        chances = np.exp(logits - logits.max())
+        chances /= chances.sum()
+        above = np.array([chances[chances > chance].sum() for chance in chances])
+        # The draw is the largest of the logits with Gumbel noise, over the padded vocabulary.
+        noise = jax.random.gumbel(jax.random.fold_in(key, position), (model.config.vocab_size,))
+        noisy = np.where(above < 0.98, logits + np.asarray(noise)[: len(logits)], -np.inf)
+        written.append(int(noisy.argmax()))
+    assert written == line["tokens"]
+
+
+def test_what_is_written_can_be_trained_on(done, teacher):
+    tokenizer = text.load_tokenizer(teacher)
+    records = list(text.read(done / "responses.jsonl"))
+    assert len(records) == 14 and records[6].messages and records[0].prompt
+    documents = text.tokenize(records, tokenizer, chat=text.chat_template(tokenizer))
+    assert len(documents) == 14 and documents.learned.any()
+
+
+def test_the_manifest_tells_versions_teacher_and_shards(done):
+    manifest = json.loads((done / "manifest.json").read_text())
+    assert manifest["made_from"]["generate.top_p"] == 0.98
+    assert "jax" in manifest["libraries"] and manifest["resumed"] == []
+    assert manifest["teachers"][0]["license"] == "apache-2.0"
+    assert manifest["data"]["prompts"] == 7
+    assert [entry["lines"] for entry in manifest["shards"].values()] == [4, 4, 4, 2]
+
+
+def test_a_second_run_writes_nothing_anew(done, settings, teacher):
+    before = {path.name: path.read_bytes() for path in done.glob("responses*")}
+    notes = []
+    write(settings, teacher, done, notes)
+    assert {path.name: path.read_bytes() for path in done.glob("responses*")} == before
+    assert notes == []
+    assert len(json.loads((done / "manifest.json").read_text())["resumed"]) == 1
+
+
+def test_two_devices_write_the_same(done, settings, teacher, tmp_path):
+    mesh = parallel.make_mesh(data=2, devices=jax.devices()[:2])
+    generate.write(settings, teacher, tmp_path / "run", note=lambda line: None, mesh=mesh)
+    written = (tmp_path / "run" / "responses.jsonl").read_bytes()
+    assert written == (done / "responses.jsonl").read_bytes()
+
+
+def test_torn_and_missing_shards_are_made_again(done, settings, teacher, tmp_path):
+    workdir = tmp_path / "run"
+    workdir.mkdir()
+    for path in done.iterdir():
+        (workdir / path.name).write_bytes(path.read_bytes())
+    (workdir / "responses.jsonl").unlink()
+    (workdir / "responses-00003.jsonl").unlink()
+    torn = workdir / "responses-00001.jsonl"
+    torn.write_bytes(torn.read_bytes()[:-40])
+    (workdir / ".responses-00002.jsonl.abc").write_text("half")
+    notes = []
+    write(settings, teacher, workdir, notes)
+    damaged = [note for note in notes if "is damaged or gone" in note]
+    assert len(damaged) == 2 and len(notes) == 4
+    assert sorted(p.name for p in workdir.iterdir()) == sorted(p.name for p in done.iterdir())
+    for path in done.glob("responses*"):
+        assert (workdir / path.name).read_bytes() == path.read_bytes()
+
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+SCRIPT = """
+import json, sys, jax
+jax.config.update("jax_compilation_cache_dir", sys.argv[4])
+from distill_jax import models, parallel
+from distill_jax.commands import generate
+settings = json.loads(sys.argv[1])
+settings["stops"] = tuple(settings["stops"])
+mesh = parallel.make_mesh(data=1, devices=jax.devices()[:1])
+generate.write(generate.Settings(**settings), sys.argv[2], sys.argv[3], mesh=mesh)
+"""
+
+
+def start(settings, teacher, workdir) -> subprocess.Popen:
+    """A writer in a process of its own."""
+    said = json.dumps(dataclasses.asdict(settings))
+    arguments = [said, teacher, workdir, jax.config.jax_compilation_cache_dir]
+    command = [sys.executable, "-c", SCRIPT, *map(str, arguments)]
+    return subprocess.Popen(command, stdout=subprocess.DEVNULL, cwd=ROOT)
+
+
+def killed_after_two_shards(process, workdir, moments) -> bool:
+    """Kills a writer some milliseconds after its second shard; False if it was done before."""
+    while len(list(workdir.glob("responses-*"))) < 2 and process.poll() is None:
+        time.sleep(0.002)
+    time.sleep(moments.uniform(0, 0.1))
+    process.kill()
+    return process.wait() == -signal.SIGKILL
+
+
+def test_a_killed_run_resumes_to_the_same_bytes(teacher, tmp_path):
+    settings = settings_for(tmp_path, shard=1, samples=30, max_new_tokens=8)
+    write(settings, teacher, tmp_path / "whole")
+    moments = random.Random(1)
+    for attempt in range(5):
+        workdir = tmp_path / f"killed{attempt}"
+        # On a busy machine a writer may be done before the signal comes.
+        if killed_after_two_shards(start(settings, teacher, workdir), workdir, moments):
+            break
+    assert not (workdir / "responses.jsonl").exists()
+    notes = []
+    write(settings, teacher, workdir, notes)
+    assert 0 < len(notes) < 7  # the first shard was there
+    for path in (tmp_path / "whole").glob("responses*"):
+        assert (workdir / path.name).read_bytes() == path.read_bytes()
+
+
+@pytest.mark.slow
+def test_ten_kills_end_in_the_same_bytes(teacher, tmp_path):
+    settings = settings_for(tmp_path, shard=1, samples=6, max_new_tokens=8)
+    began = time.monotonic()
+    assert start(settings, teacher, tmp_path / "whole").wait() == 0
+    lasts, moments, kills, number = time.monotonic() - began, random.Random(10), 0, 0
+    while kills < 10:
+        workdir = tmp_path / f"killed{number}"
+        number += 1
+        while not (workdir / "responses.jsonl").exists():
+            process = start(settings, teacher, workdir)
+            try:
+                assert process.wait(timeout=moments.uniform(0.5, lasts)) == 0
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+                kills += 1
+        assert start(settings, teacher, workdir).wait() == 0
+        for path in (tmp_path / "whole").glob("responses*"):
+            assert (workdir / path.name).read_bytes() == path.read_bytes()
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        (dict(top_p=0.5), r"holds responses with generate.top_p=0.98, not 0.5; expected the same"),
+        (dict(seed=4), "generate.seed=3, not 4"),
+        (dict(samples=1), "generate.samples=2, not 1"),
+        (dict(licence="mit"), "teacher={.*apache-2.0.*}, not {.*mit.*}|generate.licence='', not"),
+    ],
+)
+def test_a_workdir_of_another_config_is_refused(done, settings, teacher, changes, message):
+    before = (done / "manifest.json").read_bytes()
+    with pytest.raises(UsageError, match=f"--workdir=.*: .*{message}"):
+        write(dataclasses.replace(settings, **changes), teacher, done)
+    assert (done / "manifest.json").read_bytes() == before
+
+
+def test_other_prompts_and_teachers_are_refused(done, settings, teacher, tmp_path):
+    other = reference.small_teacher(tmp_path / "other", seed=1)
+    with pytest.raises(UsageError, match="holds responses with teacher="):
+        write(settings, other, done)
+    (tmp_path / "p.jsonl").write_text('{"prompt": "another"}\n')
+    with pytest.raises(UsageError, match="holds responses with prompts="):
+        write(dataclasses.replace(settings, prompts=str(tmp_path / "p.jsonl")), teacher, done)
+    # The same prompts and teacher elsewhere are the same.
+    again = settings_for(tmp_path)
+    write(again, teacher, done)
+
+
+def test_folders_of_something_else_are_refused(settings, teacher, tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(UsageError, match="holds 'notes.txt' but no manifest.json; expected"):
+        write(settings, teacher, tmp_path)
+    (tmp_path / "manifest.json").write_text("{}")
+    with pytest.raises(UsageError, match="manifest.json is damaged; expected"):
+        write(settings, teacher, tmp_path)
+    (tmp_path / "manifest.json").write_text('{"format": 7}')
+    with pytest.raises(UsageError, match="has format 7; this version reads 1"):
+        write(settings, teacher, tmp_path)
+    assert (tmp_path / "notes.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        (dict(prompts=""), "prompts='': expected the path of a JSONL file"),
+        (dict(prompts=3), "prompts=3: expected the path of a JSONL file"),
+        (dict(licence=None), "generate.licence=None: expected text"),
+        (dict(top_p=1.5), r"generate.top_p=1.5: expected a number in \(0, 1\]; 1 is off"),
+        (dict(temperature=-1), "generate.temperature=-1: expected"),
+        (dict(top_k=1.5), "generate.top_k=1.5: expected"),
+        (dict(max_new_tokens=0), "generate.max_new_tokens=0: expected a positive int"),
+        (dict(samples=True), "generate.samples=True: expected a positive int"),
+        (dict(batch_size=0), "generate.batch_size=0: expected"),
+        (dict(shard=-1), "generate.shard=-1: expected"),
+        (dict(seed=2**32), r"generate.seed=4294967296: expected an int in \[0, 2\*\*32\)"),
+        (dict(stops=[1]), r"generate.stops=\[1\]: expected a tuple of ids"),
+        (dict(compute_dtype="float3"), "generate.compute_dtype='float3': unknown dtype; did you"),
+    ],
+)
+def test_bad_settings_are_refused(changes, message):
+    with pytest.raises(UsageError, match=f"^{message}"):
+        generate.Settings(**{"prompts": "x.jsonl", **changes})
+
+
+def test_a_config_gives_settings():
+    config = {
+        "teacher": {"path": "a"},
+        "prompts": "p.jsonl",
+        "generate": {"top_k": 4, "stops": [1, 2]},
+    }
+    expected = generate.Settings(prompts="p.jsonl", top_k=4, stops=(1, 2))
+    assert generate.settings_of(config) == ("a", expected)
+    assert generate.settings_of({**config, "teacher": {"path": ("a",)}}) == ("a", expected)
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"generate": {"topp": 1}}, "config='generate.topp': unknown key; did you mean 'generate."),
+        ({"promts": ""}, "config='promts': unknown key; did you mean 'prompts'"),
+        ({"generate": {"top_p": 2.0}}, "generate.top_p=2.0: expected"),
+        ({"prompts": ""}, "prompts='': expected the path of a JSONL file"),
+        ({"teacher": {"path": ""}}, "teacher.path='': expected one teacher"),
+        ({"teacher": {"path": ("a", "b")}}, r"teacher.path=\('a', 'b'\): expected one teacher"),
+        ({"teacher": {}}, "teacher.path='': expected one teacher"),
+    ],
+)
+def test_bad_configs_are_refused(changes, message):
+    config = {"teacher": {"path": "a"}, "prompts": "p.jsonl"}
+    with pytest.raises(UsageError, match=f"^{message}"):
+        generate.settings_of({**config, **changes})
+
+
+def test_what_does_not_fit_is_refused_before_anything_is_written(teacher, tmp_path):
+    settings = settings_for(tmp_path)
+    workdir = tmp_path / "run"
+
+    def refused(message, settings=settings, path=teacher):
+        with pytest.raises(UsageError, match=message):
+            write(settings, path, workdir)
+        assert not workdir.exists()
+
+    refused("teacher.path='.*none': ", path=tmp_path / "none")
+    refused("generate.stops=.*: expected ids in", dataclasses.replace(settings, stops=(339,)))
+    missing = dataclasses.replace(settings, tokenizer=str(tmp_path / "none"))
+    refused("generate.tokenizer='.*none': no such file", missing)
+    (tmp_path / "empty.jsonl").write_text('{"prompt": ""}\n')
+    empty = dataclasses.replace(settings, prompts=str(tmp_path / "empty.jsonl"))
+    refused("prompts='.*empty.jsonl': line 1: no token; expected text", empty)
+    mesh = parallel.make_mesh(data=4, devices=jax.devices()[:4])
+    with pytest.raises(UsageError, match="generate.batch_size=2: expected a multiple of 4"):
+        generate.write(settings, teacher, workdir, mesh=mesh)
+
+
+@pytest.mark.parametrize(
+    "readme, expected",
+    [
+        ("---\nlicense: llama3.1\n---\n", "llama3.1"),
+        ('---\r\ntags:\r\n- x\r\nlicense: "mit" # free\r\n---\r\n# A', "mit"),
+        ("---\ntags: x\n---\nlicense: mit\n", None),
+        ("# A\nlicense: mit\n", None),
+        ("---\nlicense:\n- mit\n---\n", None),
+        ("", None),
+    ],
+)
+def test_the_licence_is_in_the_front_matter(tmp_path, readme, expected):
+    (tmp_path / "README.md").write_bytes(readme.encode())
+    assert generate.licence_of(tmp_path) == expected
+    assert generate.licence_of(tmp_path / "none") is None
+
+
+def test_a_full_disk_is_one_line(done, settings, teacher, tmp_path, monkeypatch):
+    workdir = tmp_path / "run"
+    whole = responses.write_atomically
+
+    def full(path, content):
+        if path.name == "responses-00001.jsonl":
+            raise OSError(28, "No space left on device")
+        whole(path, content)
+
+    monkeypatch.setattr(responses, "write_atomically", full)
+    with pytest.raises(UsageError, match="No space left on device; 1 of 4 shards are whole"):
+        write(settings, teacher, workdir)
+    monkeypatch.undo()
+    write(settings, teacher, workdir)
+    assert (workdir / "responses.jsonl").read_bytes() == (done / "responses.jsonl").read_bytes()

@@ -1,0 +1,232 @@
+"""Runs on text with stored answers: the steps of the run without, and what is refused."""
+
+import itertools
+import json
+
+import jax
+import numpy as np
+import pytest
+import small_texts
+from small_runs import changed
+from test_text_shards import assert_close, trained
+
+from distill_jax import cli, parallel
+from distill_jax import config as configs
+from distill_jax.commands import precompute
+from distill_jax.errors import UsageError
+from distill_jax.planning import abstract, memory, work
+from distill_jax.runs import experiment, workdir
+from distill_jax.tasks.language import precompute as store_text
+from distill_jax.teachers import GIVEN
+from distill_jax.teachers.answers import manifest as manifests
+from distill_jax.teachers.answers import text, writing
+
+REAL = 300
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("stored")
+    small_texts.write_records(folder / "records.jsonl", count=40)
+    teacher = small_texts.make_teacher(folder / "teacher")
+    base = small_texts.config(teacher, folder / "records.jsonl")
+    return changed(base, data__validation=4, method__hard_weight=0.3, data__length=32)
+
+
+@pytest.fixture(scope="module")
+def whole(config, tmp_path_factory):
+    """All ids of every token, in float32."""
+    folder = tmp_path_factory.mktemp("whole") / "answers"
+    precompute.write(config, folder, answers=f"top_k:{REAL}", dtype="float32")
+    return folder
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+
+def arrays(folder):
+    """The arrays of all rows, in the order of the rows."""
+    manifest = json.loads((folder / "manifest.json").read_text())
+    return {
+        name: np.concatenate([np.load(folder / f"{name}-{part}.npy") for part in manifest["parts"]])
+        for name in manifest["arrays"]
+    }
+
+
+def test_a_run_with_all_ids_takes_the_steps_of_the_run_online(config, whole):
+    _, online = trained(config, steps=3)
+    parts, stored = trained(changed(config, teacher__store=str(whole)), steps=3)
+    assert set(parts.recipe.metrics) == {
+        "loss", "hard_loss", "soft_loss", "accuracy", "student_entropy", "agreement",
+    }  # fmt: skip
+    for name in parts.recipe.metrics:
+        np.testing.assert_allclose(stored.sums[name], online.sums[name], rtol=1e-4, err_msg=name)
+    sums = {name: online.sums[name] for name in stored.sums}
+    assert_close(stored, type(online)(**{**vars(online), "sums": sums}))
+    (entry,) = parts.description["teachers"]
+    assert entry["path"] == str(whole) and entry["answers"]["scheme"] == "top_k"
+    figures = parts.evaluators["test"](parts.initial.params, {})
+    assert figures["kl"] > 0  # teacher.path stands beside the store
+
+
+def test_a_store_is_the_same_however_it_was_cut_or_resumed(config, tmp_path, monkeypatch):
+    config = configs.resolve(changed(config, seed=5))
+    store_text.write(config, tmp_path / "whole", answers="sampled:7", part_size=5)
+
+    class Killed(Exception):
+        pass
+
+    def kill(count):
+        written, write = itertools.count(), writing.write_atomically
+
+        def dying(path, content):
+            if next(written) == count:
+                raise Killed
+            write(path, content)
+
+        return dying
+
+    for count in (2, 4):
+        with monkeypatch.context() as patch, pytest.raises(Killed):
+            patch.setattr(writing, "write_atomically", kill(count))
+            store_text.write(config, tmp_path / "killed", answers="sampled:7", part_size=5)
+    store_text.write(config, tmp_path / "killed", answers="sampled:7")
+    assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
+    store_text.write(config, tmp_path / "other", answers="sampled:7")
+    found, same = arrays(tmp_path / "other"), arrays(tmp_path / "whole")
+    for name, array in found.items():
+        np.testing.assert_array_equal(array, same[name])
+    assert (found["counts"].sum(-1) == 7).all() and found["counts"].dtype == np.uint8
+    with pytest.raises(UsageError, match="made for seed=5; this run has 6"):
+        store_text.write(
+            configs.resolve(changed(config, seed=6)), tmp_path / "whole", answers="sampled:7"
+        )
+
+
+def test_each_process_reads_the_answers_of_its_own_rows(config, whole, monkeypatch):
+    parts = experiment.prepare(configs.resolve(changed(config, teacher__store=str(whole))))
+    stored, rows = arrays(whole), parts.ids(3)
+    size = config["training"]["batch_size"]
+    for process in (0, 1):
+        monkeypatch.setattr(parallel, "share", lambda mesh, process=process: (process, 2))
+        batch = next(parts.batches(3 * size))
+        own = rows[process * size // 2 : (process + 1) * size // 2]
+        np.testing.assert_array_equal(batch["id"], own)
+        for name, array in stored.items():
+            np.testing.assert_array_equal(batch[GIVEN + name], array[own])
+
+
+@pytest.mark.parametrize("kept", ["sampled:50", "store"])
+def test_a_plan_has_the_answers_in_place_of_the_teacher(config, whole, kept):
+    settings = changed(config, teacher__store=str(whole) if kept == "store" else kept)
+    run = abstract.prepare(configs.resolve(settings), jax.devices()[:1])
+    held = memory.held(run.state, run.teacher_variables, run.store, run.batches)
+    done = work.of(run)
+    assert held["teacher"] == 0 and "teacher" not in run.parameters
+    online = work.of(abstract.prepare(configs.resolve(config), jax.devices()[:1]))
+    assert done.teacher_forward == 0 < online.teacher_forward
+    assert (done.student_forward, done.student_backward) == (
+        online.student_forward, online.student_backward,
+    )  # fmt: skip
+    if kept == "store":
+        batch = next(experiment.prepare(configs.resolve(settings)).batches(0))
+        for name, planned in run.batches.items():
+            assert (planned.shape[1:], planned.dtype) == (batch[name].shape, batch[name].dtype)
+    else:
+        answers = {name: a for name, a in run.batches.items() if name.startswith(GIVEN)}
+        assert memory.of(answers) == 8 * 32 * 50 * (2 + 1)  # 320 ids are of two bytes
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"method__temperature": 1.0}, "made for temperature=2.0; this run has 1.0"),
+        ({"data__length": 48}, "made for training data='"),
+        ({"data__packing": "concatenate"}, "made for training data='"),
+        ({"teacher__compute_dtype": "bfloat16"}, "made for teacher='"),
+        ({"method__name": "reverse_kl"}, "holds answers for the forward KL; method.name='reverse"),
+        ({"method__name": "soft_target+hidden_states"}, "holds answers for the forward KL"),
+        ({"method__temperature": "linear(2, 1)"}, "method.temperature='linear"),
+        ({"rollout__probability": 0.5, "data__packing": "single"}, "rollout.probability=0.5"),
+        ({"teacher__store": "sampled:50"}, "teacher.store='sampled:50': manifest.json"),
+    ],
+)
+def test_a_store_is_used_for_what_it_was_made_for(config, whole, values, words):
+    config = changed({**config, "method": {"name": "soft_target", "temperature": 2.0}})
+    config = changed(config, **{"teacher__store": str(whole), **values})
+    with pytest.raises(UsageError) as caught:
+        experiment.prepare(configs.resolve(config))
+    assert words in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("values", "options", "words"),
+    [
+        ({"method__temperature": "linear(2, 1)"}, {}, "stored answers are of one temperature"),
+        ({"method__name": "reverse_kl"}, {}, "stored answers are for the forward KL"),
+        ({}, {"answers": "top_k:301"}, "--answers='top_k:301': expected a number from 1 to 300"),
+        ({}, {"dtype": "bfloat16"}, "dtype='bfloat16': expected float16 or float32"),
+        ({}, {"taps": ("pooled",)}, "--taps=('pooled',): has no meaning for data.name='text'"),
+    ],
+)
+def test_what_cannot_be_stored_is_said_before_anything_is_written(
+    config, tmp_path, values, options, words
+):
+    config = changed({**config, "method": {"name": "soft_target", "temperature": 2.0}}, **values)
+    with pytest.raises(UsageError) as caught:
+        precompute.write(config, tmp_path / "answers", **options)
+    assert words in str(caught.value) and not (tmp_path / "answers").exists()
+
+
+def test_other_vocabularies_and_tokenizers_are_refused(whole, config):
+    sparse, manifest = text.described(whole)
+    data = manifest["data"]
+    given = {
+        "rows": data["train"]["fingerprint"], "tokenizer": data["tokenizer"], "vocab_size": REAL,
+        "temperature": 2.0,
+    }  # fmt: skip
+    assert text.load(whole, **given)[0] == sparse
+    for name, value in (("tokenizer", "0" * 64), ("vocab_size", 299)):
+        with pytest.raises(UsageError, match="made for (tokenizer|vocabulary)="):
+            text.load(whole, **{**given, name: value})
+
+
+def test_a_store_of_images_is_none_of_text(tmp_path):
+    (tmp_path / "manifest.json").write_bytes(manifests.rendered({"format": 1, "data": {}}))
+    with pytest.raises(UsageError, match="holds answers to images; expected a store of text"):
+        text.described(tmp_path)
+
+
+def test_a_run_goes_on_with_the_answers_that_it_began_with():
+    data, teacher = {"fingerprint": "d"}, {"path": "p", "fingerprint": "t"}
+    drawn = {**teacher, "answers": {"scheme": "sampled", "draws": 50}}
+    workdir.check_same_inputs({"teachers": [drawn], "data": data}, [drawn], data)
+    for before, now in ((drawn, teacher), (teacher, drawn)):
+        with pytest.raises(UsageError, match="other answers than the run began with"):
+            workdir.check_same_inputs({"teachers": [before], "data": data}, [now], data)
+
+
+@pytest.mark.slow
+def test_the_verbs_store_from_a_sharded_int8_teacher_and_train_without_it(config, tmp_path, capsys):
+    teacher = config["teacher"]["path"][0]
+    config = changed(
+        config, student__dim=32, student__heads=8, student__kv_heads=2, training__steps=8,
+        data__tokenizer=str(teacher), mesh__data=2, mesh__fsdp=2, mesh__tensor=2,
+    )  # fmt: skip
+    content = configs.to_json(configs.resolve(config))
+    file = tmp_path / "run.py"
+    file.write_text(f"import json\n\ndef get_config():\n    return json.loads({content!r})\n")
+    where = tmp_path / "answers"
+    flags = [f"--config={file}", f"--workdir={where}", "--config.teacher.quantize=int8"]
+    assert cli.main(["store", *flags, "--answers=sampled:20"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert said["bytes_a_token"] == 60 and said["scheme"] == "sampled:20"
+    flags = [f"--config={file}", f"--workdir={tmp_path / 'run'}", "--config.teacher.path=()"]
+    assert cli.main(["train", *flags, f"--config.teacher.store={where}"]) == 0
+    final = json.loads((tmp_path / "run" / "result.json").read_text())["final"]["test"]
+    assert final["nll"] > 0 and "kl" not in final
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    train = [line for line in map(json.loads, lines) if line["split"] == "train"]
+    assert "kl" not in train[0] and train[-1]["loss"] < train[0]["loss"]
+    assert cli.main(["eval", f"--workdir={tmp_path / 'run'}"]) == 0
