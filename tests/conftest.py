@@ -32,6 +32,7 @@ import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
+
 def compilation_cache() -> pathlib.Path:
     """Where compiled programs are kept from one test run to the next, one folder a jaxlib."""
     base = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
