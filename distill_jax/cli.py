@@ -166,7 +166,7 @@ def _import(arguments: argparse.Namespace, overrides: dict[str, str]) -> None:
         )
     with storage.published(arguments.workdir, "model.json") as folder:
         fingerprint = models.save(folder, spec, saved.params, saved.stats)
-    found = {"model": arguments.model, "parameters": models.count(saved.params)}
+    found = {"model": arguments.model, "parameters": models.parameter_count(saved.params)}
     print(json.dumps({"path": str(arguments.workdir), **found, "fingerprint": fingerprint}))
 
 

@@ -24,7 +24,7 @@ from ml_collections import ConfigDict
 from distill_jax import data, methods, models
 from distill_jax.config.schema import IMAGES_ALONE, SCHEMA, SECTIONS, TEXT, TEXT_ALONE
 from distill_jax.errors import UsageError, unknown
-from distill_jax.evaluation.answers import METRICS
+from distill_jax.evaluation.text_metrics import METRICS
 from distill_jax.models.language.student import (
     STUDENT_NAME,
     STUDENT_OPTIONS,

@@ -12,7 +12,7 @@ from distill_jax.config import keys
 from distill_jax.data.text.packing import LONG
 from distill_jax.data.text.packing import STRATEGIES as PACKING
 from distill_jax.data.text.sources import DOCUMENTS, FIELDS
-from distill_jax.evaluation.answers import METRICS
+from distill_jax.evaluation.text_metrics import METRICS
 from distill_jax.models.language.attention import IMPLEMENTATIONS as ATTENTION
 from distill_jax.models.language.int8 import CHOICES as QUANTIZE
 from distill_jax.models.language.remat import REMAT

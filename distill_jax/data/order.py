@@ -174,7 +174,7 @@ def _classes(key: str, wanted: Iterable[int | str], examples: Labelled) -> list[
     return numbers
 
 
-def part_of(batch_size: int, process: int, processes: int) -> slice:
+def process_rows(batch_size: int, process: int, processes: int) -> slice:
     """Which rows of a batch a process reads: neighbours, in the order of the processes.
 
     Args:

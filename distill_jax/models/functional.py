@@ -87,6 +87,6 @@ def apply(
     return outputs, _flat(nnx.state(module, nnx.BatchStat)) if train else dict(stats)
 
 
-def count(params: Mapping[str, Array]) -> int:
+def parameter_count(params: Mapping[str, Array]) -> int:
     """How many numbers the parameters are; arrays or `jax.ShapeDtypeStruct`s."""
     return sum(math.prod(value.shape) for value in params.values())

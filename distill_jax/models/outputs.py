@@ -23,7 +23,7 @@ class Outputs:
     taps: dict[str, Array]
 
 
-def checked(images: Array, input_shape: tuple[int, int, int], dtype: jnp.dtype) -> Array:
+def checked_images(images: Array, input_shape: tuple[int, int, int], dtype: jnp.dtype) -> Array:
     """The images in the compute dtype of the network.
 
     Args:

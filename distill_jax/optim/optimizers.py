@@ -53,12 +53,12 @@ def _is_kernel(path: tuple, leaf: Any) -> bool:
     return str(path[-1].key).rpartition("/")[2] == "kernel"
 
 
-def kernels_alone(params: Any) -> Any:
+def kernels_only(params: Any) -> Any:
     """A mask over flat-dict parameters: True for kernels, False for biases and normalisation."""
     return jax.tree_util.tree_map_with_path(_is_kernel, params)
 
 
-def make(config: ConfigDict, rate: LearningRate) -> optax.GradientTransformation:
+def create(config: ConfigDict, rate: LearningRate) -> optax.GradientTransformation:
     """The optimizer of a config.
 
     Args:
@@ -69,7 +69,7 @@ def make(config: ConfigDict, rate: LearningRate) -> optax.GradientTransformation
       Gradient clipping, if any, then the optimizer. For sgd the weight decay is added to the
       gradient before the momentum, as PyTorch does; for the others it is decoupled.
     """
-    mask = kernels_alone if config.decay_mask == "kernels" else None
+    mask = kernels_only if config.decay_mask == "kernels" else None
     decay = {"weight_decay": config.weight_decay}
     if config.name == "sgd":
         main = optax.chain(

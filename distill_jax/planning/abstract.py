@@ -129,10 +129,11 @@ def _text(config: ConfigDict, mesh: Mesh) -> Abstract:
     shapes["mask"] = (whole[0], jnp.dtype(bool))  # a step on text has no use for the ids of rows
     for name, (shape, dtype) in (stored.arrays if stored else {}).items():
         shapes[GIVEN + name] = ((*whole[0], *shape), dtype)
-    counted = {"student": models.count({**params, **base})}
+    counted = {"student": models.parameter_count({**params, **base})}
     if opened:
         counted["teacher"] = sum(
-            models.count(models.split(language.abstract(teacher.config))[1]) for teacher in opened
+            models.parameter_count(models.split(language.abstract(teacher.config))[1])
+            for teacher in opened
         )
     return Abstract(
         config=config,
@@ -205,9 +206,9 @@ def _images(config: ConfigDict, mesh: Mesh) -> Abstract:
         }
     else:
         shapes |= {"image": ((rows, *image[0]), image[1]), "label": ((rows,), integers)}
-    counted = {"student": models.count(arrays[0])}
+    counted = {"student": models.parameter_count(arrays[0])}
     if variables:
-        counted["teacher"] = sum(models.count(params) for params, _ in variables)
+        counted["teacher"] = sum(models.parameter_count(params) for params, _ in variables)
     return Abstract(
         config=config,
         mesh=mesh,
@@ -268,7 +269,7 @@ def _teachers(config: ConfigDict, info: data.Info, pixels: tuple) -> Opened:
         graphdefs=tuple(graphdef for graphdef, _, _ in parts),
         weights=tuple(weight / sum(raw) for weight in raw),
         fingerprints=("",) * len(specs),
-        parameters=tuple(models.count(params) for _, params, _ in parts),
+        parameters=tuple(models.parameter_count(params) for _, params, _ in parts),
     )
     variables = [(params, stats) for _, params, stats in parts]
     images = jax.ShapeDtypeStruct((1, *info.image_shape), jnp.float32)

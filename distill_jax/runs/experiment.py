@@ -18,7 +18,7 @@ from distill_jax.tasks.language import parts as text_parts
 from distill_jax.runs import workdir
 from distill_jax import config as configs
 from distill_jax.errors import UsageError
-from distill_jax.evaluation.answers import METRICS
+from distill_jax.evaluation.text_metrics import METRICS
 from distill_jax.tasks.base import Parts
 from distill_jax.runs.session import Session
 from distill_jax.training import checkpoints, loop, state, step
@@ -212,7 +212,7 @@ def _train(session: Session, stop_asked: Callable[[], bool]) -> dict[str, Any]:
         best = session.checkpoints.restore_best(session.abstract())
         if best is not None:
             selected = figures(best.state, best.step, paths.selected)
-    trained, base = models.count(parts.initial.params), parts.description.get("base")
+    trained, base = models.parameter_count(parts.initial.params), parts.description.get("base")
     return {
         "final": final,
         "selected": selected,

@@ -9,7 +9,7 @@ import jax
 
 from distill_jax.processes import coordination
 from distill_jax.storage import Growing
-from distill_jax.evaluation.answers import METRICS
+from distill_jax.evaluation.text_metrics import METRICS
 from distill_jax.tasks.base import Parts
 from distill_jax.training import checkpoints, loop, state
 from distill_jax.training.logging import writers

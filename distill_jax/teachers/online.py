@@ -113,7 +113,7 @@ def load(
         graphdefs=tuple(models.split(module)[0] for module in modules),
         weights=tuple(weight / sum(raw) for weight in raw),
         fingerprints=tuple(teacher.fingerprint for teacher in saved),
-        parameters=tuple(models.count(teacher.params) for teacher in saved),
+        parameters=tuple(models.parameter_count(teacher.params) for teacher in saved),
     )
     return teachers, [(teacher.params, teacher.stats) for teacher in saved]
 

@@ -117,7 +117,7 @@ def few_steps(config: dict, count: int):
     """The state before and after the first steps of the last stage."""
     parts = prepare(configs.resolve(config))
     order = data.Order(parts.train_ids, parts.config.seed)
-    feed = data.training(parts.train, order, BATCH, resident=True, workers=0).at(0)
+    feed = data.training_feed(parts.train, order, BATCH, resident=True, workers=0).at(0)
     recipe = parts.recipe_at(0)
     compiled = step.compile_steps(recipe, parts.mesh)
     now = placed(parts.initial, parallel.replicated(parts.mesh))

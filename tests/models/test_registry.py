@@ -9,7 +9,7 @@ from flax import nnx
 from distill_jax import models
 from distill_jax.errors import UsageError
 from distill_jax.models import registry
-from distill_jax.models.outputs import checked
+from distill_jax.models.outputs import checked_images
 from distill_jax.models.vision import layers
 
 DIGITS = {"input_shape": (8, 8, 1), "num_classes": 10}
@@ -26,7 +26,7 @@ class Linear(nnx.Module):
         self.classifier = layers.classifier(input_shape[-1], num_classes, rngs=rngs)
 
     def __call__(self, images, *, train=False, key=None):
-        pooled = layers.pool(checked(images, self.input_shape, self.dtype))
+        pooled = layers.pool(checked_images(images, self.input_shape, self.dtype))
         return models.Outputs(self.classifier(pooled * self.gain + self.shift), {"pooled": pooled})
 
 
@@ -147,4 +147,4 @@ def test_abstract_is_the_same_network_without_numbers():
         assert {name: (v.shape, v.dtype) for name, v in shapes.items()} == {
             name: (v.shape, v.dtype) for name, v in arrays.items()
         }
-    assert models.count(params) == sum(value.size for value in real[1].values())
+    assert models.parameter_count(params) == sum(value.size for value in real[1].values())

@@ -22,7 +22,7 @@ def draws(seed: int) -> dict[str, np.ndarray]:
 
 
 def run(config, gradients, params, rate=0.1):
-    optimizer = optimizers.make(config, lambda step: rate)
+    optimizer = optimizers.create(config, lambda step: rate)
     state = optimizer.init(params)
     for gradient in gradients:
         updates, state = optimizer.update(jax.tree.map(jnp.asarray, gradient), state, params)
@@ -88,7 +88,7 @@ def test_every_optimizer_lowers_a_quadratic(name):
     def loss(params):
         return sum(jnp.sum((params[k] - target[k]) ** 2) for k in target)
 
-    optimizer = optimizers.make(config, lambda step: 0.02)
+    optimizer = optimizers.create(config, lambda step: 0.02)
     params = jax.tree.map(jnp.float32, draws(0))
     first, state = loss(params), optimizer.init(params)
     for _ in range(60):

@@ -281,5 +281,5 @@ def test_shapes_that_configs_plan_with_are_those_of_the_models():
     }
     for name, expected in billions.items():
         sizes = language.from_huggingface(json.loads((folder / name / "config.json").read_text()))
-        count = models.count(models.split(language.abstract(sizes))[1])
+        count = models.parameter_count(models.split(language.abstract(sizes))[1])
         assert round(count / 1e9, 3) == expected, name

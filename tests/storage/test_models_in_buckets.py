@@ -10,7 +10,7 @@ from bucket_contents import put
 from distill_jax import models, parallel, storage
 from distill_jax.errors import UsageError
 from distill_jax.models import language
-from distill_jax.models.files import ranges
+from distill_jax.models.files import safetensors_ranges
 from distill_jax.storage import gcs
 
 
@@ -53,7 +53,9 @@ def test_a_decoder_in_a_bucket_is_the_one_on_a_disk(bucket, decoder, monkeypatch
     read = []
     whole = gcs.read
     monkeypatch.setattr(gcs, "read", lambda *at: read.append(at) or whole(*at))
-    monkeypatch.setattr(ranges, "_BLOCK", 100)  # blocks of rows, also of one that is longer
+    monkeypatch.setattr(
+        safetensors_ranges, "_BLOCK", 100
+    )  # blocks of rows, also of one that is longer
     for placed in (None, layout):
         here, there = (
             models.split(language.load(path, layout=placed))[1] for path in (decoder, str(bucket))
@@ -74,8 +76,8 @@ def test_slices_of_a_tensor_in_a_bucket_are_those_of_numpy(bucket, tmp_path, mon
     }
     safetensors.numpy.save_file(arrays, tmp_path / "x.safetensors")
     gcs.write(bucket / "x.safetensors", (tmp_path / "x.safetensors").read_bytes())
-    monkeypatch.setattr(ranges, "_BLOCK", 60)
-    file = ranges.File(bucket / "x.safetensors")
+    monkeypatch.setattr(safetensors_ranges, "_BLOCK", 60)
+    file = safetensors_ranges.File(bucket / "x.safetensors")
     assert file.keys() == sorted(arrays)
     for name, array in arrays.items():
         found = file.get_slice(name)

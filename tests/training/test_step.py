@@ -21,7 +21,7 @@ def trained(config: dict, steps: int, per_call: int = 1):
     parts = prepare(configs.resolve(config))
     size = parts.config.training.batch_size
     order = data.Order(parts.train_ids, parts.config.seed)
-    feed = data.training(parts.train, order, size, resident=bool(parts.store), workers=0)
+    feed = data.training_feed(parts.train, order, size, resident=bool(parts.store), workers=0)
     batches = feed.at(0)
     compiled = step.compile_steps(parts.recipe_at(0), parts.mesh, parts.layout)
     now = placed_state(parts.initial, parts.layout)
@@ -170,7 +170,7 @@ def test_student_and_teacher_see_the_same_view(digits_teacher):
     assert parts.recipe.spec.mean == saved.spec.mean
     compiled = step.compile_steps(parts.recipe, parts.mesh)
     order = data.Order(parts.train_ids, 0)
-    feed = data.training(parts.train, order, 64, resident=True, workers=0).at(0)
+    feed = data.training_feed(parts.train, order, 64, resident=True, workers=0).at(0)
     copied = dataclasses.replace(parts.initial, params=jax.device_get(dict(saved.params)))
     now = placed_state(copied, parallel.replicated(parts.mesh))
     for _ in range(3):

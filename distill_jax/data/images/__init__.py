@@ -8,40 +8,37 @@ and sharding, and normalisation, which belongs to a model.
 from distill_jax.data.images.augment import Augment, draw, identity, view
 from distill_jax.data.images.crops import Crops
 from distill_jax.data.images.feed import (
-    Evaluation,
-    Training,
-    evaluation,
+    EvaluationFeed,
+    TrainingFeed,
+    evaluation_feed,
     fingerprint,
     load_rows,
+    resident_arrays,
     statistics,
-    store,
-    training,
+    training_feed,
 )
 from distill_jax.data.images.sources import Examples, Info, load, names, register
 from distill_jax.data.images.strong import draw_strong, strong_view
-from distill_jax.data.order import Order, splits
 
 __all__ = [
     "Augment",
     "Crops",
-    "Evaluation",
+    "EvaluationFeed",
     "Examples",
     "Info",
-    "Order",
-    "Training",
+    "TrainingFeed",
     "draw",
     "draw_strong",
-    "evaluation",
+    "evaluation_feed",
     "fingerprint",
     "identity",
     "load",
     "load_rows",
     "names",
     "register",
-    "splits",
+    "resident_arrays",
     "statistics",
-    "store",
     "strong_view",
-    "training",
+    "training_feed",
     "view",
 ]

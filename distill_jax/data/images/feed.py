@@ -22,7 +22,7 @@ from absl import flags
 
 from distill_jax.data.images.crops import Crops
 from distill_jax.data.images.sources.base import Examples
-from distill_jax.data.order import Order, part_of
+from distill_jax.data.order import Order, process_rows
 
 # Sets below this are read whole for statistics and fingerprints; larger ones are sampled.
 SMALL = 2**30
@@ -65,7 +65,7 @@ class _Batches:
 
 
 @dataclasses.dataclass(frozen=True)
-class Training:
+class TrainingFeed:
     """An endless feed of training batches that can be entered at any position."""
 
     examples: Examples
@@ -123,7 +123,7 @@ class Training:
             batches.close()
 
 
-def training(
+def training_feed(
     examples: Examples,
     order: Order,
     batch_size: int,
@@ -133,14 +133,15 @@ def training(
     process: int = 0,
     processes: int = 1,
     crops: Crops | None = None,
-) -> Training:
+) -> TrainingFeed:
     """The feed of a training run.
 
     Args:
       examples: the full train split.
       order: the order over the ids that are trained on.
       batch_size: B, over all processes.
-      resident: True when the pixels are on the device (`store`) and ids are all that is fed.
+      resident: True when the pixels are on the device already (see `resident_arrays`), so that a
+        batch holds ids alone.
       workers: processes that read and decode streamed batches; 0 reads in threads of this process.
       process, processes: which of how many this is.
       crops: which part of each streamed image is shown; None for the image as evaluated.
@@ -151,12 +152,12 @@ def training(
     Raises:
       UsageError: B is not a multiple of `processes`.
     """
-    part = part_of(batch_size, process, processes)
-    return Training(examples, order, batch_size, part, resident, workers, crops)
+    part = process_rows(batch_size, process, processes)
+    return TrainingFeed(examples, order, batch_size, part, resident, workers, crops)
 
 
 @dataclasses.dataclass(frozen=True)
-class Evaluation:
+class EvaluationFeed:
     """Every example of a list exactly once, in order; can be gone through again and again."""
 
     examples: Examples
@@ -194,7 +195,7 @@ class Evaluation:
             batches.close()
 
 
-def evaluation(
+def evaluation_feed(
     examples: Examples,
     ids: np.ndarray,
     batch_size: int,
@@ -202,28 +203,28 @@ def evaluation(
     resident: bool,
     process: int = 0,
     processes: int = 1,
-) -> Evaluation:
+) -> EvaluationFeed:
     """The feed of an evaluation.
 
     Args:
       examples: the split.
       ids: int [n], which examples, in which order.
       batch_size: B, over all processes.
-      resident: as in `training`.
+      resident: as in `training_feed`.
       process, processes: which of how many this is.
 
     Returns:
-      A sequence of batches as in `Training.at`, each with "mask", bool [B]: False where the last
-      batch is filled up by repeating its last example.
+      A sequence of batches as in `TrainingFeed.at`, each with "mask", bool [B]: False where the
+      last batch is padded by repeating its last example.
 
     Raises:
       UsageError: B is not a multiple of `processes`.
     """
-    part = part_of(batch_size, process, processes)
-    return Evaluation(examples, np.asarray(ids, np.int32), batch_size, part, resident)
+    part = process_rows(batch_size, process, processes)
+    return EvaluationFeed(examples, np.asarray(ids, np.int32), batch_size, part, resident)
 
 
-def store(examples: Examples) -> Batch:
+def resident_arrays(examples: Examples) -> Batch:
     """The whole split to be put on the device: "image" uint8 [N, H, W, C], "label" int32 [N]."""
     images, labels = examples.arrays()
     return {"image": images, "label": labels}
@@ -288,7 +289,7 @@ def load_rows(
       examples: the split.
       ids: int32 [B], of the whole batch.
       part: the rows to read, R of them.
-      crops: as in `training`.
+      crops: as in `training_feed`.
       position: of the batch in the training order, which crops go by.
 
     Returns:

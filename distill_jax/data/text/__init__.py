@@ -4,7 +4,7 @@
     documents = text.tokenize(text.read("corpus/*.jsonl"), tokenizer)
     train, held_out = text.split(documents, validation=0.05, split_seed=0)
     rows = text.pack(train, 2048)
-    batches = text.training(rows, Order(np.arange(len(rows)), seed), 32).at(position)
+    batches = text.training_feed(rows, Order(np.arange(len(rows)), seed), 32).at(position)
 
 Everything is host numpy. Conversations need `chat=text.chat_template(tokenizer)` in `tokenize`.
 """
@@ -12,7 +12,7 @@ Everything is host numpy. Conversations need `chat=text.chat_template(tokenizer)
 from distill_jax.data.text.chat import Template
 from distill_jax.data.text.chat import template as chat_template
 from distill_jax.data.text.documents import Documents, split, tokenize
-from distill_jax.data.text.feed import Evaluation, Training, evaluation, training
+from distill_jax.data.text.feed import EvaluationFeed, TrainingFeed, evaluation_feed, training_feed
 from distill_jax.data.text.packing import Batch, Rows, fingerprint, pack, summary
 from distill_jax.data.text.sources import FIELDS, Record, read
 from distill_jax.data.text.tokenizer import Tokenizer, same_vocabulary
@@ -22,14 +22,14 @@ __all__ = [
     "FIELDS",
     "Batch",
     "Documents",
-    "Evaluation",
+    "EvaluationFeed",
     "Record",
     "Rows",
     "Template",
     "Tokenizer",
-    "Training",
+    "TrainingFeed",
     "chat_template",
-    "evaluation",
+    "evaluation_feed",
     "fingerprint",
     "load_tokenizer",
     "pack",
@@ -38,5 +38,5 @@ __all__ = [
     "split",
     "summary",
     "tokenize",
-    "training",
+    "training_feed",
 ]

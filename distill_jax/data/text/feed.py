@@ -11,12 +11,12 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from distill_jax.data.order import Order, part_of
+from distill_jax.data.order import Order, process_rows
 from distill_jax.data.text.packing import Batch, Rows
 
 
 @dataclasses.dataclass(frozen=True)
-class Training:
+class TrainingFeed:
     """An endless feed of training batches that can be entered at any position."""
 
     rows: Rows
@@ -40,9 +40,9 @@ class Training:
             position += self.batch_size
 
 
-def training(
+def training_feed(
     rows: Rows, order: Order, batch_size: int, *, process: int = 0, processes: int = 1
-) -> Training:
+) -> TrainingFeed:
     """The feed of a training run.
 
     Args:
@@ -58,11 +58,11 @@ def training(
     Raises:
       UsageError: B is not a multiple of `processes`.
     """
-    return Training(rows, order, batch_size, part_of(batch_size, process, processes))
+    return TrainingFeed(rows, order, batch_size, process_rows(batch_size, process, processes))
 
 
 @dataclasses.dataclass(frozen=True)
-class Evaluation:
+class EvaluationFeed:
     """Every row exactly once, in order; can be gone through again and again."""
 
     rows: Rows
@@ -87,7 +87,9 @@ class Evaluation:
         return (self[index] for index in range(len(self)))
 
 
-def evaluation(rows: Rows, batch_size: int, *, process: int = 0, processes: int = 1) -> Evaluation:
+def evaluation_feed(
+    rows: Rows, batch_size: int, *, process: int = 0, processes: int = 1
+) -> EvaluationFeed:
     """The feed of an evaluation.
 
     Args:
@@ -96,10 +98,10 @@ def evaluation(rows: Rows, batch_size: int, *, process: int = 0, processes: int 
       process, processes: which of how many this is.
 
     Returns:
-      A sequence of batches as in `Training.at`; the last is filled up with rows whose mask is False
-      everywhere.
+      A sequence of batches as in `TrainingFeed.at`; the last is padded with rows whose mask is
+      False everywhere.
 
     Raises:
       UsageError: B is not a multiple of `processes`.
     """
-    return Evaluation(rows, batch_size, part_of(batch_size, process, processes))
+    return EvaluationFeed(rows, batch_size, process_rows(batch_size, process, processes))

@@ -26,7 +26,7 @@ from jax import Array
 
 from distill_jax import parallel, storage
 from distill_jax.errors import UsageError
-from distill_jax.models.files import tensors
+from distill_jax.models.files import safetensors_writer
 from distill_jax.models.files.pytorch import from_pytorch
 from distill_jax.models.files.state_dict import read_state_dict
 from distill_jax.models.functional import Flat, split
@@ -92,7 +92,7 @@ def fingerprint_of(
         large = value.ndim > 2 and value.nbytes > _LARGE
         for place in [(row,) for row in range(value.shape[0])] if large else [()]:
             if (part := fetch(value, place)) is not None:
-                digest.update(tensors.bytes_of(part))
+                digest.update(safetensors_writer.bytes_of(part))
             del part  # before the next one comes
     return digest.hexdigest()
 
@@ -156,7 +156,9 @@ def save(
     written = replacing(path, (_MODEL, _WEIGHTS).__contains__, "a model")
     with written if coordination.first() else contextlib.nullcontext() as saving:
         weights, digest = saving and saving / _WEIGHTS, hashlib.sha256()
-        tensors.write(weights, arrays, lambda name: parallel.to_first(arrays[name]), digest=digest)
+        safetensors_writer.write(
+            weights, arrays, lambda name: parallel.to_first(arrays[name]), digest=digest
+        )
         if saving:
             model = _rendered(spec, hash_of_model, digest.hexdigest())
             (saving / _MODEL).write_bytes(model)

@@ -1,8 +1,8 @@
 """State dicts of PyTorch as arrays, from .safetensors, .npz and what `torch.save` writes.
 
-The kind of a file is told by its first bytes, so that its name can end in anything (.pth, .pt, .th,
-.pth.tar, .bin). PyTorch is not needed and nothing in a file is executed, see `pickles`. A damaged,
-truncated or exploding file is refused in one line.
+The first bytes of a file decide its kind, so its name can end in anything (.pth, .pt, .th,
+.pth.tar, .bin). PyTorch is not needed and nothing in a file is executed, see `torch_pickle`. A
+damaged or truncated file, or one that unpacks to far more than its size, is refused in one line.
 
 `torch.save` has two formats: a zip archive (since PyTorch 1.6), and before it pickles in a row (a
 magic number, the version, the machine, the content, the keys of the storages), then the storages,
@@ -27,8 +27,8 @@ import numpy as np
 import safetensors
 
 from distill_jax.errors import UsageError
-from distill_jax.models.files import pickles
-from distill_jax.models.files.pickles import Storage, Tensor, shortened
+from distill_jax.models.files import torch_pickle
+from distill_jax.models.files.torch_pickle import Storage, Tensor, shortened
 
 _MAGIC = 0x1950A86A20F9469CFC6C
 _VERSION = 1001
@@ -97,16 +97,16 @@ def _archive(data: bytes) -> tuple[Any, Callable[[Storage], np.ndarray]]:
             raise ValueError(f"a storage has {numbers.size} numbers, not {storage.total}")
         return numbers.byteswap() if big else numbers
 
-    return pickles.run(io.BytesIO(archive.read(f"{roots[0]}/data.pkl")), {}), row
+    return torch_pickle.run(io.BytesIO(archive.read(f"{roots[0]}/data.pkl")), {}), row
 
 
 def _in_a_row(data: bytes) -> tuple[Any, Callable[[Storage], np.ndarray]]:
     """The format before PyTorch 1.6; a storage is its length as an int64, then its numbers."""
     file, storages, starts = io.BytesIO(data), {}, {}
-    if pickles.run(file, {}) != _MAGIC or pickles.run(file, {}) != _VERSION:
+    if torch_pickle.run(file, {}) != _MAGIC or torch_pickle.run(file, {}) != _VERSION:
         raise UsageError("a pickle, but not one of torch.save")
-    pickles.run(file, {})
-    tree, keys = pickles.run(file, storages), pickles.run(file, {})
+    torch_pickle.run(file, {})
+    tree, keys = torch_pickle.run(file, storages), torch_pickle.run(file, {})
     position = file.tell()
     for key in keys:
         storage = storages[key]

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
-from distill_jax.models.outputs import Outputs, checked
+from distill_jax.models.outputs import Outputs, checked_images
 from distill_jax.models.registry import register, require
 from distill_jax.models.vision import layers
 
@@ -64,7 +64,7 @@ class CNN(nnx.Module):
 
     def __call__(self, images: Array, *, train: bool = False, key: Array | None = None) -> Outputs:
         """images: float [B, H, W, C], normalised. Returns logits [B, K] and the taps."""
-        x = checked(images, self.input_shape, self.dtype)
+        x = checked_images(images, self.input_shape, self.dtype)
         taps = {}
         for i, stage in enumerate(self.stages, start=1):
             taps[f"stage{i}_pre"] = stage(x, train=train)

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
-from distill_jax.models.outputs import Outputs, checked
+from distill_jax.models.outputs import Outputs, checked_images
 from distill_jax.models.registry import register, require
 from distill_jax.models.vision import layers
 
@@ -55,7 +55,7 @@ class MLP(nnx.Module):
 
     def __call__(self, images: Array, *, train: bool = False, key: Array | None = None) -> Outputs:
         """images: float [B, H, W, C], normalised. Returns logits [B, K] and the taps."""
-        x = checked(images, self.input_shape, self.dtype).reshape(images.shape[0], -1)
+        x = checked_images(images, self.input_shape, self.dtype).reshape(images.shape[0], -1)
         x = layers.dropout(x, self.input_dropout, train=train, key=key, layer=0)
         taps = {}
         for i, layer in enumerate(self.hidden, start=1):

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
-from distill_jax.models.outputs import Outputs, checked
+from distill_jax.models.outputs import Outputs, checked_images
 from distill_jax.models.registry import register
 from distill_jax.models.vision import layers
 
@@ -110,7 +110,7 @@ class MobileNetV2(nnx.Module):
     def __call__(self, images: Array, *, train: bool = False, key: Array | None = None) -> Outputs:
         """images: float [B, H, W, C], normalised. Returns logits [B, K] and the taps."""
         del key  # Nothing here is random.
-        x = checked(images, self.input_shape, self.dtype)
+        x = checked_images(images, self.input_shape, self.dtype)
         taps = {"stem": nnx.relu(self.stem(x, train=train))}
         x = taps["stem"]
         for name in STAGES:

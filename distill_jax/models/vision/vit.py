@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
-from distill_jax.models.outputs import Outputs, checked
+from distill_jax.models.outputs import Outputs, checked_images
 from distill_jax.models.registry import register, require
 from distill_jax.models.vision import layers
 
@@ -146,7 +146,7 @@ class DeiT(nnx.Module):
 
     def __call__(self, images: Array, *, train: bool = False, key: Array | None = None) -> Outputs:
         """images: float [B, H, W, C], normalised. Returns logits [B, K] and the taps."""
-        x = self.stem(checked(images, self.input_shape, self.dtype))
+        x = self.stem(checked_images(images, self.input_shape, self.dtype))
         batch, _, _, width = x.shape
         first = [self.class_token] + [self.distillation_token] * self.distilled
         parts = [jnp.broadcast_to(token[...], (batch, 1, width)).astype(x.dtype) for token in first]

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
-from distill_jax.models.outputs import Outputs, checked
+from distill_jax.models.outputs import Outputs, checked_images
 from distill_jax.models.registry import register
 from distill_jax.models.vision import layers
 
@@ -93,7 +93,7 @@ class WideResNet(nnx.Module):
     def __call__(self, images: Array, *, train: bool = False, key: Array | None = None) -> Outputs:
         """images: float [B, H, W, C], normalised. Returns logits [B, K] and the taps."""
         del key  # Nothing here is random.
-        x = self.stem(checked(images, self.input_shape, self.dtype))
+        x = self.stem(checked_images(images, self.input_shape, self.dtype))
         taps = {"stem": x}
         for stage in (1, 2, 3):
             for i, block in enumerate(getattr(self, f"stage{stage}")):

@@ -67,7 +67,7 @@ class ImageParts(Parts):
 
     def batches(self, position: int) -> Iterator[dict[str, np.ndarray]]:
         process, processes = parallel.share(self.mesh)
-        feed = data.training(
+        feed = data.training_feed(
             self.train,
             self._order,
             self.config.training.batch_size,
@@ -81,7 +81,9 @@ class ImageParts(Parts):
             return self._with_answers(feed, position)
         return feed.at(position)
 
-    def _with_answers(self, feed: data.Training, position: int) -> Iterator[dict[str, np.ndarray]]:
+    def _with_answers(
+        self, feed: data.TrainingFeed, position: int
+    ) -> Iterator[dict[str, np.ndarray]]:
         """Batches with the stored answers to their views; of a store of steps, its own batches."""
         recipe, size = self.recipe, self.config.training.batch_size
         teacher, first, part = recipe.teachers, position // size, feed.part
@@ -150,7 +152,7 @@ def prepare(config: ConfigDict) -> ImageParts:
     spec, graphdef = recipes[0].spec, recipes[0].graphdef
     whole = parallel.replicated(mesh)
     resident = {split: is_resident(config, examples.nbytes) for split, examples in splits.items()}
-    store = parallel.place(data.store(train), whole) if resident["train"] else {}
+    store = parallel.place(data.resident_arrays(train), whole) if resident["train"] else {}
     evaluators = {}
     for name, examples, ids in (
         ("validation", train, validation_ids),
@@ -370,7 +372,7 @@ def _recipes(
                 soft_weight=schedules.parse(config.method.soft_weight) if main else one,
                 temperature=schedules.parse(config.method.temperature),
                 label_smoothing=config.method.label_smoothing,
-                optimizer=optimizers.make(config.optimizer, rate),
+                optimizer=optimizers.create(config.optimizer, rate),
                 learning_rate=rate,
                 max_norm=config.optimizer.max_norm,
                 ema_decay=config.training.ema_decay,
@@ -400,9 +402,9 @@ def is_resident(config: ConfigDict, nbytes: int) -> bool:
 
 def _evaluator(config, spec, graphdef, mesh, examples, ids, resident, store, answer) -> Evaluator:
     if resident and not store:
-        store = parallel.place(data.store(examples), parallel.replicated(mesh))
+        store = parallel.place(data.resident_arrays(examples), parallel.replicated(mesh))
     process, processes = parallel.share(mesh)
-    feed = data.evaluation(
+    feed = data.evaluation_feed(
         examples,
         ids,
         config.evaluation.batch_size,

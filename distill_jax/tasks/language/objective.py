@@ -257,7 +257,7 @@ def recipe_of(
         hard_weight=schedules.parse(config.method.hard_weight),
         soft_weight=schedules.parse(config.method.soft_weight),
         temperature=schedules.parse(config.method.temperature),
-        optimizer=optimizers.make(config.optimizer, rate),
+        optimizer=optimizers.create(config.optimizer, rate),
         learning_rate=rate,
         max_norm=0.0,
         ema_decay=config.training.ema_decay,

@@ -48,7 +48,9 @@ class TextParts(Parts):
     def batches(self, position: int) -> Iterator[dict[str, np.ndarray]]:
         process, processes = parallel.share(self.mesh)
         size = self.config.training.batch_size
-        feed = text.training(self.rows, self._order, size, process=process, processes=processes)
+        feed = text.training_feed(
+            self.rows, self._order, size, process=process, processes=processes
+        )
         if self.answers is None:
             return feed.at(position)
         sparse, files = self.answers
@@ -110,7 +112,7 @@ def prepare(config: ConfigDict) -> TextParts:
         about["base"] = {
             "path": config.student.path or str(config.teacher.path[0]),
             "fingerprint": _fingerprint(student.config, base),
-            "parameters": models.count(base),
+            "parameters": models.parameter_count(base),
         }
         frozen = lora.frozen(base)
         where = objective.where(config, mesh, frozen, "student")
@@ -134,7 +136,7 @@ def prepare(config: ConfigDict) -> TextParts:
 
     def evaluator(name: str, held_out: text.Rows) -> Evaluate:
         size = config.evaluation.batch_size
-        feed = text.evaluation(held_out, size, process=process, processes=processes)
+        feed = text.evaluation_feed(held_out, size, process=process, processes=processes)
         evaluate = TextEvaluator(measured, teacher_params, mesh, lambda: feed)
         return prompts.beside(evaluate, asked[name]) if name in asked else evaluate
 
@@ -183,7 +185,7 @@ def described(
     return {
         "path": str(path),
         "fingerprint": _fingerprint(teacher.config, models.split(teacher)[1]),
-        "parameters": models.count(models.split(language.abstract(teacher.config))[1]),
+        "parameters": models.parameter_count(models.split(language.abstract(teacher.config))[1]),
         "quantize": config.teacher.quantize,
     }
 

@@ -17,7 +17,7 @@ from jax.sharding import Mesh
 
 from distill_jax import generation, models
 from distill_jax.data import text
-from distill_jax.evaluation.answers import METRICS
+from distill_jax.evaluation.text_metrics import METRICS
 from distill_jax.models.language import lora
 from distill_jax.tasks.language.recipe import Comparison, Network
 from distill_jax.training.recipe import Flat

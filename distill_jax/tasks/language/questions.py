@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 from distill_jax import generation, parallel
 from distill_jax.data import text
 from distill_jax.errors import UsageError
-from distill_jax.evaluation.answers import unscorable
+from distill_jax.evaluation.text_metrics import unscorable
 from distill_jax.generation import decode
 from distill_jax.tasks.language.prompts import PromptEvaluator, Questions
 from distill_jax.tasks.language.recipe import Comparison

@@ -152,7 +152,7 @@ class Asked:
 
         calls = (
             chunk(self._variables, jax.device_put(batch["image"], sharding))
-            for batch in data.evaluation(examples, ids, self.batch_size, resident=False)
+            for batch in data.evaluation_feed(examples, ids, self.batch_size, resident=False)
         )
         return {name: array[: len(ids)] for name, array in _joined(calls, "float32").items()}
 
@@ -169,7 +169,7 @@ class Asked:
             "teacher": {
                 "spec": spec.to_json(),
                 "fingerprint": self.saved.fingerprint,
-                "parameters": models.count(self.saved.params),
+                "parameters": models.parameter_count(self.saved.params),
             },
             "data": {
                 "name": info.name,

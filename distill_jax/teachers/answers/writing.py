@@ -140,7 +140,7 @@ def write_seeded(
     answers = asked.steps()
     order = data.Order(train_ids, seed)
     crops = data.Crops.of(augment.resized_crop, seed)
-    feed = data.training(train, order, batch_size, resident=False, workers=0, crops=crops)
+    feed = data.training_feed(train, order, batch_size, resident=False, workers=0, crops=crops)
 
     def part(first: int, count: int, size: int) -> Arrays:
         ids = order.ids(first * batch_size, count * batch_size).reshape(count, batch_size)

@@ -151,7 +151,7 @@ def test_the_cut_goes_by_the_position_alone(folder):
     crops = Crops(0.08, 5)
 
     def taken(position, count, workers=0, **part):
-        feed = data.training(
+        feed = data.training_feed(
             examples, order, 8, resident=False, workers=workers, crops=crops, **part
         )
         return _take(feed, position, count)
@@ -181,5 +181,5 @@ def test_the_cut_goes_by_the_position_alone(folder):
     assert all(len(set(views)) == 2 for views in shown)
     assert Crops(0.08, 6).at([0])[0](400, 500) != crops.at([0])[0](400, 500)
     # Evaluation sees the middle, as ever.
-    tested = data.evaluation(examples, np.arange(8), 8, resident=False)[0]
+    tested = data.evaluation_feed(examples, np.arange(8), 8, resident=False)[0]
     assert np.array_equal(tested["image"], examples.batch(np.arange(8))[0])

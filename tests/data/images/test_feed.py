@@ -40,8 +40,8 @@ def _take(feed, position, count):
 @pytest.mark.parametrize("workers", [0, 2])
 def test_streamed_equals_resident(digits, order, workers):
     images, labels = digits.arrays()
-    resident = _take(data.training(digits, order, 16, resident=True, workers=0), 37, 9)
-    streamed = _take(data.training(digits, order, 16, resident=False, workers=workers), 37, 9)
+    resident = _take(data.training_feed(digits, order, 16, resident=True, workers=0), 37, 9)
+    streamed = _take(data.training_feed(digits, order, 16, resident=False, workers=workers), 37, 9)
     for ids, batch in zip(resident, streamed, strict=True):
         assert set(ids) == {"id"} and set(batch) == {"id", "image", "label"}
         assert batch["id"].dtype == batch["label"].dtype == np.int32
@@ -54,7 +54,7 @@ def test_streamed_equals_resident(digits, order, workers):
 @pytest.mark.parametrize("resident", [True, False])
 @pytest.mark.parametrize("position", [0, 1, 16, 49, 50, 333])
 def test_any_position_gives_the_suffix(digits, order, resident, position):
-    training = data.training(digits, order, 16, resident=resident, workers=0)
+    training = data.training_feed(digits, order, 16, resident=resident, workers=0)
     whole = order.ids(0, 600)
     ids = np.concatenate([batch["id"] for batch in _take(training, position, 4)])
     assert ids.tolist() == whole[position : position + 64].tolist()
@@ -75,19 +75,19 @@ class Counted:
 @pytest.mark.parametrize("resident", [True, False])
 @pytest.mark.parametrize("processes", [2, 4])
 def test_processes_share_out_each_batch(digits, order, resident, processes):
-    whole = _take(data.training(digits, order, 16, resident=resident, workers=0), 37, 3)
-    tested = data.evaluation(digits, np.arange(40), 16, resident=resident)
+    whole = _take(data.training_feed(digits, order, 16, resident=resident, workers=0), 37, 3)
+    tested = data.evaluation_feed(digits, np.arange(40), 16, resident=resident)
     for process in range(processes):
         part = slice(process * 16 // processes, (process + 1) * 16 // processes)
         own = Counted(digits)
         said = {"resident": resident, "process": process, "processes": processes}
-        feed_of_it = data.training(own, order, 16, workers=0, **said)
+        feed_of_it = data.training_feed(own, order, 16, workers=0, **said)
         _assert_parts(_take(feed_of_it, 37, 3), whole, part)
         expected = [int(i) for batch in whole for i in batch["id"][part]]
         # A streamed feed reads ahead, of its own rows alone.
         assert resident or set(expected) <= set(own.read)
         assert set(own.read) <= {int(i) for n in range(9) for i in order.ids(37 + 16 * n, 16)[part]}
-        shared = data.evaluation(digits, np.arange(40), 16, **said)
+        shared = data.evaluation_feed(digits, np.arange(40), 16, **said)
         assert len(shared) == len(tested) == 3
         _assert_parts(list(shared), list(tested), part)
 
@@ -104,9 +104,9 @@ def test_a_batch_that_cannot_be_shared_is_refused(digits, order, batch_size, pro
     message = f"training.batch_size={batch_size}: expected a positive multiple of the {processes}"
     said = {"resident": True, "processes": processes}
     with pytest.raises(UsageError, match=message):
-        data.training(digits, order, batch_size, workers=0, **said)
+        data.training_feed(digits, order, batch_size, workers=0, **said)
     with pytest.raises(UsageError, match=message):
-        data.evaluation(digits, np.arange(5), batch_size, **said)
+        data.evaluation_feed(digits, np.arange(5), batch_size, **said)
 
 
 def test_a_damaged_image_is_named_through_a_worker(tmp_path):
@@ -117,7 +117,9 @@ def test_a_damaged_image_is_named_through_a_worker(tmp_path):
     damaged = folder / "2.bmp"
     damaged.write_bytes(damaged.read_bytes()[:-100])
     examples = data.load("folder", "train", path=str(tmp_path))
-    training = data.training(examples, data.Order(np.arange(4), 0), 2, resident=False, workers=1)
+    training = data.training_feed(
+        examples, data.Order(np.arange(4), 0), 2, resident=False, workers=1
+    )
     with pytest.raises(UsageError, match=r"2\.bmp': not a readable image"):
         _take(training, 0, 3)
 
@@ -134,7 +136,7 @@ class Mine(data.Examples):
     def labels(self): return np.arange(20, dtype=np.int32) % 2
 
 order = data.Order(np.arange(20), 1)
-batches = data.training(Mine(), order, 4, resident=False, workers=2).at(3)
+batches = data.training_feed(Mine(), order, 4, resident=False, workers=2).at(3)
 for start in range(3, 43, 4):
     batch = next(batches)
     assert batch["image"][:, 0, 0, 0].tolist() == order.ids(start, 4).tolist()
@@ -165,7 +167,7 @@ def test_workers_run_from_a_script_without_a_main_guard(tmp_path):
 def test_evaluation_counts_each_example_once(digits, resident, count, batch):
     images, labels = digits.arrays()
     ids = np.arange(200, 200 + 3 * count, 3)
-    batches = data.evaluation(digits, ids, batch, resident=resident)
+    batches = data.evaluation_feed(digits, ids, batch, resident=resident)
     assert len(batches) == -(-count // batch)
     for _ in range(2):  # an evaluation can be gone through again
         seen = []
@@ -184,7 +186,7 @@ def test_evaluation_counts_each_example_once(digits, resident, count, batch):
 
 
 def test_store_is_the_whole_split(digits):
-    stored = data.store(digits)
+    stored = data.resident_arrays(digits)
     assert stored["image"].shape == (1297, 8, 8, 1) and stored["label"].dtype == np.int32
     image, label = digits[1234]
     assert np.array_equal(stored["image"][1234], image) and stored["label"][1234] == label

@@ -33,7 +33,7 @@ def _take(batches, count):
 def test_batches_follow_the_order_from_any_position(rows, position):
     order = Order(np.arange(len(rows)), 7)
     expected = order.ids(0, 1100)
-    batches = _take(text.training(rows, order, 8).at(position), 11)
+    batches = _take(text.training_feed(rows, order, 8).at(position), 11)
     ids = np.concatenate([batch["id"] for batch in batches])
     assert ids.tolist() == expected[position : position + 88].tolist()
     for batch in batches:
@@ -46,7 +46,7 @@ def test_batches_follow_the_order_from_any_position(rows, position):
 
 def test_an_epoch_holds_every_row_once(rows):
     order = Order(np.arange(len(rows)), 7)
-    ids = np.concatenate([b["id"] for b in _take(text.training(rows, order, 1).at(0), 82)])
+    ids = np.concatenate([b["id"] for b in _take(text.training_feed(rows, order, 1).at(0), 82)])
     first, second = ids[:41], ids[41:]
     assert sorted(first) == sorted(second) == list(range(41))
     assert first.tolist() != second.tolist()
@@ -59,16 +59,18 @@ def _joined(parts):
 @pytest.mark.parametrize("processes", [2, 4])
 def test_processes_share_out_each_batch(rows, processes):
     order = Order(np.arange(len(rows)), 7)
-    single = _take(text.training(rows, order, 8).at(5), 7)
+    single = _take(text.training_feed(rows, order, 8).at(5), 7)
     shares = [
-        _take(text.training(rows, order, 8, process=p, processes=processes).at(5), 7)
+        _take(text.training_feed(rows, order, 8, process=p, processes=processes).at(5), 7)
         for p in range(processes)
     ]
     for whole, *parts in zip(single, *shares, strict=True):
         joined = _joined(parts)
         assert all(np.array_equal(whole[name], joined[name]) for name in NAMES)
-    single = text.evaluation(rows, 8)
-    shares = [text.evaluation(rows, 8, process=p, processes=processes) for p in range(processes)]
+    single = text.evaluation_feed(rows, 8)
+    shares = [
+        text.evaluation_feed(rows, 8, process=p, processes=processes) for p in range(processes)
+    ]
     for whole, *parts in zip(single, *shares, strict=True):
         joined = _joined(parts)
         assert all(np.array_equal(whole[name], joined[name]) for name in NAMES)
@@ -76,7 +78,7 @@ def test_processes_share_out_each_batch(rows, processes):
 
 @pytest.mark.parametrize("batch_size", [1, 8, 41, 64])
 def test_an_evaluation_counts_each_row_once(rows, batch_size):
-    evaluation = text.evaluation(rows, batch_size)
+    evaluation = text.evaluation_feed(rows, batch_size)
     batches = list(evaluation)
     assert len(batches) == len(evaluation) == -(-41 // batch_size)
     assert all(batch["tokens"].shape == (batch_size, 32) for batch in batches)
@@ -97,6 +99,6 @@ def test_an_evaluation_counts_each_row_once(rows, batch_size):
 def test_a_batch_that_cannot_be_shared_is_refused(rows, batch_size, processes):
     order = Order(np.arange(len(rows)), 7)
     with pytest.raises(UsageError, match=f"training.batch_size={batch_size}: expected a positive"):
-        text.training(rows, order, batch_size, processes=processes)
+        text.training_feed(rows, order, batch_size, processes=processes)
     with pytest.raises(UsageError, match=f"training.batch_size={batch_size}: expected a positive"):
-        text.evaluation(rows, batch_size, processes=processes)
+        text.evaluation_feed(rows, batch_size, processes=processes)

@@ -14,7 +14,7 @@ import safetensors.numpy
 
 from distill_jax import models, parallel
 from distill_jax.models import language
-from distill_jax.models.files import model_folder, tensors
+from distill_jax.models.files import model_folder, safetensors_writer
 from distill_jax.models.language import lora
 
 CONFIG = language.DecoderConfig(
@@ -88,7 +88,7 @@ def test_a_file_of_many_dtypes_is_the_one_that_the_library_writes(tmp_path):
         "c": np.arange(5, dtype=np.int8),
     }
     digest = hashlib.sha256()
-    tensors.write(tmp_path / "file", arrays, arrays.__getitem__, digest=digest)
+    safetensors_writer.write(tmp_path / "file", arrays, arrays.__getitem__, digest=digest)
     content = (tmp_path / "file").read_bytes()
     assert content == safetensors.numpy.save(
         {name: np.ascontiguousarray(value) for name, value in arrays.items()} | {"a": arrays["a"]}
@@ -99,7 +99,7 @@ def test_a_file_of_many_dtypes_is_the_one_that_the_library_writes(tmp_path):
 def test_a_value_of_another_shape_than_said_is_not_written(tmp_path):
     kinds = {"a": jax.ShapeDtypeStruct((2,), jnp.float32)}
     with pytest.raises(ValueError, match="a: float32"):
-        tensors.write(tmp_path / "file", kinds, lambda name: np.zeros(3, np.float32))
+        safetensors_writer.write(tmp_path / "file", kinds, lambda name: np.zeros(3, np.float32))
 
 
 _SAVE = """

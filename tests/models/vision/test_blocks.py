@@ -35,7 +35,7 @@ def test_the_padded_shortcut_is_option_a(inputs, outputs, stride):
 def test_option_a_saves_the_projections_alone():
     def count(name, shortcut):
         module = models.abstract(name, input_shape=(32, 32, 3), num_classes=10, shortcut=shortcut)
-        return models.count(models.split(module)[1])
+        return models.parameter_count(models.split(module)[1])
 
     # He et al. (2016, table 6) have 0.27 million for ResNet-20 and 1.7 for ResNet-110.
     assert count("resnet20", "pad") == 269_722

@@ -107,7 +107,7 @@ def shapes(name, shape, num_classes, **options):
 
 def parameters(name, shape, num_classes, **options):
     module = models.abstract(name, input_shape=shape, num_classes=num_classes, **options)
-    return models.count(models.split(module)[1])
+    return models.parameter_count(models.split(module)[1])
 
 
 @pytest.mark.parametrize("name", CIFAR)

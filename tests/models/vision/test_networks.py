@@ -46,9 +46,9 @@ COUNTS = {
 def test_resnets_have_the_published_number_of_parameters(name):
     module = models.abstract(name, input_shape=(32, 32, 3), num_classes=100)
     graphdef, params, stats = models.split(module)
-    assert models.count(params) == COUNTS[name][0]
+    assert models.parameter_count(params) == COUNTS[name][0]
     width = params["classifier/kernel"].shape[0]
-    assert models.count(params) - 90 * (width + 1) == COUNTS[name][1]
+    assert models.parameter_count(params) - 90 * (width + 1) == COUNTS[name][1]
     assert set(stats) == {
         name.replace("/scale", part)
         for name in params
@@ -76,11 +76,11 @@ def test_resnets_have_the_published_taps(name):
 def test_mlp_and_cnn_have_the_counted_number_of_parameters():
     arguments = {"input_shape": (28, 28, 1), "num_classes": 10}
     _, params, stats = models.split(models.abstract("mlp", **arguments))
-    assert models.count(params) == 784 * 800 + 800 + 800 * 800 + 800 + 800 * 10 + 10
+    assert models.parameter_count(params) == 784 * 800 + 800 + 800 * 800 + 800 + 800 * 10 + 10
     assert stats == {}
     _, params, _ = models.split(models.abstract("cnn", **arguments))
     convolutions = 9 * 1 * 32 + 2 * 32 + 9 * 32 * 64 + 2 * 64
-    assert models.count(params) == convolutions + 7 * 7 * 64 * 128 + 128 + 128 * 10 + 10
+    assert models.parameter_count(params) == convolutions + 7 * 7 * 64 * 128 + 128 + 128 * 10 + 10
 
 
 @pytest.mark.parametrize(

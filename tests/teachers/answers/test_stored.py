@@ -198,7 +198,7 @@ def test_a_stored_teacher_stands_in_for_one_that_answers_online(finite, seeded, 
     for teacher in (finite, seeded):
         assert teacher.specs == (saved.spec,)
         assert teacher.fingerprints == (saved.fingerprint,)
-        assert teacher.parameters == (models.count(saved.params),)
+        assert teacher.parameters == (models.parameter_count(saved.params),)
         assert (teacher.weights, teacher.own, teacher.stored) == ((1.0,), False, True)
         assert teacher.params({}) == {}
         shapes = teacher.abstract(7)

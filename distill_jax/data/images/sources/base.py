@@ -124,7 +124,7 @@ def from_arrays(
     labels: np.ndarray,
     *,
     num_classes: int,
-    where: str,
+    location: str = "",
     image_size: int = 0,
     class_names: tuple[str, ...] = (),
 ) -> ArrayExamples:
@@ -135,7 +135,7 @@ def from_arrays(
       images: uint8 [N, H, W] or [N, H, W, C].
       labels: int [N].
       num_classes: the number of classes.
-      where: how errors begin, such as "data.path='x.npz'".
+      location: what errors name as the cause, such as "data.path='x.npz'"; by default data.name.
       image_size: height and width to bring every image to; 0 leaves them.
       class_names: one a class; numbers when empty.
 
@@ -145,19 +145,20 @@ def from_arrays(
     Raises:
       UsageError: wrong type or shape, no images, or a label out of range.
     """
+    location = location or f"data.name={name!r}"
     if images.dtype != np.uint8 or images.ndim not in (3, 4):
         raise UsageError(
-            f"{where}: expected images as uint8 [N, H, W] or [N, H, W, C],"
+            f"{location}: expected images as uint8 [N, H, W] or [N, H, W, C],"
             f" got {images.dtype} {list(images.shape)}"
         )
     if not images.size:
-        raise UsageError(f"{where}: no images, shape {list(images.shape)}")
+        raise UsageError(f"{location}: no images, shape {list(images.shape)}")
     if labels.dtype.kind not in "iu" or labels.shape != images.shape[:1]:
         raise UsageError(
-            f"{where}: expected {len(images)} integer labels, one an image,"
+            f"{location}: expected {len(images)} integer labels, one an image,"
             f" got {labels.dtype} {list(labels.shape)}"
         )
-    check_labels(labels, num_classes, where)
+    check_labels(labels, num_classes, location)
     images = images.reshape(*images.shape[:3], -1)
     if image_size and images.shape[1:3] != (image_size, image_size):
         images = np.stack([resize(image, image_size) for image in images])
@@ -166,12 +167,12 @@ def from_arrays(
     return ArrayExamples(info, images, labels)
 
 
-def check_labels(labels: np.ndarray, num_classes: int, where: str) -> None:
+def check_labels(labels: np.ndarray, num_classes: int, location: str) -> None:
     """Raises UsageError when a label is not in [0, num_classes), such as -1 for "unknown"."""
     wrong = np.flatnonzero((labels < 0) | (labels >= num_classes))
     if len(wrong):
         raise UsageError(
-            f"{where}: example {wrong[0]} has label {labels[wrong[0]]}, expected 0 to"
+            f"{location}: example {wrong[0]} has label {labels[wrong[0]]}, expected 0 to"
             f" {num_classes - 1}; {len(wrong)} labels are out of range"
         )
 

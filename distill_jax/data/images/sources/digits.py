@@ -28,6 +28,5 @@ def load(split: str, image_size: int = 0) -> ArrayExamples:
         images[ids],
         labels[ids],
         num_classes=10,
-        where="data.name='digits'",
         image_size=image_size,
     )

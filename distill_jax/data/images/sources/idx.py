@@ -37,7 +37,7 @@ def load(path: str, split: str, image_size: int = 0) -> ArrayExamples:
         images,
         labels,
         num_classes=int(train_labels.max(initial=0)) + 1,
-        where=f"data.path={path!r}",
+        location=f"data.path={path!r}",
         image_size=image_size,
     )
 
@@ -54,23 +54,25 @@ def _find(folder: pathlib.Path, prefix: str, content: str, rank: int) -> pathlib
 
 def _read(path: pathlib.Path, rank: int) -> np.ndarray:
     """The uint8 array of an IDX file, whose header is 0, 0, 8 (uint8), rank, then the shape."""
-    where = f"data.path={str(path)!r}"
+    location = f"data.path={str(path)!r}"
     try:
         opened = gzip.open(path) if path.suffix == ".gz" else open(path, "rb")
         with opened as file:
             content = file.read()
     except (OSError, EOFError, zlib.error) as error:
-        raise UsageError(f"{where}: unreadable or truncated file: {error}") from error
+        raise UsageError(f"{location}: unreadable or truncated file: {error}") from error
     start = 4 + 4 * rank
     if len(content) < start:
-        raise UsageError(f"{where}: truncated file, {len(content)} bytes are no IDX header")
+        raise UsageError(f"{location}: truncated file, {len(content)} bytes are no IDX header")
     magic, *shape = struct.unpack(f">{1 + rank}I", content[:start])
     if magic != 0x800 + rank:
-        raise UsageError(f"{where}: magic number {magic}, expected {0x800 + rank}; not this file?")
+        raise UsageError(
+            f"{location}: magic number {magic}, expected {0x800 + rank}; not this file?"
+        )
     expected = start + int(np.prod(shape, dtype=object))
     if len(content) != expected:
         raise UsageError(
-            f"{where}: {len(content)} bytes but its header, shape {shape}, means {expected};"
+            f"{location}: {len(content)} bytes but its header, shape {shape}, means {expected};"
             " truncated or damaged"
         )
     return np.frombuffer(content, np.uint8, offset=start).reshape(shape)

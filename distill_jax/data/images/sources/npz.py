@@ -21,37 +21,37 @@ def load(path: str, split: str, image_size: int = 0) -> ArrayExamples:
     Raises:
       UsageError: a missing, unreadable or truncated file, a missing array, a wrong type or shape.
     """
-    where = f"data.path={path!r}"
+    location = f"data.path={path!r}"
     images, labels, train_labels = _read(
-        pathlib.Path(path).expanduser(), where, f"x_{split}", f"y_{split}", "y_train"
+        pathlib.Path(path).expanduser(), location, f"x_{split}", f"y_{split}", "y_train"
     )
     if labels.shape == (len(labels), 1):
         labels = labels[:, 0]
     if train_labels.dtype.kind not in "iu" or not train_labels.size:
-        raise UsageError(f"{where}: y_train is not integer labels but {train_labels.dtype}")
+        raise UsageError(f"{location}: y_train is not integer labels but {train_labels.dtype}")
     return from_arrays(
         "npz",
         images,
         labels,
         num_classes=int(train_labels.max()) + 1,
-        where=where,
+        location=location,
         image_size=image_size,
     )
 
 
-def _read(path: pathlib.Path, where: str, *keys: str) -> list[np.ndarray]:
+def _read(path: pathlib.Path, location: str, *keys: str) -> list[np.ndarray]:
     try:
         with np.load(path, allow_pickle=False) as archive:
             missing = [key for key in keys if key not in archive]
             if missing:
                 raise UsageError(
-                    f"{where}: no array {missing[0]!r} in this file;"
+                    f"{location}: no array {missing[0]!r} in this file;"
                     f" it holds: {', '.join(archive.files)}"
                 )
             return [np.atleast_1d(archive[key]) for key in keys]
     except UsageError:
         raise
     except FileNotFoundError as error:
-        raise UsageError(f"{where}: no such file") from error
+        raise UsageError(f"{location}: no such file") from error
     except (OSError, EOFError, ValueError, TypeError, zipfile.BadZipFile, zlib.error) as error:
-        raise UsageError(f"{where}: not a readable .npz file: {error}") from error
+        raise UsageError(f"{location}: not a readable .npz file: {error}") from error

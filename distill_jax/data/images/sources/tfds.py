@@ -60,7 +60,7 @@ class TfdsExamples(Examples):
                     images[row] = decode(record["image"], mode, self._image_size)
             except Exception as error:  # Pillow has no common type for what a damaged file raises
                 raise UsageError(
-                    f"{self._where}: image {ids[row]} is unreadable: {error}"
+                    f"{self._location}: image {ids[row]} is unreadable: {error}"
                 ) from error
         return images, self._checked_labels(records)
 
@@ -74,7 +74,7 @@ class TfdsExamples(Examples):
         return self._labels
 
     @property
-    def _where(self) -> str:
+    def _location(self) -> str:
         return f"data.name={self.info.name!r}"
 
     def _records(self, ids: np.ndarray) -> list[dict]:
@@ -82,12 +82,12 @@ class TfdsExamples(Examples):
             return self._source.__getitems__([int(index) for index in ids])
         except Exception as error:  # whatever the file format's reader raises on a damaged file
             raise UsageError(
-                f"{self._where}: unreadable or truncated records near {ids[0]}: {error}"
+                f"{self._location}: unreadable or truncated records near {ids[0]}: {error}"
             ) from error
 
     def _checked_labels(self, records: list[dict]) -> np.ndarray:
         labels = np.array([record["label"] for record in records], np.int32)
-        check_labels(labels, self.info.num_classes, self._where)
+        check_labels(labels, self.info.num_classes, self._location)
         return labels
 
 
@@ -106,20 +106,20 @@ def load(name: str, split: str, tfds_dir: str = "", image_size: int = 0) -> Tfds
     """
     import tensorflow_datasets as tfds  # slow to import; used by these sets alone
 
-    where = f"data.name={name!r}"
+    location = f"data.name={name!r}"
     builder = _builder(tfds, name, tfds_dir)
     features = builder.info.features
     features = dict(features.items()) if isinstance(features, tfds.features.FeaturesDict) else {}
     image, label = features.get("image"), features.get("label")
     if not (isinstance(image, tfds.features.Image) and isinstance(label, tfds.features.ClassLabel)):
         raise UsageError(
-            f"{where}: not an image-classification set; expected features 'image' and 'label',"
+            f"{location}: not an image-classification set; expected features 'image' and 'label',"
             f" got: {', '.join(features) or 'none'}"
         )
     height, width, channels = image.shape
     if image.np_dtype != np.uint8 or channels not in MODES:
         raise UsageError(
-            f"{where}: expected uint8 images of 1, 3 or 4 channels, got"
+            f"{location}: expected uint8 images of 1, 3 or 4 channels, got"
             f" {np.dtype(image.np_dtype)} of {channels}"
         )
     if image_size:
@@ -131,7 +131,7 @@ def load(name: str, split: str, tfds_dir: str = "", image_size: int = 0) -> Tfds
     available = list(builder.info.splits)
     chosen = "validation" if split == "test" and "test" not in available else split
     if chosen not in available:
-        raise UsageError(f"{where}: no {chosen!r} split; it has: {', '.join(available)}")
+        raise UsageError(f"{location}: no {chosen!r} split; it has: {', '.join(available)}")
 
     # Encoded images are left alone here: `labels` needs none, and Pillow decodes the others.
     pictures = [key for key, item in features.items() if isinstance(item, tfds.features.Image)]
@@ -141,15 +141,16 @@ def load(name: str, split: str, tfds_dir: str = "", image_size: int = 0) -> Tfds
         count = len(source)
     except NotImplementedError as error:
         raise UsageError(
-            f"{where}: prepared without random access in {str(builder.data_path)!r};"
+            f"{location}: prepared without random access in {str(builder.data_path)!r};"
             f" {_how(name, tfds_dir)} in an empty folder"
         ) from error
     except Exception as error:  # whatever the file format's reader raises on a damaged file
-        raise UsageError(f"{where}: unreadable files, {chosen} split: {error}") from error
+        raise UsageError(f"{location}: unreadable files, {chosen} split: {error}") from error
     promised = builder.info.splits[chosen].num_examples
     if count != promised or not count:
         raise UsageError(
-            f"{where}: the files hold {count} {chosen} examples, the set {promised}; prepare again"
+            f"{location}: the files hold {count} {chosen} examples, the set {promised};"
+            " prepare again"
         )
     info = Info(name, label.num_classes, (height, width, channels), tuple(label.names))
     return TfdsExamples(info, source, image_size)

@@ -13,7 +13,7 @@ import numpy as np
 import safetensors
 
 from distill_jax.errors import UsageError
-from distill_jax.models.files import ranges
+from distill_jax.models.files import safetensors_ranges
 from distill_jax.storage import is_remote
 
 CONFIG = "config.json"
@@ -97,7 +97,7 @@ def _opened(path: pathlib.Path) -> Any:
     if not path.exists():
         raise UsageError(f"{path.name} is missing; expected it in the folder")
     if is_remote(path):
-        return ranges.File(path)
+        return safetensors_ranges.File(path)
     try:
         return safetensors.safe_open(path, framework="numpy")
     except (safetensors.SafetensorError, OSError) as error:

@@ -18,7 +18,7 @@ import numpy as np
 from jax.typing import DTypeLike
 
 from distill_jax import parallel
-from distill_jax.models.files import tensors
+from distill_jax.models.files import safetensors_writer
 from distill_jax.models.functional import split
 from distill_jax.models.language.config import DecoderConfig
 from distill_jax.models.language.decoder import Decoder
@@ -125,7 +125,7 @@ def _write(
 
         kinds = {name: jax.ShapeDtypeStruct(tensor.shape, kind) for name, tensor in held.items()}
         # Transformers refuses a file that does not say for which framework its names are.
-        tensors.write(folder and folder / name, kinds, read, metadata={"format": "pt"})
+        safetensors_writer.write(folder and folder / name, kinds, read, metadata={"format": "pt"})
         index |= dict.fromkeys(held, name)
     if folder and len(shards) > 1:
         total = sum(int(np.prod(tensor.shape)) for tensor in layout) * kind.itemsize

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from distill_jax.evaluation import answers as scoring
+from distill_jax.evaluation import text_metrics
 
 GOLDEN = json.loads(
     (pathlib.Path(__file__).parents[1] / "golden" / "scoring" / "scores.json").read_text()
@@ -35,7 +35,7 @@ def plain_rouge_l(answer: str, reference: str) -> float:
 
 def test_rouge_l_is_that_of_the_package():
     for row in GOLDEN:
-        found = scoring.rouge_l(row["answer"], row["reference"])
+        found = text_metrics.rouge_l(row["answer"], row["reference"])
         np.testing.assert_allclose(found, row["rouge_l"], rtol=1e-12, err_msg=str(row))
     assert sum(0 < row["rouge_l"] < 1 for row in GOLDEN) > 30
 
@@ -43,7 +43,7 @@ def test_rouge_l_is_that_of_the_package():
 @given(*[st.lists(st.sampled_from("a b C d1 -e".split()), max_size=90).map(" ".join)] * 2)
 @settings(max_examples=150, deadline=None)
 def test_rouge_l_is_that_of_the_plain_table(answer, reference):
-    found = scoring.rouge_l(answer, reference)
+    found = text_metrics.rouge_l(answer, reference)
     np.testing.assert_allclose(found, plain_rouge_l(answer, reference), rtol=1e-12)
 
 
@@ -54,20 +54,20 @@ def test_rouge_l_of_real_responses(shared_data):
     texts = [json.loads(line)["output"] for line in path.open(encoding="utf-8")]
     for answer, reference in zip(texts[:40], texts[1:41], strict=True):
         expected = plain_rouge_l(answer, reference)
-        np.testing.assert_allclose(scoring.rouge_l(answer, reference), expected, rtol=1e-12)
-    assert all(scoring.rouge_l(text, text) == 1.0 for text in texts)
+        np.testing.assert_allclose(text_metrics.rouge_l(answer, reference), expected, rtol=1e-12)
+    assert all(text_metrics.rouge_l(text, text) == 1.0 for text in texts)
 
 
 def test_rouge_l_of_long_texts_takes_no_time():
     words = [f"w{n % 997}" for n in range(20_000)]
     began = time.perf_counter()
-    assert scoring.rouge_l(" ".join(words), " ".join(words[::2])) == pytest.approx(2 / 3)
+    assert text_metrics.rouge_l(" ".join(words), " ".join(words[::2])) == pytest.approx(2 / 3)
     assert time.perf_counter() - began < 5  # a table of 2e8 cells would take minutes
 
 
 def test_without_a_marker_exact_match_is_that_of_squad():
     for row in GOLDEN:
-        found = scoring.exact_match(row["answer"], row["reference"])
+        found = text_metrics.exact_match(row["answer"], row["reference"])
         assert found == row["squad_exact"], row
     assert sum(row["squad_exact"] for row in GOLDEN) > 4
 
@@ -121,7 +121,7 @@ def test_without_a_marker_exact_match_is_that_of_squad():
     ],
 )
 def test_answers_after_a_marker(answer, right, matches):
-    assert scoring.exact_match(answer, f"Some steps, 99 of them.\n#### {right}") == matches
+    assert text_metrics.exact_match(answer, f"Some steps, 99 of them.\n#### {right}") == matches
 
 
 def test_the_answers_of_gsm8k_are_those_of_its_authors(shared_data):
@@ -132,16 +132,16 @@ def test_the_answers_of_gsm8k_are_those_of_its_authors(shared_data):
     # Their own pattern (openai/grade-school-math, dataset.py), and commas are dropped.
     theirs = [re.search(r"#### (\-?[0-9\.\,]+)", text)[1].replace(",", "") for text in answers]
     for text, value in zip(answers, theirs, strict=True):
-        assert float(scoring.number(text.rpartition("####")[2])) == float(value)
-        assert scoring.exact_match(text, text) == 1
-        assert scoring.exact_match(f"So the answer is {value}.", text) == 1
-        assert scoring.exact_match(f"#### {float(value) + 1}", text) == 0
+        assert float(text_metrics.number(text.rpartition("####")[2])) == float(value)
+        assert text_metrics.exact_match(text, text) == 1
+        assert text_metrics.exact_match(f"So the answer is {value}.", text) == 1
+        assert text_metrics.exact_match(f"#### {float(value) + 1}", text) == 0
 
 
 def test_what_no_answer_can_match_is_told():
-    assert scoring.unscorable("rouge_l", "東京") == "has no word of [a-z0-9]"
-    assert scoring.unscorable("rouge_l", "7") == ""
-    assert scoring.unscorable("exact_match", "東京") == ""
-    assert scoring.unscorable("exact_match", "The.") == "has no answer"
-    assert scoring.unscorable("exact_match", "18 ####") == "has no answer"
-    assert scoring.unscorable("exact_match", "#### 18") == ""
+    assert text_metrics.unscorable("rouge_l", "東京") == "has no word of [a-z0-9]"
+    assert text_metrics.unscorable("rouge_l", "7") == ""
+    assert text_metrics.unscorable("exact_match", "東京") == ""
+    assert text_metrics.unscorable("exact_match", "The.") == "has no answer"
+    assert text_metrics.unscorable("exact_match", "18 ####") == "has no answer"
+    assert text_metrics.unscorable("exact_match", "#### 18") == ""
