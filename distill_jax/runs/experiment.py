@@ -10,20 +10,20 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from distill_jax.tasks.images import parts as image_parts
-from distill_jax import storage, models, parallel, reports
-from distill_jax.processes import coordination, watchdog
-from distill_jax.config import schema
-from distill_jax.tasks.language import parts as text_parts
-from distill_jax.runs import workdir
 from distill_jax import config as configs
+from distill_jax import models, parallel, reports, storage
+from distill_jax.config import schema
 from distill_jax.errors import UsageError
 from distill_jax.evaluation.text_metrics import METRICS
-from distill_jax.tasks.base import Parts
+from distill_jax.processes import coordination, watchdog
+from distill_jax.runs import workdir
 from distill_jax.runs.session import Session
+from distill_jax.runs.workdir import Workdir
+from distill_jax.tasks.base import Parts
+from distill_jax.tasks.images import parts as image_parts
+from distill_jax.tasks.language import parts as text_parts
 from distill_jax.training import checkpoints, loop, state, step
 from distill_jax.training.logging.progress import Progress
-from distill_jax.runs.workdir import Workdir
 
 MOST_STEPS_A_CALL = 32  # on accelerators, where the config leaves it open
 

@@ -7,14 +7,14 @@ from typing import Any
 
 import jax
 
-from distill_jax.processes import coordination
-from distill_jax.storage import Growing
 from distill_jax.evaluation.text_metrics import METRICS
+from distill_jax.processes import coordination
+from distill_jax.runs.workdir import Workdir
+from distill_jax.storage import Growing
 from distill_jax.tasks.base import Parts
 from distill_jax.training import checkpoints, loop, state
 from distill_jax.training.logging import writers
 from distill_jax.training.logging.progress import Progress
-from distill_jax.runs.workdir import Workdir
 
 #: What is written beside checkpoints while a run goes on; in the run's folder.
 GROWING = ("metrics.jsonl", "performance.jsonl", "tensorboard", "wandb_run_id")

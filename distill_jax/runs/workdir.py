@@ -17,11 +17,10 @@ import jax
 from ml_collections import ConfigDict
 
 from distill_jax import __version__
-from distill_jax.storage import gcs
-from distill_jax.processes import coordination
 from distill_jax import config as configs
 from distill_jax.errors import UsageError
-from distill_jax.storage import is_remote, write_atomically
+from distill_jax.processes import coordination
+from distill_jax.storage import gcs, is_remote, write_atomically
 
 SEEN_AFTER = 60.0  # seconds: network file systems show new files late
 LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
@@ -117,8 +116,8 @@ class Workdir:
                     return
             if time.monotonic() > deadline:
                 raise UsageError(
-                    f"--workdir={self.root}: process {coordination.process()} does not see what the first "
-                    "one has written there; expected a folder that all hosts share"
+                    f"--workdir={self.root}: process {coordination.process()} does not see what the"
+                    " first one has written there; expected a folder that all hosts share"
                 )
             time.sleep(0.1)
 
