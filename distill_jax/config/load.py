@@ -195,7 +195,7 @@ def _cross_checks(flat: Mapping[str, Any]) -> None:
     if flat["optimizer.name"] not in optimizers.NAMES:
         raise unknown("optimizer.name", flat["optimizer.name"], optimizers.NAMES, "optimizer")
     method = methods.create(flat["method.name"])
-    if method.text_alone and flat["data.name"] != TEXT:
+    if method.only == "text" and flat["data.name"] != TEXT:
         raise UsageError(
             f"method.name={flat['method.name']!r}: compares decoders; expected data.name={TEXT!r}"
         )
@@ -226,7 +226,7 @@ def _cross_checks(flat: Mapping[str, Any]) -> None:
             "training.ema_decay=0.0: teacher.own_average=True needs a moving average; expected a "
             "decay, such as 0.999"
         )
-    if method.text_alone and len(teachers) > 1:
+    if method.only == "text" and len(teachers) > 1:
         raise UsageError(
             f"teacher.path={teachers}: method.name={flat['method.name']!r} matches the streams of "
             "one teacher; expected one path"

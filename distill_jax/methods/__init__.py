@@ -28,6 +28,7 @@ from distill_jax.methods.base import (
     Pair,
     Stage,
     names,
+    names_for_text,
     register,
 )
 from distill_jax.methods.combined import (
@@ -48,6 +49,7 @@ __all__ = [
     "check_options",
     "create",
     "names",
+    "names_for_text",
     "options",
     "published_weight",
     "register",

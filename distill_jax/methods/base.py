@@ -8,12 +8,13 @@ its arrays from the shapes of both networks, and gives one value an example. Sev
 import dataclasses
 import inspect
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import numpy as np
 
 from distill_jax.errors import UsageError, unknown
+from distill_jax.losses.vocab import VocabDivergence
 from distill_jax.models import Flat, Outputs, Spec
 
 Arrays = dict[str, jax.Array]
@@ -107,14 +108,15 @@ class Method:
     Attributes:
       needs_teacher: False for training on the labels alone, or with peers.
       published_weight: the default of `method.soft_weight`, as in the literature's tables.
-      text_alone: whether it compares decoders, see `states.OnStates`, and no models of images.
+      only: "images" for a method of the outputs of vision models, "text" for one of the hidden
+        states of decoders (`states.OnStates`), None for one that trains both.
       strong_view: whether each step shows a second, strongly augmented view of the images; what
         both networks answer to it is in `Context.strong`, and its cross-entropy counts too.
     """
 
     needs_teacher = True
     published_weight = 1.0
-    text_alone = False
+    only: Literal["images", "text"] | None = "images"
     strong_view = False
 
     def adapters(self, pair: Pair, key: jax.Array) -> Arrays:
@@ -138,6 +140,14 @@ class Method:
     def hard_logits(self, student: Outputs) -> jax.Array:
         """The logits that the cross-entropy reads, [B, K]."""
         return student.logits
+
+    def vocab_divergence(self) -> VocabDivergence | None:
+        """What the method minimises at each token of a text; None if it is no such divergence.
+
+        Raises:
+          UsageError: an option has no meaning for text.
+        """
+        return None
 
     def stages(self) -> tuple[Stage, ...]:
         """What is trained, one after the other."""
@@ -179,6 +189,16 @@ def register(name: str, make: Callable[..., Method]) -> None:
 def names() -> tuple[str, ...]:
     """The names that `create` knows."""
     return tuple(_METHODS)
+
+
+def names_for_text() -> tuple[str, ...]:
+    """The names of the methods that train on text."""
+    return tuple(name for name, make in _METHODS.items() if _only(make) != "images")
+
+
+def _only(make: Callable[..., Method]) -> str | None:
+    """`Method.only` of what a maker makes; a function is taken to make a method of images."""
+    return getattr(make, "only", "images")
 
 
 def find(name: str) -> Callable[..., Method]:

@@ -8,7 +8,7 @@ the other.
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Literal
 
 import jax
 
@@ -136,8 +136,9 @@ class Sum(Method):
         return any(term.method.needs_teacher for term in self.terms)
 
     @property
-    def text_alone(self) -> bool:
-        return any(term.method.text_alone for term in self.terms)
+    def only(self) -> Literal["images", "text"] | None:
+        kinds = {term.method.only for term in self.terms}
+        return "text" if "text" in kinds else "images" if "images" in kinds else None
 
     @property
     def strong_view(self) -> bool:

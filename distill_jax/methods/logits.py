@@ -10,12 +10,14 @@ knowledge distillation, algorithm 1), the student's gradient flowing through bot
 """
 
 import dataclasses
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 
 from distill_jax import losses
 from distill_jax.errors import UsageError
+from distill_jax.losses.vocab import VocabDivergence
 from distill_jax.methods.base import (
     Arrays,
     Context,
@@ -53,18 +55,42 @@ class OnLogits(Method):
 
 
 @dataclasses.dataclass(frozen=True)
+class Divergence(OnLogits):
+    """A divergence of two distributions, over classes or, on text, over a vocabulary at each token.
+
+    Attributes:
+      vocab_formula: name of the same divergence in `losses.vocab.FORMULAS`.
+      skew_option: the option that is the formula's skew; "" for a formula without one.
+    """
+
+    only = None
+
+    vocab_formula: ClassVar[str]
+    skew_option: ClassVar[str] = ""
+
+    def vocab_divergence(self) -> VocabDivergence:
+        if self.standardize:
+            raise UsageError("method.standardize=True: not for text; expected False")
+        skew = getattr(self, self.skew_option) if self.skew_option else None
+        return VocabDivergence(self.vocab_formula, skew)
+
+
+@dataclasses.dataclass(frozen=True)
 class Supervised(Method):
     """The labels alone: how teachers and baselines are trained."""
 
     needs_teacher = False
+    only = None
 
     def stages(self):
         return (Stage(None),)
 
 
 @dataclasses.dataclass(frozen=True)
-class SoftTarget(OnLogits):
+class SoftTarget(Divergence):
     """T² · KL(teacher_T ‖ student_T) (Hinton, Vinyals & Dean 2015, section 2)."""
+
+    vocab_formula = "forward_kl"
 
     def between(self, student, teacher, context):
         return losses.soft_target(student, teacher, temperature=context.temperature)
@@ -79,8 +105,10 @@ class LogitMSE(OnLogits):
 
 
 @dataclasses.dataclass(frozen=True)
-class ReverseKL(OnLogits):
+class ReverseKL(Divergence):
     """T² · KL(student_T ‖ teacher_T), which seeks the teacher's modes (Gu et al. 2024, MiniLLM)."""
+
+    vocab_formula = "reverse_kl"
 
     def between(self, student, teacher, context):
         values = losses.reverse_kl(student, teacher, temperature=context.temperature)
@@ -88,8 +116,11 @@ class ReverseKL(OnLogits):
 
 
 @dataclasses.dataclass(frozen=True)
-class JensenShannon(OnLogits):
+class JensenShannon(Divergence):
     """T² · JSD(β) of the softened distributions (Agarwal et al. 2024, GKD, equation 1)."""
+
+    vocab_formula = "jensen_shannon"
+    skew_option = "beta"
 
     beta: float = 0.5
 
@@ -110,8 +141,11 @@ class JensenShannon(OnLogits):
 
 
 @dataclasses.dataclass(frozen=True)
-class SkewKL(OnLogits):
+class SkewKL(Divergence):
     """T² · KL(teacher_T ‖ α teacher_T + (1 − α) student_T) (Ko et al. 2024, DistiLLM)."""
+
+    vocab_formula = "skew_kl"
+    skew_option = "alpha"
 
     alpha: float = 0.1
 
@@ -127,8 +161,11 @@ class SkewKL(OnLogits):
 
 
 @dataclasses.dataclass(frozen=True)
-class SkewReverseKL(OnLogits):
+class SkewReverseKL(Divergence):
     """T² · KL(student_T ‖ (1 − α) teacher_T + α student_T) (Ko et al. 2024, DistiLLM)."""
+
+    vocab_formula = "skew_reverse_kl"
+    skew_option = "alpha"
 
     alpha: float = 0.1
 
@@ -148,8 +185,10 @@ class SkewReverseKL(OnLogits):
 
 
 @dataclasses.dataclass(frozen=True)
-class TotalVariation(OnLogits):
+class TotalVariation(Divergence):
     """T · ½ Σ |teacher_T − student_T|."""
+
+    vocab_formula = "total_variation"
 
     def between(self, student, teacher, context):
         values = losses.total_variation(student, teacher, temperature=context.temperature)

@@ -42,7 +42,7 @@ class Reading:
 class OnStates(Method, abc.ABC):
     """A method of two decoders on the same tokens."""
 
-    text_alone = True
+    only = "text"
 
     @abc.abstractmethod
     def text_adapters(

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
 
 from distill_jax.losses.divergences import kl_summands
-from distill_jax.losses.vocab.terms import DIVERGENCES
+from distill_jax.losses.vocab.formulas import VocabDivergence
 
 #: Bytes of a chunk's arrays: enough that the matrix products are not held up by reading the heads
 #: again for each chunk, and little beside the heads of a large model.
@@ -50,8 +50,7 @@ class Readout:
 class Settings:
     """What is fixed when the loss is compiled; see `vocab_divergence`."""
 
-    divergence: str
-    skew: float
+    divergence: VocabDivergence | None
     student: Readout
     teachers: tuple[Readout, ...]
     vocab_size: int
@@ -165,9 +164,10 @@ def _soft(settings: Settings, part: _Vocabulary, z_s, z_t, log_q, log_p, tempera
         log_q = part.log_softmax(z_s / temperature)
         log_p = _log_mean(settings, (part.log_softmax(z / temperature) for z in z_t))
         tempered = log_q, log_p
-    divergence = DIVERGENCES[settings.divergence]
-    value, slope = divergence.terms(*tempered, settings.skew, part.total)
-    power = divergence.power
+    formula = settings.divergence.formula
+    skew = settings.divergence.skew or 0.0
+    value, slope = formula.value_and_slope(*tempered, skew, part.total)
+    power = formula.power
     return value * temperature**power, slope * temperature ** (power - 1)
 
 
@@ -191,9 +191,9 @@ def _sparse(settings: Settings, part: _Vocabulary, z_s, log_q, answer: Arrays, t
     """As `_soft`, of an answer that names some ids alone."""
     if not settings.at_one:
         log_q = part.log_softmax(z_s / temperature)
-    divergence = DIVERGENCES[settings.divergence]
-    value, slope = divergence.terms(log_q, _completed(part, answer, log_q), 0.0, part.total)
-    power = divergence.power
+    formula = settings.divergence.formula
+    value, slope = formula.value_and_slope(log_q, _completed(part, answer, log_q), 0.0, part.total)
+    power = formula.power
     return value * temperature**power, slope * temperature ** (power - 1)
 
 

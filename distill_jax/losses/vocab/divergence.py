@@ -14,10 +14,9 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from distill_jax.errors import UsageError, unknown
-from distill_jax.losses.logits import check_fraction
+from distill_jax.errors import UsageError
 from distill_jax.losses.vocab.chunks import Arrays, Readout, Settings, summed
-from distill_jax.losses.vocab.terms import DIVERGENCES
+from distill_jax.losses.vocab.formulas import VocabDivergence
 
 
 def vocab_divergence(
@@ -107,13 +106,7 @@ def vocab_divergence(
       Hsu et al. 2024, "Liger Kernel: efficient Triton kernels for LLM training" (gradients in the
       forward pass, by chunks); the divergences' own references stand at their functions.
     """
-    if divergence not in DIVERGENCES:
-        raise unknown("divergence", divergence, DIVERGENCES, "divergence")
-    default = DIVERGENCES[divergence].skew
-    if default is None and skew is not None:
-        raise UsageError(f"skew={skew}: {divergence} has none; expected None")
-    skew = default if skew is None else skew
-    check_fraction("skew", skew)
+    minimised = VocabDivergence(divergence, skew)
     if isinstance(temperature, numbers.Real) and not temperature > 0:
         raise UsageError(f"temperature={temperature}: expected a positive number")
     if labels is None and not (isinstance(hard_weight, numbers.Real) and hard_weight == 0):
@@ -126,8 +119,7 @@ def vocab_divergence(
     if labels is None:
         labels = jnp.full(count, -1, jnp.int32)
     settings = Settings(
-        divergence=divergence,
-        skew=0.0 if skew is None else float(skew),
+        divergence=minimised,
         student=Readout(student_cap, student_scale),
         teachers=readouts,
         vocab_size=checked_vocab_size(vocab_size, smallest),
@@ -187,8 +179,7 @@ def vocab_cross_entropy(
     """
     check_shapes((hidden, head))
     settings = Settings(
-        divergence="",
-        skew=0.0,
+        divergence=None,
         student=Readout(cap, scale),
         teachers=(),
         vocab_size=checked_vocab_size(vocab_size, head.shape[1]),

@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 from distill_jax.errors import UsageError
 from distill_jax.losses.vocab.chunks import Arrays, Readout, Settings, summed
 from distill_jax.losses.vocab.divergence import check_shapes, checked_vocab_size
+from distill_jax.losses.vocab.formulas import VocabDivergence
 
 
 def vocab_sparse_kl(
@@ -97,8 +98,7 @@ def vocab_sparse_kl(
     if isinstance(temperature, numbers.Real) and not temperature > 0:
         raise UsageError(f"temperature={temperature}: expected a positive number")
     settings = Settings(
-        divergence="forward_kl",
-        skew=0.0,
+        divergence=VocabDivergence("forward_kl"),
         student=Readout(cap, scale),
         teachers=(),
         vocab_size=checked_vocab_size(vocab_size, head.shape[1]),

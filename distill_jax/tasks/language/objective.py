@@ -28,39 +28,26 @@ from distill_jax.tasks.language.recipe import Comparison, Divergence, Network, T
 from distill_jax.tasks.language.rollouts import Rollout
 from distill_jax.teachers import Sparse
 
-#: The divergence of a method on logits, and its option that is the divergence's skew.
-DIVERGENCES = {
-    "soft_target": ("forward_kl", ""),
-    "reverse_kl": ("reverse_kl", ""),
-    "jensen_shannon": ("jensen_shannon", "beta"),
-    "skew_kl": ("skew_kl", "alpha"),
-    "skew_reverse_kl": ("skew_reverse_kl", "alpha"),
-    "total_variation": ("total_variation", ""),
-}
-
 
 def _objective(config: ConfigDict) -> tuple[tuple[Divergence, ...], tuple[methods.Term, ...]]:
     """The divergences and the other terms of the method; none for the text alone."""
     divergences, others = [], []
     terms = methods.terms(config.method.name, configs.method_options(config))
     for term in terms:
-        if term.method.text_alone:
+        divergence = term.method.vocab_divergence()
+        if divergence is not None:
+            divergences.append(Divergence(divergence, term.weight))
+        elif term.method.only == "text":
             others.append(term)
-        elif term.name in DIVERGENCES:
-            if term.method.standardize:
-                raise UsageError("method.standardize=True: not for text; expected False")
-            name, option = DIVERGENCES[term.name]
-            skew = float(getattr(term.method, option)) if option else None
-            divergences.append(Divergence(name, skew, term.weight))
         elif len(terms) > 1 or term.name != "supervised":
-            known = (*DIVERGENCES, "hidden_states", "attention_relations")
+            known = [name for name in methods.names_for_text() if name != "supervised"]
             raise UsageError(
                 f"method.name={config.method.name!r}: {term.name} is not for text; expected "
                 f"supervised, or some of {', '.join(known)} joined by +"
             )
     if others and not divergences:
         # It trains nothing, and measures how far the student is from the teacher.
-        divergences.append(Divergence("forward_kl", weight=0.0))
+        divergences.append(Divergence(weight=0.0))
     return tuple(divergences), tuple(others)
 
 
@@ -173,7 +160,7 @@ def measured(
     if not teachers:  # stored answers are of the training rows alone
         return dataclasses.replace(comparison, divergences=(), stored=None)
     networks, weights = _of_teachers(config, teachers)
-    measure = (Divergence("forward_kl", weight=0.0),)
+    measure = (Divergence(weight=0.0),)
     return dataclasses.replace(
         comparison, teachers=networks, weights=weights, divergences=measure, stored=None
     )

@@ -15,6 +15,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from distill_jax import losses, models
+from distill_jax.losses.vocab import VocabDivergence
 from distill_jax.methods import Term
 from distill_jax.methods.states import Reading
 from distill_jax.models.language import DecoderConfig, lora
@@ -79,16 +80,14 @@ def apart(variables: Mapping[str, Any], count: int) -> list[Flat]:
 
 @dataclasses.dataclass(frozen=True)
 class Divergence:
-    """A divergence over the vocabulary.
+    """A divergence over the vocabulary with its weight.
 
     Attributes:
-      name: as in `losses.vocab_divergence`.
-      skew: likewise; None for its default.
+      over_vocab: its formula and skew.
       weight: among the terms of a sum; 0 measures the teacher and trains nothing.
     """
 
-    name: str
-    skew: float | None = None
+    over_vocab: VocabDivergence = VocabDivergence("forward_kl")
     weight: float = 1.0
 
 
@@ -211,8 +210,8 @@ class Comparison:
                 *states(student),
                 hidden,
                 heads,
-                divergence=divergence.name,
-                skew=divergence.skew,
+                divergence=divergence.over_vocab.name,
+                skew=divergence.over_vocab.skew,
                 temperature=temperature,
                 soft_weight=soft_weight * divergence.weight,
                 hard_weight=hard_weight,
