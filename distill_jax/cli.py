@@ -257,7 +257,7 @@ def _evaluate(arguments: argparse.Namespace, overrides: dict[str, str]) -> None:
     from distill_jax.runs import experiment
 
     values = experiment.evaluate(arguments.workdir, arguments.split, arguments.which, overrides)
-    _print_once(reports.figures_text(values))
+    _print_once(reports.metrics_text(values))
 
 
 def _print_once(text: str) -> None:

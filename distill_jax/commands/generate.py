@@ -193,8 +193,8 @@ def write(
     )
     _check_ids(settings, tokenizer, model.config)
     for prompt, own in zip(prompts, ids, strict=True):
-        decode.check_length(model.config, own, settings.max_new_tokens, prompt.where)
-    stops = tuple(dict.fromkeys((*tokenizer.stops, *settings.stops)))
+        decode.check_length(model.config, own, settings.max_new_tokens, prompt.location)
+    stops = tuple(dict.fromkeys((*tokenizer.stop_ids, *settings.stops)))
     if not stops:
         note("no stop id is known: every response has max_new_tokens; see generate.stops")
     _, params, _ = models.split(model)
@@ -224,7 +224,7 @@ def write(
             max_new_tokens=settings.max_new_tokens,
             vocab_size=tokenizer.vocab_size,
             keys=generation.row_keys(settings.seed, *np.array(rows).T),
-            stops=stops,
+            stop_ids=stops,
             batch_size=settings.batch_size,
             mesh=mesh,
         )
@@ -255,7 +255,7 @@ def _line(
     response: generation.Response,
     tokenizer: text.Tokenizer,
 ) -> dict[str, Any]:
-    said = generation.said(tokenizer, ids, response)
+    said = generation.response_text(tokenizer, ids, response)
     drawn = response.ids.tolist()
     line = {"prompt": prompt.text, "response": said, "tokens": drawn, "finish": response.finish}
     if prompt.messages is not None:

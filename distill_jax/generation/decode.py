@@ -18,7 +18,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from distill_jax import models, parallel
 from distill_jax.errors import UsageError
-from distill_jax.generation.sampling import Sampler, draw, log_probability
+from distill_jax.generation.sampling import Sampler, log_probability, sample
 from distill_jax.models import language
 
 # The shortest padded prompt: below it another program costs more than it saves.
@@ -27,7 +27,7 @@ SMALLEST_BUCKET = 32
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Drawn:
+class GeneratedTokens:
     """What was drawn for B prompts.
 
     Attributes:
@@ -51,7 +51,7 @@ class Response:
     Attributes:
       ids: int32 [n], the stop id included.
       finish: "stop" if the last id is a stop id, else "length".
-      log_probs: float32 [n], as in `Drawn`, or None.
+      log_probs: float32 [n], as in `GeneratedTokens`, or None.
     """
 
     ids: np.ndarray
@@ -77,7 +77,7 @@ def row_keys(seed: int, numbers: Array | np.ndarray, samples: Array | np.ndarray
     return jax.vmap(jax.random.fold_in)(keys, samples)
 
 
-def respond(
+def generate_tokens(
     model: language.Decoder,
     tokens: Array,
     lengths: Array,
@@ -86,10 +86,10 @@ def respond(
     sampler: Sampler,
     max_new_tokens: int,
     vocab_size: int,
-    stops: Sequence[int] = (),
+    stop_ids: Sequence[int] = (),
     log_probs: bool = False,
     mesh: Mesh | None = None,
-) -> Drawn:
+) -> GeneratedTokens:
     """Continues prompts; to be called inside `jit`.
 
     Args:
@@ -100,7 +100,7 @@ def respond(
       sampler: how a token is chosen.
       max_new_tokens: M, at least 1.
       vocab_size: how many ids are real, at most the model's.
-      stops: ids after which a row ends.
+      stop_ids: ids after which a row ends.
       log_probs: whether to return those.
       mesh: over which the rows are split; None leaves that to the compiler.
 
@@ -124,17 +124,19 @@ def respond(
         """The next token of every row from the state [B, D] of its last one."""
         logits = model.logits(hidden)
         now = jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, position)
-        chosen = draw(logits, now, sampler, vocab_size)
+        chosen = sample(logits, now, sampler, vocab_size)
         return chosen, log_probability(logits, chosen, vocab_size) if log_probs else None
 
     def is_stop(token: Array) -> Array:
-        if not stops:
+        if not stop_ids:
             return jnp.zeros(token.shape, bool)
-        return jnp.any(token[:, None] == jnp.asarray(stops, jnp.int32), axis=1)
+        return jnp.any(token[:, None] == jnp.asarray(stop_ids, jnp.int32), axis=1)
 
-    def record(drawn: Drawn, active: Array, token: Array, log_prob: Array | None, at) -> Drawn:
+    def record(
+        drawn: GeneratedTokens, active: Array, token: Array, log_prob: Array | None, at
+    ) -> GeneratedTokens:
         here = active[:, None] & (index == at)
-        return Drawn(
+        return GeneratedTokens(
             ids=jnp.where(here, token[:, None], drawn.ids),
             lengths=drawn.lengths + active,
             stopped=drawn.stopped | (active & is_stop(token)),
@@ -157,7 +159,7 @@ def respond(
     hidden = jnp.take_along_axis(decoded.hidden, last, axis=1)[:, 0]
     token, log_prob = choose(hidden, 0)
     active = lengths > 0
-    nothing = Drawn(
+    nothing = GeneratedTokens(
         ids=jnp.zeros((batch, max_new_tokens), jnp.int32),
         lengths=jnp.zeros(batch, jnp.int32),
         stopped=jnp.zeros(batch, bool),
@@ -170,8 +172,8 @@ def respond(
 
 
 @functools.partial(jax.jit, static_argnames=("graphdef", "options"))
-def _respond(graphdef, params, tokens, lengths, keys, *, options):
-    return respond(models.merge(graphdef, params), tokens, lengths, keys, **dict(options))
+def _generate_tokens(graphdef, params, tokens, lengths, keys, *, options):
+    return generate_tokens(models.merge(graphdef, params), tokens, lengths, keys, **dict(options))
 
 
 def padded_length(config: language.DecoderConfig, length: int, smallest: int) -> int:
@@ -197,7 +199,7 @@ def generate(
     vocab_size: int,
     keys: Array | None = None,
     seed: int = 0,
-    stops: Sequence[int] = (),
+    stop_ids: Sequence[int] = (),
     batch_size: int = 32,
     log_probs: bool = False,
     mesh: Mesh | None = None,
@@ -216,7 +218,7 @@ def generate(
       vocab_size: how many ids are real, at most the model's.
       keys: typed keys [N], one a prompt; None for `row_keys(seed, range(N))`.
       seed: of the keys.
-      stops: ids after which a response ends.
+      stop_ids: ids after which a response ends.
       batch_size: prompts at a time; a multiple of the devices that share them.
       log_probs: whether to return those.
       mesh: the devices that share a batch; None for one.
@@ -236,7 +238,7 @@ def generate(
         sampler=sampler,
         max_new_tokens=max_new_tokens,
         vocab_size=vocab_size,
-        stops=tuple(stops),
+        stop_ids=tuple(stop_ids),
         log_probs=log_probs,
         mesh=mesh,
     )
@@ -255,7 +257,7 @@ def generate(
         arrays = (jnp.asarray(tokens), jnp.asarray(lengths), own)
         if mesh is not None:
             arrays = parallel.place(arrays, parallel.batch_sharding(mesh))
-        drawn = _respond(graphdef, params, *arrays, options=tuple(options.items()))
+        drawn = _generate_tokens(graphdef, params, *arrays, options=tuple(options.items()))
         drawn = parallel.fetch(drawn)
         found |= {i: _response(drawn, place) for place, i in enumerate(rows)}
     return [found[i] for i in range(len(prompts))]
@@ -278,7 +280,7 @@ def check_length(
         )
 
 
-def _response(drawn: Drawn, row: int) -> Response:
+def _response(drawn: GeneratedTokens, row: int) -> Response:
     length = int(drawn.lengths[row])
     chances = None if drawn.log_probs is None else drawn.log_probs[row, :length]
     finish = "stop" if drawn.stopped[row] else "length"

@@ -26,13 +26,13 @@ class Prompt:
     """One prompt.
 
     Attributes:
-      where: how an error about it begins, such as "prompts='x.jsonl': line 3".
+      location: how an error about it begins, such as "prompts='x.jsonl': line 3".
       text: what the model continues; "" for a conversation until `encode` renders it.
       messages: the conversation that the response continues, or None.
       reference: the response that the file has, or None where it was not asked for.
     """
 
-    where: str
+    location: str
     text: str
     messages: tuple[Mapping[str, str], ...] | None = None
     reference: str | None = None
@@ -147,7 +147,7 @@ def encode(
     """
     chat = None
     if any(prompt.messages is not None for prompt in prompts):
-        chat = text.chat_template(tokenizer)
+        chat = text.load_chat_template(tokenizer)
     rendered = [_rendered(prompt, chat) for prompt in prompts]
     ids = tokenizer.encode_batch([prompt.text for prompt in rendered])
     before = [tokenizer.bos] if tokenizer.adds_bos else []
@@ -158,16 +158,18 @@ def encode(
     return rendered, ids
 
 
-def _rendered(prompt: Prompt, chat: text.Template | None) -> Prompt:
+def _rendered(prompt: Prompt, chat: text.ChatTemplate | None) -> Prompt:
     if prompt.messages is None:
         return prompt
     try:
         return dataclasses.replace(prompt, text=chat.render(prompt.messages, opening=True))
     except UsageError as error:
-        raise UsageError(f"{prompt.where}: {error}") from error
+        raise UsageError(f"{prompt.location}: {error}") from error
 
 
-def response_text(tokenizer: text.Tokenizer, prompt: Sequence[int], drawn: Sequence[int]) -> str:
+def continuation_text(
+    tokenizer: text.Tokenizer, prompt: Sequence[int], drawn: Sequence[int]
+) -> str:
     """The text that ids add to a prompt's; prompt and response joined are the whole.
 
     Decoding them alone would lose a first space where a tokenizer takes it for its own.
@@ -176,10 +178,10 @@ def response_text(tokenizer: text.Tokenizer, prompt: Sequence[int], drawn: Seque
     return whole[len(before) :] if whole.startswith(before) else tokenizer.decode(drawn)
 
 
-def said(tokenizer: text.Tokenizer, prompt: Sequence[int], response: Response) -> str:
+def response_text(tokenizer: text.Tokenizer, prompt: Sequence[int], response: Response) -> str:
     """The text of a response to a prompt's ids, without the stop id that ended it."""
     drawn = response.ids.tolist()
-    return response_text(tokenizer, prompt, drawn[:-1] if response.finish == "stop" else drawn)
+    return continuation_text(tokenizer, prompt, drawn[:-1] if response.finish == "stop" else drawn)
 
 
 def _is_text(value: Any) -> bool:

@@ -47,7 +47,7 @@ class Sampler:
         require(mass, "top_p", "a number in (0, 1]; 1 is off")
 
 
-def allowed(logits: Array, sampler: Sampler, vocab_size: int) -> Array:
+def filter_logits(logits: Array, sampler: Sampler, vocab_size: int) -> Array:
     """The logits, at the temperature, of the tokens that may be drawn; -inf for the others.
 
     Where several tokens are equally likely at the border of top-k or top-p, all of them stay:
@@ -78,7 +78,7 @@ def allowed(logits: Array, sampler: Sampler, vocab_size: int) -> Array:
     return logits
 
 
-def draw(logits: Array, keys: Array, sampler: Sampler, vocab_size: int) -> Array:
+def sample(logits: Array, keys: Array, sampler: Sampler, vocab_size: int) -> Array:
     """One token a row.
 
     Args:
@@ -92,7 +92,7 @@ def draw(logits: Array, keys: Array, sampler: Sampler, vocab_size: int) -> Array
     """
     if sampler.temperature == 0:
         return jnp.argmax(logits[:, :vocab_size], axis=-1).astype(jnp.int32)
-    chosen = allowed(logits, sampler, vocab_size)
+    chosen = filter_logits(logits, sampler, vocab_size)
     return jax.vmap(jax.random.categorical)(keys, chosen).astype(jnp.int32)
 
 

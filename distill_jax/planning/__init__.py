@@ -30,18 +30,18 @@ def check(config: Any, target: Any) -> tuple[bool, str, dict[str, Any]]:
       UsageError: config and target do not go together.
     """
     from distill_jax.planning import plan, report
-    from distill_jax.planning.choices import fix
+    from distill_jax.planning.alternatives import fix
 
-    found = plan.make(config, target)
+    found = plan.make_plan(config, target)
     advice = None if found.fits else fix(config, target, _say)
     return found.fits, report.to_text(found, advice), report.to_json(found, advice)
 
 
 def search(config: Any, target: Any) -> tuple[bool, str, dict[str, Any]]:
     """Plans a run in many ways, and ranks those that fit; as `check`."""
-    from distill_jax.planning import choices, report
+    from distill_jax.planning import alternatives, report
 
-    plans, skipped = choices.search(config, target, _say)
+    plans, skipped = alternatives.search(config, target, _say)
     content = {
         "target": target.name,
         "plans": [report.to_json(found) for found in plans],

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 import numpy as np
 from jax.sharding import Mesh
 
-from distill_jax.planning.hlo import Instruction, Module, executed
+from distill_jax.planning.hlo import Instruction, Module, executed_computations
 
 KINDS = (
     "all-gather",
@@ -64,7 +64,7 @@ def _turned(sizes: Sequence[int], order: str | None) -> np.ndarray:
     return ids if order is None else ids.transpose(_numbers(order))
 
 
-def groups(line: str, devices: int) -> tuple[int, ...]:
+def first_group(line: str, devices: int) -> tuple[int, ...]:
     """The first group of a collective: the numbers of its devices in the order of the mesh.
 
     Args:
@@ -147,7 +147,7 @@ def collectives(module: Module, mesh: Mesh) -> list[Collective]:
       mesh: the devices.
     """
     found = defaultdict(lambda: [0, 0])
-    for computation in executed(module)[0]:
+    for computation in executed_computations(module)[0]:
         body = module.computations[computation.name]
         if computation.fused and _goes_on(computation.name, body):
             continue
@@ -155,7 +155,7 @@ def collectives(module: Module, mesh: Mesh) -> list[Collective]:
             kind = _kind(instruction, computation.name)
             if kind is None:
                 continue
-            group = groups(instruction.line, mesh.size)
+            group = first_group(instruction.line, mesh.size)
             axes = axes_of(group, mesh)
             size = len(group)
             if kind == "collective-permute":

@@ -150,7 +150,7 @@ def _constants(module: Module, name: str) -> list[int]:
     return found
 
 
-def trips(module: Module, loop: Instruction) -> int | None:
+def trip_count(module: Module, loop: Instruction) -> int | None:
     """How often the body of a `while` is executed; None where it depends on what it computes."""
     known = _TRIPS.search(loop.line)
     if known:
@@ -178,7 +178,7 @@ def _everything(module: Module, name: str) -> list[Instruction]:
 
 
 @dataclasses.dataclass(frozen=True)
-class Executed:
+class ExecutedComputation:
     """A computation and how often it is executed.
 
     Attributes:
@@ -192,21 +192,21 @@ class Executed:
     fused: bool
 
 
-def executed(module: Module) -> tuple[list[Executed], int]:
+def executed_computations(module: Module) -> tuple[list[ExecutedComputation], int]:
     """All computations that are executed, and the number of loops whose turns are not known.
 
     A loop of unknown turns counts once.
     """
-    found: list[Executed] = []
+    found: list[ExecutedComputation] = []
     unknown = 0
 
     def visit(name: str, times: int, fused: bool) -> None:
         nonlocal unknown
-        found.append(Executed(name, times, fused))
+        found.append(ExecutedComputation(name, times, fused))
         for instruction in module.computations[name].values():
             called = instruction.called()
             if instruction.opcode == "while":
-                turns = trips(module, instruction)
+                turns = trip_count(module, instruction)
                 unknown += turns is None
                 for body in called["body"]:
                     visit(body, times * (1 if turns is None else turns), False)
@@ -276,7 +276,7 @@ def traffic(module: Module) -> int:
     are kept on the chip, and of slices and updates in place the part that moves.
     """
     total = 0
-    for computation in executed(module)[0]:
+    for computation in executed_computations(module)[0]:
         if computation.fused:
             continue
         body = module.computations[computation.name]

@@ -14,7 +14,7 @@ HELD = ("teacher", "student", "optimizer", "averages", "adapters", "data", "batc
 _IN_HBM = re.compile(r"Memory Space: default \(color=0\)\s+Total bytes: (\d+)")
 
 
-def of(tree: Any) -> int:
+def bytes_per_device(tree: Any) -> int:
     """Bytes a device of arrays, or of `jax.ShapeDtypeStruct`s with shardings."""
     total = 0
     for leaf in jax.tree.leaves(tree):
@@ -63,7 +63,7 @@ class Memory:
         return self.total <= self.limit
 
 
-def held(state: Any, teacher_variables: Any, store: Any, batches: Any) -> dict[str, int]:
+def argument_bytes(state: Any, teacher_variables: Any, store: Any, batches: Any) -> dict[str, int]:
     """Bytes a device of the arguments of a step, by part.
 
     Args:
@@ -78,14 +78,14 @@ def held(state: Any, teacher_variables: Any, store: Any, batches: Any) -> dict[s
         base = {name: value for name, value in teacher.items() if name.startswith("base/")}
         teacher = {name: value for name, value in teacher.items() if name not in base}
     return {
-        "teacher": of(teacher),
-        "student": of((state.params, state.stats, base)),
-        "optimizer": of(state.optimizer),
-        "averages": of(state.average),
-        "adapters": of((state.adapters, state.memory)),
-        "data": of(store),
-        "batch": of(batches),
-        "counters": of(counters),
+        "teacher": bytes_per_device(teacher),
+        "student": bytes_per_device((state.params, state.stats, base)),
+        "optimizer": bytes_per_device(state.optimizer),
+        "averages": bytes_per_device(state.average),
+        "adapters": bytes_per_device((state.adapters, state.memory)),
+        "data": bytes_per_device(store),
+        "batch": bytes_per_device(batches),
+        "counters": bytes_per_device(counters),
     }
 
 

@@ -14,7 +14,7 @@ from distill_jax import config as configs
 from distill_jax import parallel
 from distill_jax.config import schema
 from distill_jax.errors import UsageError
-from distill_jax.planning import abstract, gpus, hlo, memory, roofline, work
+from distill_jax.planning import abstract, gpus, hlo, memory, roofline, step_flops
 from distill_jax.planning.collectives import Collective, collectives
 from distill_jax.planning.targets import Target
 from distill_jax.training.step import compile_steps
@@ -38,7 +38,7 @@ class Plan:
       parameters: how many numbers "student" and "teacher" are.
       memory: bytes of a device.
       fits: whether the step has room there.
-      work: FLOPs of a step; None where the step was not compiled for want of room.
+      flops: FLOPs of a step; None where the step was not compiled for want of room.
       traffic: bytes that a device moves from and to its HBM in a step; likewise.
       messages: what it sends in a step; likewise.
       times: of a step; None too where the chip is in no table.
@@ -54,10 +54,10 @@ class Plan:
     parameters: dict[str, int]
     memory: memory.Memory
     fits: bool
-    work: work.Work | None
+    flops: step_flops.StepFlops | None
     traffic: int | None
     messages: tuple[Collective, ...]
-    times: roofline.Times | None
+    times: roofline.StepTimes | None
     unit: str
     units: int
     steps: int | None
@@ -69,7 +69,7 @@ class Plan:
         if self.times is None:
             return None
         peak = self.target.chip.flops * self.mesh.size * self.times.overlapped
-        return self.work.model / peak
+        return self.flops.model / peak
 
     @property
     def units_per_second(self) -> float | None:
@@ -84,7 +84,7 @@ class Plan:
         return self.steps * self.times.overlapped * self.mesh.size / 3600
 
 
-def make(config: ConfigDict, target: Target) -> Plan:
+def make_plan(config: ConfigDict, target: Target) -> Plan:
     """Compiles the step of a resolved config for a target; runs nothing.
 
     Raises:
@@ -95,9 +95,9 @@ def make(config: ConfigDict, target: Target) -> Plan:
     where = jax.tree.map(lambda a: a.sharding, run.state)
     arguments = (run.state, run.teacher_variables, run.store, run.batches)
     lowered = compile_steps(run.recipe, run.mesh, where).lower(*arguments)
-    held = memory.held(*arguments)
+    held = memory.argument_bytes(*arguments)
     trained = {"student": run.state.params, "adapters": run.state.adapters}
-    gradients = memory.of(trained)
+    gradients = memory.bytes_per_device(trained)
     notes += notes_of(run, target)
     try:
         with warnings.catch_warnings():
@@ -117,14 +117,14 @@ def make(config: ConfigDict, target: Target) -> Plan:
     code = stats.generated_code_size_in_bytes
     found = memory.Memory(held, gradients, within, code, padding, target.memory)
     module = hlo.parse(compiled.as_text())
-    if hlo.executed(module)[1]:
+    if hlo.executed_computations(module)[1]:
         notes.append("a loop whose turns depend on its values counts once in traffic and messages")
     count = run.recipe.ahead
     messages = tuple(
         dataclasses.replace(c, count=c.count // count, bytes=c.bytes // count)
         for c in collectives(module, run.mesh)
     )
-    done, traffic, times = work.of(run), hlo.traffic(module) // count, None
+    done, traffic, times = step_flops.count_step(run), hlo.traffic(module) // count, None
     if target.chip is not None:
         times = roofline.times(
             target.chip,
@@ -176,7 +176,7 @@ def _plan(run, target, found, fits, done, traffic, messages, times, notes) -> Pl
         parameters=run.parameters,
         memory=found,
         fits=fits,
-        work=done,
+        flops=done,
         traffic=traffic,
         messages=messages,
         times=times,

@@ -33,7 +33,7 @@ def to_json(plan: Plan, advice: str | None = None) -> dict[str, Any]:
         times = dataclasses.asdict(plan.times) | {
             "bound": plan.times.bound,
             "step": plan.times.overlapped,
-            "step_without_overlap": plan.times.apart,
+            "step_without_overlap": plan.times.without_overlap,
         }
     return {
         "target": target.name,
@@ -57,8 +57,8 @@ def to_json(plan: Plan, advice: str | None = None) -> dict[str, Any]:
             "limit": found.limit,
         },
         "flops_a_step": None
-        if plan.work is None
-        else dataclasses.asdict(plan.work) | {"model": plan.work.model},
+        if plan.flops is None
+        else dataclasses.asdict(plan.flops) | {"model": plan.flops.model},
         "hbm_bytes_a_step": plan.traffic,
         "collectives_a_step": [dataclasses.asdict(message) for message in plan.messages],
         "seconds_a_step": times,
@@ -113,7 +113,7 @@ def to_text(plan: Plan, advice: str | None = None) -> str:
     lines.append(
         f"  {'total':<12}{_sized(found.total)} of {found.limit / 2**30:.2f} GiB: {verdict}"
     )
-    if plan.work is not None:
+    if plan.flops is not None:
         lines += ["", *_step(plan)]
     if plan.notes:
         lines += ["", *_shortened(plan.notes)]
@@ -128,7 +128,7 @@ def _shortened(notes: Sequence[str]) -> list[str]:
 
 
 def _step(plan: Plan) -> list[str]:
-    done = plan.work
+    done = plan.flops
     lines = [
         "one step",
         f"  teacher forward   {_scaled(done.teacher_forward, 'FLOP')}",
@@ -153,8 +153,8 @@ def _step(plan: Plan) -> list[str]:
     lines += [
         f"  compute {times.compute:.4g} s, HBM {times.memory:.4g} s, interconnect "
         f"{times.interconnect:.4g} s: bound by {times.bound}",
-        f"  at least {times.overlapped:.4g} s (all overlapped; {times.apart:.4g} s with no "
-        f"overlap), MFU at most {100 * plan.mfu:.1f} %, {_scaled(plan.units_per_second, '')}"
+        f"  at least {times.overlapped:.4g} s (all overlapped; {times.without_overlap:.4g} s with "
+        f"no overlap), MFU at most {100 * plan.mfu:.1f} %, {_scaled(plan.units_per_second, '')}"
         f"{plan.unit}/s",
     ]
     if plan.chip_hours is None:

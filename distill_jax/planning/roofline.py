@@ -18,7 +18,7 @@ from distill_jax.planning.collectives import Collective
 
 
 @dataclasses.dataclass(frozen=True)
-class Times:
+class StepTimes:
     """Seconds of one step.
 
     Attributes:
@@ -43,7 +43,7 @@ class Times:
         return max(dataclasses.astuple(self))
 
     @property
-    def apart(self) -> float:
+    def without_overlap(self) -> float:
         """Of a step in which nothing overlaps."""
         return sum(dataclasses.astuple(self))
 
@@ -56,7 +56,7 @@ def times(
     flops: int,
     traffic: int,
     messages: Sequence[Collective],
-) -> Times:
+) -> StepTimes:
     """The three times of a step.
 
     Args:
@@ -68,7 +68,7 @@ def times(
       messages: what it sends.
     """
     interconnect = sum(c.bytes / speed(chip, mesh, shape, c.axes) for c in messages)
-    return Times(
+    return StepTimes(
         compute=flops / mesh.size / chip.flops,
         memory=traffic / chip.bandwidth,
         interconnect=interconnect,

@@ -8,9 +8,9 @@ metric (`distill_jax.evaluation` does) and anything that needs JAX, a browser sc
 import os
 import pathlib
 
-from distill_jax.reports.tables import figures_text
+from distill_jax.reports.tables import metrics_text
 
-__all__ = ["figures_text", "run_report"]
+__all__ = ["metrics_text", "run_report"]
 
 
 def run_report(workdir: str | os.PathLike) -> pathlib.Path:

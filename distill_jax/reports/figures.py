@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike
 
-from distill_jax.reports.drawing import (
+from distill_jax.reports.figure_style import (
     ACCENT,
     GRID,
     INK,

@@ -13,7 +13,7 @@ from typing import Any
 
 from distill_jax.errors import UsageError
 from distill_jax.reports import figures, html, tables
-from distill_jax.reports.tables import Column, find
+from distill_jax.reports.tables import Column, lookup
 from distill_jax.storage import place, reached, write_atomically
 from distill_jax.training.logging import writers
 
@@ -54,7 +54,7 @@ def run_report(workdir: str | os.PathLike) -> pathlib.Path:
     performance = _read_log(folder / "performance.jsonl")
 
     shown = _shown_figures(result, metrics)
-    names = find(manifest, "data.class_names") or list(range(len(shown.get("per_class") or ())))
+    names = lookup(manifest, "data.class_names") or list(range(len(shown.get("per_class") or ())))
     sections = [
         _summary(result, metrics),
         _curves(metrics),
@@ -65,7 +65,7 @@ def run_report(workdir: str | os.PathLike) -> pathlib.Path:
         _settings(config, manifest),
     ]
     page = html.page(
-        f"{find(config, 'student.name')} on {find(config, 'data.name')}",
+        f"{lookup(config, 'student.name')} on {lookup(config, 'data.name')}",
         [section for section in sections if section is not None],
         subtitle=_subtitle(config, manifest, result, metrics),
     )
@@ -103,12 +103,12 @@ def _shown_figures(result: dict[str, Any] | None, metrics: list[dict[str, Any]])
 
 def _subtitle(config, manifest, result, metrics) -> str:
     teachers = [str(teacher.get("model")) for teacher in manifest.get("teachers", [])]
-    teachers = teachers or list(find(config, "teacher.path") or ())
+    teachers = teachers or list(lookup(config, "teacher.path") or ())
     steps = result["steps"] if result else _last_step(metrics)
     parts = [
-        f"Method {find(config, 'method.name')}",
+        f"Method {lookup(config, 'method.name')}",
         f"teacher {', '.join(teachers)}" if teachers else "no teacher",
-        f"seed {find(config, 'seed')}",
+        f"seed {lookup(config, 'seed')}",
         *([str(result["device"])] if result else []),
         f"{steps:,} steps" if result else f"not finished: {steps:,} steps so far",
     ]
@@ -122,7 +122,7 @@ def _summary(result: dict[str, Any] | None, metrics: list[dict[str, Any]]) -> ht
             return "Result", ["The run has not been evaluated yet."]
         rows = {
             f"Student at step {validation['step']:,}": validation,
-            "Teacher": tables.teacher_figures(validation),
+            "Teacher": tables.teacher_metrics(validation),
         }
         return "Result so far", [
             html.facts(_facts("Validation", validation)),
@@ -142,8 +142,8 @@ def _summary(result: dict[str, Any] | None, metrics: list[dict[str, Any]]) -> ht
             rows[label] = result["selected"].get(split)
         last = rows["Student, last step"]
         if last:
-            rows["Teacher"] = tables.teacher_figures(last)
-            blocks.append(_evaluation(rows, f"{caption}, {tables.counted(last)}."))
+            rows["Teacher"] = tables.teacher_metrics(last)
+            blocks.append(_evaluation(rows, f"{caption}, {tables.count_text(last)}."))
     return "Result", blocks
 
 
@@ -210,7 +210,7 @@ def _answers(result: dict[str, Any] | None) -> html.Section | None:
     """The first prompts of each split that was answered, and what was written."""
     blocks = []
     for split in ("test", "validation"):
-        samples = (find(result or {}, f"final.{split}") or {}).get("samples") or ()
+        samples = (lookup(result or {}, f"final.{split}") or {}).get("samples") or ()
         titles = {"prompt": "Prompt", "reference": "Response in the file", "student": "Student"}
         titles |= {"teacher": "Teacher"} if samples and "teacher" in samples[0] else {}
         if samples:

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 
-from distill_jax.reports.drawing import ACCENT, INK, MUTED, SERIES, label_text, style
+from distill_jax.reports.figure_style import ACCENT, INK, MUTED, SERIES, label_text, style
 
 SHOWN_CLASSES = 10  # of many
 

@@ -1,20 +1,22 @@
 """The looks of a page: one style sheet, and the colours that figures take in light and dark mode.
 
-A figure is drawn in the colours of `distill_jax.reports.drawing`; on a page each of them becomes a
-variable of the style sheet, so that text, axes and lines follow the reader's colour scheme.
+A figure is drawn in the colours of `distill_jax.reports.figure_style`; on a page each of them becomes
+a variable of the style sheet, so that text, axes and lines follow the reader's colour scheme.
 """
 
-from distill_jax.reports import drawing
+from distill_jax.reports import figure_style
 
 _DARK_SERIES = ("#6cb0ff", "#ff8a50", "#3fc796", "#c79bf2", "#deb54a", "#4cc3d9")
 
 VARIABLES = {
-    drawing.INK: ("--ink", "#e6e8ec"),
-    drawing.MUTED: ("--muted", "#9aa3b2"),
-    drawing.GRID: ("--rule", "#30353f"),
+    figure_style.INK: ("--ink", "#e6e8ec"),
+    figure_style.MUTED: ("--muted", "#9aa3b2"),
+    figure_style.GRID: ("--rule", "#30353f"),
     **{
         light: (f"--series-{i}", dark)
-        for i, (light, dark) in enumerate(zip(drawing.SERIES, _DARK_SERIES, strict=True), start=1)
+        for i, (light, dark) in enumerate(
+            zip(figure_style.SERIES, _DARK_SERIES, strict=True), start=1
+        )
     },
 }
 """Colour in a figure -> (the variable that takes its place on a page, its value in dark mode)."""

@@ -78,7 +78,7 @@ def listing(rows: Sequence[Mapping[str, Any]], columns: Sequence[Column]) -> Tab
     columns = tuple(columns)
     return Table(
         columns,
-        tuple(tuple(written(find(row, c.key), c) for c in columns) for row in rows),
+        tuple(tuple(format_value(lookup(row, c.key), c) for c in columns) for row in rows),
     )
 
 
@@ -109,12 +109,12 @@ def over_seeds(
     groups: dict[str, list[Mapping[str, Any]]] = {}
     for result in results:
         # By what the values are, not by what their cells say: rounding must not join two settings.
-        setting = repr([find(result, column.key) for column in by])
+        setting = repr([lookup(result, column.key) for column in by])
         groups.setdefault(setting, []).append(result)
     rows = []
     for members in groups.values():
-        setting = tuple(written(find(members[0], column.key), column) for column in by)
-        seeds = [find(member, seed) for member in members]
+        setting = tuple(format_value(lookup(members[0], column.key), column) for column in by)
+        seeds = [lookup(member, seed) for member in members]
         seeds = [value for value in seeds if value is not None]
         if len(set(seeds)) < len(seeds):
             named = ", ".join(f"{c.heading}={cell}" for c, cell in zip(by, setting, strict=True))
@@ -134,24 +134,24 @@ def evaluation(figures: Mapping[str, Mapping[str, Any]]) -> Table:
     return listing(rows, [Column("model", "Model"), *had])
 
 
-def teacher_figures(figures: Mapping[str, Any]) -> dict[str, Any]:
+def teacher_metrics(figures: Mapping[str, Any]) -> dict[str, Any]:
     """The teacher's figures out of a student's, under their own names; {} without a teacher."""
     prefix = "teacher_"
     return {k.removeprefix(prefix): v for k, v in figures.items() if k.startswith(prefix)}
 
 
-def figures_text(figures: Mapping[str, Any]) -> str:
+def metrics_text(figures: Mapping[str, Any]) -> str:
     """The figures of one evaluation as aligned text, the teacher's below the student's.
 
     Args:
       figures: as returned by `training.metrics.summarise`.
     """
-    networks = {"student": figures, "teacher": teacher_figures(figures)}
+    networks = {"student": figures, "teacher": teacher_metrics(figures)}
     lines = text(evaluation({name: values for name, values in networks.items() if values}))
-    return f"{lines}on {counted(figures)}"
+    return f"{lines}on {count_text(figures)}"
 
 
-def counted(figures: Mapping[str, Any]) -> str:
+def count_text(figures: Mapping[str, Any]) -> str:
     """How many examples, or tokens of text and prompts, an evaluation counted, in words."""
     prompts = f" and {figures['prompts']:,} prompts" if "prompts" in figures else ""
     return f"{figures['count']:,} {figures.get('unit', 'examples')}{prompts}"
@@ -168,7 +168,7 @@ def mean_and_deviation(values: Sequence[float]) -> tuple[float, float | None]:
     return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None
 
 
-def find(row: Mapping[str, Any], key: str) -> Any:
+def lookup(row: Mapping[str, Any], key: str) -> Any:
     """The value at a key, or at a path of keys joined by dots; None when it is missing."""
     if key in row:
         return row[key]
@@ -180,7 +180,7 @@ def find(row: Mapping[str, Any], key: str) -> Any:
     return value
 
 
-def written(value: Any, column: Column) -> str:
+def format_value(value: Any, column: Column) -> str:
     """One value as the text of its cell."""
     if value is None:
         return MISSING
@@ -221,13 +221,13 @@ def text(table: Table) -> str:
 
 
 def _mean_cell(members: Sequence[Mapping[str, Any]], column: Column) -> str:
-    found = (find(member, column.key) for member in members)
+    found = (lookup(member, column.key) for member in members)
     values = [float(value) for value in found if value is not None]
     if not values:
         return MISSING
     mean, deviation = mean_and_deviation(values)
-    spread = "" if deviation is None else f" ± {written(deviation, column)}"
-    return f"{written(mean, column)}{spread} ({len(values)})"
+    spread = "" if deviation is None else f" ± {format_value(deviation, column)}"
+    return f"{format_value(mean, column)}{spread} ({len(values)})"
 
 
 def _escaped(cell: str) -> str:

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from distill_jax.errors import UsageError
-from distill_jax.reports import drawing, figures, tables
+from distill_jax.reports import figure_style, figures, tables
 from distill_jax.reports.tables import Column
 from distill_jax.storage import write_atomically
 from experiments.cifar_table import plan, records
@@ -73,7 +73,7 @@ def draw(found: Sequence[Mapping[str, Any]], folder: pathlib.Path) -> list[str]:
             points.setdefault(label, []).append(point)
         axes = (title, "Test accuracy (%)") if name == TIME else ("Test accuracy (%)", title)
         figure = figures.scatter(points, xlabel=axes[0], ylabel=axes[1], log_x=name == TIME)
-        drawing.save(figure, folder / name)
+        figure_style.save(figure, folder / name)
         drawn.append(name)
     return drawn
 

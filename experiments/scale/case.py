@@ -26,7 +26,7 @@ def make(case: plan.Case) -> dict[str, Any]:
     targets.prepare_process(case.target)  # before JAX is there
     from distill_jax import config as configs
     from distill_jax.planning import report
-    from distill_jax.planning.plan import make as compiled
+    from distill_jax.planning.plan import make_plan as compiled
 
     began = time.perf_counter()
     config = configs.resolve(plan.config(case))
@@ -47,10 +47,12 @@ def _ruled_out(config: Any, target: Any) -> Any:
     from distill_jax.planning import plan as planned
 
     run = abstract.prepare(config, target.devices)
-    held = memory.held(run.state, run.teacher_variables, run.store, run.batches)
+    held = memory.argument_bytes(run.state, run.teacher_variables, run.store, run.batches)
     if sum(held.values()) < target.memory:
         return None
-    gradients = memory.of({"student": run.state.params, "adapters": run.state.adapters})
+    gradients = memory.bytes_per_device(
+        {"student": run.state.params, "adapters": run.state.adapters}
+    )
     return planned.Plan(
         config=run.config,
         target=target,
@@ -58,7 +60,7 @@ def _ruled_out(config: Any, target: Any) -> Any:
         parameters=run.parameters,
         memory=memory.Memory(held, gradients, None, 0, 0, target.memory),
         fits=False,
-        work=None,
+        flops=None,
         traffic=None,
         messages=(),
         times=None,

@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 
-from distill_jax.reports import drawing
+from distill_jax.reports import figure_style
 from experiments.scale import plan
 
 STEPS, COST = "steps.svg", "cost.svg"
@@ -28,7 +28,7 @@ Row = Mapping[str, Any]
 
 def steps(rows: Sequence[Row]) -> Figure:
     """A panel a pair, a bar a target."""
-    with drawing.style():
+    with figure_style.style():
         figure = Figure(figsize=(8.4, 6.4))
         every = figure.subplots(len(plan.PAIRS), 1, sharex=True, sharey=True)
         for axes, pair in zip(every, plan.PAIRS, strict=True):
@@ -57,7 +57,7 @@ def _bars(axes: Axes, place: int, row: Row | None) -> None:
     """One target's; labelled for each, since a panel may have none."""
     if row and row["step"]:
         for index, (part, label) in enumerate(_PARTS.items()):
-            colour = drawing.SERIES[index]
+            colour = figure_style.SERIES[index]
             axes.bar(place + (index - 1) * _WIDTH, row[part], _WIDTH, color=colour, label=label)
         return
     axes.annotate(
@@ -67,13 +67,13 @@ def _bars(axes: Axes, place: int, row: Row | None) -> None:
         xycoords=("data", "axes fraction"),
         textcoords="offset points",
         ha="center",
-        color=drawing.MUTED,
+        color=figure_style.MUTED,
     )
 
 
 def cost(rows: Sequence[Row]) -> Figure:
     """Against chips, a line a pair and chip; against the teacher's size, a line a student."""
-    with drawing.style():
+    with figure_style.style():
         figure = Figure(figsize=(8.4, 4.4))
         left, right = figure.subplots(1, 2)
         left.set_title("Chips")
@@ -82,8 +82,8 @@ def cost(rows: Sequence[Row]) -> Figure:
         left.set_xscale("log", base=2)
         _logarithmic(left)
         kinds = list(dict.fromkeys(_kind(target) for target in plan.TARGETS))
-        for marker, pair in zip(drawing.MARKERS, plan.PAIRS, strict=False):
-            for colour, kind in zip(drawing.SERIES, kinds, strict=False):
+        for marker, pair in zip(figure_style.MARKERS, plan.PAIRS, strict=False):
+            for colour, kind in zip(figure_style.SERIES, kinds, strict=False):
                 line = [
                     row
                     for row in filter(plan.by_rule, rows)
@@ -116,8 +116,8 @@ def cost(rows: Sequence[Row]) -> Figure:
                 right.plot(
                     [row["teacher_billions"] for row in line],
                     [row["cost"] for row in line],
-                    color=drawing.SERIES[index],
-                    marker=drawing.MARKERS[index],
+                    color=figure_style.SERIES[index],
+                    marker=figure_style.MARKERS[index],
                     label=f"{pair}: student {line[0]['student_billions']:.1f}",
                 )
         right.set_xlim(left=-2)
@@ -145,5 +145,5 @@ def _kind(target: str) -> str:
 
 def draw(rows: Sequence[Row], folder: pathlib.Path) -> None:
     """Writes both."""
-    drawing.save(steps(rows), folder / STEPS)
-    drawing.save(cost(rows), folder / COST)
+    figure_style.save(steps(rows), folder / STEPS)
+    figure_style.save(cost(rows), folder / COST)

@@ -89,7 +89,7 @@ def measure(config: Any, steps: int) -> dict[str, Any]:
       "plan" of these devices, as `planning.report.to_json`; "seconds_a_step", "groups";
       "peak_bytes" of the first device, None where its backend counts none; "finite".
     """
-    planned = plan.make(config, targets.open_target("local"))
+    planned = plan.make_plan(config, targets.open_target("local"))
     run = abstract.prepare(config, jax.devices())
     where = jax.tree.map(lambda a: a.sharding, run.state)
     compiled = compile_steps(run.recipe, run.mesh, where)

@@ -11,7 +11,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from distill_jax.reports import drawing, tables
+from distill_jax.reports import figure_style, tables
 from distill_jax.reports.tables import Column
 from experiments import markers
 from experiments.tiny_lm import plan
@@ -155,7 +155,7 @@ def curves(summary: Summary) -> Figure:
         "All the text": [arm for arm in plan.ARMS if not arm.name.startswith("few_")],
         "An eighth of it": [arm for arm in plan.ARMS if arm.name.startswith("few_")],
     }
-    with drawing.style():
+    with figure_style.style():
         figure = Figure(figsize=(8.4, 4.6))
         for axes, (title, arms) in zip(
             figure.subplots(1, 2, sharey=True), panels.items(), strict=True
@@ -170,8 +170,8 @@ def curves(summary: Summary) -> Figure:
                 points = list(zip(*(run["curve"] for run in runs), strict=True))
                 places = [at[0]["step"] * per_step / 1000 for at in points]
                 spread = [tables.mean_and_deviation([one["nll"] for one in at]) for at in points]
-                colour = drawing.SERIES[index % len(drawing.SERIES)]
-                marker = drawing.MARKERS[index // len(drawing.SERIES)]
+                colour = figure_style.SERIES[index % len(figure_style.SERIES)]
+                marker = figure_style.MARKERS[index // len(figure_style.SERIES)]
                 mean = [value for value, _ in spread]
                 axes.plot(places, mean, color=colour, marker=marker, label=arm.title)
                 low, high = (
@@ -180,7 +180,10 @@ def curves(summary: Summary) -> Figure:
                 )
                 axes.fill_between(places, low, high, color=colour, alpha=0.18, lw=0)
             axes.axhline(
-                summary["teacher"]["test"]["nll"], color=drawing.MUTED, ls="--", label="teacher"
+                summary["teacher"]["test"]["nll"],
+                color=figure_style.MUTED,
+                ls="--",
+                label="teacher",
             )
         first = figure.axes[0]
         first.set_ylabel("NLL (nats a token)")
@@ -191,7 +194,7 @@ def curves(summary: Summary) -> Figure:
 
 def draw(summary: Summary, folder: pathlib.Path) -> None:
     """Writes the figure."""
-    drawing.save(curves(summary), folder / CURVES)
+    figure_style.save(curves(summary), folder / CURVES)
 
 
 def write_readme(summary: Summary, readme: pathlib.Path) -> pathlib.Path:

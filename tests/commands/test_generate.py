@@ -175,8 +175,8 @@ def test_what_is_written_can_be_trained_on(done, teacher):
     tokenizer = text.load_tokenizer(teacher)
     records = list(text.read(done / "responses.jsonl"))
     assert len(records) == 14 and records[6].messages and records[0].prompt
-    documents = text.tokenize(records, tokenizer, chat=text.chat_template(tokenizer))
-    assert len(documents) == 14 and documents.learned.any()
+    documents = text.tokenize(records, tokenizer, chat=text.load_chat_template(tokenizer))
+    assert len(documents) == 14 and documents.loss_mask.any()
 
 
 def test_the_manifest_tells_versions_teacher_and_shards(done):

@@ -44,7 +44,7 @@ def test_what_is_held_out_trains_nothing_and_the_rest_fits_into_a_row(prepared):
             texts.read(prepared.folder / name), tokenizer, eos=True, prompt_loss=False
         )
         for begin, end in zip(rows.offsets[:-1], rows.offsets[1:], strict=True):
-            learned = rows.learned[begin:end].sum()
+            learned = rows.loss_mask[begin:end].sum()
             assert learned <= corpus.HALF and end - begin - learned <= corpus.HALF
 
 

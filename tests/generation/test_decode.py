@@ -48,7 +48,7 @@ def test_greedy_is_what_transformers_generates(golden, name):
 def test_a_response_ends_with_the_first_stop_id(golden):
     # Among the golden responses there are those with one of these, with both and with none.
     stops = (29, 34)
-    found = generate("phi3", stops=stops)
+    found = generate("phi3", stop_ids=stops)
     for response, whole in zip(found, golden["phi3"], strict=True):
         first = next((i for i, token in enumerate(whole) if token in stops), None)
         expected = whole if first is None else whole[: first + 1]
@@ -146,7 +146,7 @@ def test_each_device_holds_the_cache_of_its_rows():
         parallel.batch_sharding(mesh),
     )
     options = dict(sampler=GREEDY, max_new_tokens=NEW, vocab_size=40, mesh=mesh)
-    lowered = decode._respond.lower(
+    lowered = decode._generate_tokens.lower(
         graphdef, laid_out("in shards", mesh), *rows, options=tuple(options.items())
     )
     program = lowered.compile().as_text()
@@ -209,8 +209,8 @@ def test_few_padded_lengths_serve_all_prompts():
 def test_programs_are_compiled_once_for_each_padded_length():
     options = dict(max_new_tokens=3, batch_size=2)
     generate("phi3", [[1], [2, 3]], **options)
-    before = decode._respond._cache_size()
+    before = decode._generate_tokens._cache_size()
     generate("phi3", [[4, 5, 6], [7], [8] * 16, [9]], seed=3, **options)
-    assert decode._respond._cache_size() == before
+    assert decode._generate_tokens._cache_size() == before
     generate("phi3", [[8] * 17], **options)
-    assert decode._respond._cache_size() == before + 1
+    assert decode._generate_tokens._cache_size() == before + 1

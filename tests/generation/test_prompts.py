@@ -8,7 +8,7 @@ import pytest
 from distill_jax import generation
 from distill_jax.data import text
 from distill_jax.errors import UsageError
-from distill_jax.generation.prompts import response_text
+from distill_jax.generation.prompts import continuation_text
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +36,7 @@ def test_the_prompt_is_the_first_field_that_is_there(tmp_path):
         file.write("\n  \n")
     found = generation.read_prompts(path)
     assert [prompt.text for prompt in found] == ["one", "two\u2028lines", "three"]
-    assert found[2].where == f"prompts={path!r}: line 3"
+    assert found[2].location == f"prompts={path!r}: line 3"
 
 
 def test_fields_of_a_known_set_are_joined(tmp_path):
@@ -77,7 +77,7 @@ def test_prompt_and_response_are_the_text_of_all_ids(shared_data):
     ids = tokenizer.encode(whole)
     for cut in range(1, len(ids)):
         prompt, drawn = [tokenizer.bos, *ids[:cut]], ids[cut:]
-        joined = tokenizer.decode(prompt) + response_text(tokenizer, prompt, drawn)
+        joined = tokenizer.decode(prompt) + continuation_text(tokenizer, prompt, drawn)
         assert joined == whole
     # By themselves the ids lose the space that they begin with.
     assert tokenizer.decode(ids[2:]) != whole[len(tokenizer.decode(ids[:2])) :]

@@ -19,7 +19,7 @@ LOGITS = reference.make.logits()
 def kept(logits, temperature, top_k, top_p, vocab_size=None) -> list[list[int]]:
     """The ids that may be drawn, row by row."""
     sampler = generation.Sampler(temperature, top_k, top_p)
-    found = generation.allowed(jnp.asarray(logits), sampler, vocab_size or logits.shape[-1])
+    found = generation.filter_logits(jnp.asarray(logits), sampler, vocab_size or logits.shape[-1])
     return [np.flatnonzero(np.isfinite(row)).tolist() for row in np.asarray(found)]
 
 
@@ -63,7 +63,7 @@ def test_all_of_equally_likely_tokens_stay():
 
 
 def test_what_stays_keeps_its_logits_at_the_temperature():
-    found = np.asarray(generation.allowed(LOGITS, generation.Sampler(2.0, 7, 0.9), 40))
+    found = np.asarray(generation.filter_logits(LOGITS, generation.Sampler(2.0, 7, 0.9), 40))
     here = np.isfinite(found)
     np.testing.assert_allclose(found[here], LOGITS[here] / 2, rtol=1e-6)
     assert np.all(found[~here] == -np.inf)
@@ -81,7 +81,7 @@ def test_frequencies_are_the_probabilities(temperature, top_k, top_p):
     chances /= chances.sum()
     keys = generation.row_keys(3, np.arange(count))
     sampler = generation.Sampler(temperature, top_k, top_p)
-    drawn = generation.draw(jnp.tile(logits, (count, 1)), keys, sampler, real)
+    drawn = generation.sample(jnp.tile(logits, (count, 1)), keys, sampler, real)
     counts = np.bincount(np.asarray(drawn), minlength=10)
     assert counts[ids].sum() == count
     assert scipy.stats.chisquare(counts[ids], chances * count).pvalue > 1e-3
@@ -93,7 +93,7 @@ def test_frequencies_are_the_probabilities(temperature, top_k, top_p):
 
 def test_greedy_takes_the_first_of_the_most_likely_real_ids():
     logits = jnp.array([[0.0, 3.0, 3.0, 9.0], [5.0, 1.0, 2.0, 9.0]])
-    drawn = generation.draw(logits, None, generation.Sampler(0.0), 3)
+    drawn = generation.sample(logits, None, generation.Sampler(0.0), 3)
     assert drawn.tolist() == [1, 0] and drawn.dtype == jnp.int32
 
 

@@ -8,7 +8,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from distill_jax import parallel
 from distill_jax.planning import hlo
-from distill_jax.planning.collectives import axes_of, collectives, groups
+from distill_jax.planning.collectives import axes_of, collectives, first_group
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +23,7 @@ def compiled(mesh, function, **arrays):
         for shape, spec in arrays.values()
     ]
     module = hlo.parse(jax.jit(function).lower(*given).compile().as_text())
-    assert hlo.executed(module)[1] == 0
+    assert hlo.executed_computations(module)[1] == 0
     return {(c.kind, c.axes): (c.count, c.bytes) for c in collectives(module, mesh)}
 
 
@@ -133,7 +133,7 @@ def test_a_layer_in_shards_gathers_its_weights_and_sums_over_tensor(mesh):
     ],
 )
 def test_groups_are_read_in_every_form_and_named_by_axes(mesh, said, group, axes):
-    found = groups(f"  %x = f32[8] all-gather(%y), {said}, dimensions={{0}}", 8)
+    found = first_group(f"  %x = f32[8] all-gather(%y), {said}, dimensions={{0}}", 8)
     assert found == group
     assert axes_of(found, mesh) == axes
 
@@ -214,7 +214,7 @@ def test_a_loop_of_unknown_turns_counts_once_and_is_told(mesh):
         return jax.lax.while_loop(lambda x: jnp.sum(x) < 100, lambda x: x * 2, x)
 
     text = jax.jit(function).lower(jax.ShapeDtypeStruct((8,), jnp.float32)).compile().as_text()
-    assert hlo.executed(hlo.parse(text))[1] == 1
+    assert hlo.executed_computations(hlo.parse(text))[1] == 1
 
 
 def test_traffic_is_what_is_read_and_written():

@@ -11,7 +11,7 @@ import pytest
 from small_plans import LLAMA, config, folder
 
 from distill_jax.errors import UsageError
-from distill_jax.planning import abstract, choices, gpus, memory, plan, targets, work
+from distill_jax.planning import abstract, alternatives, gpus, memory, plan, step_flops, targets
 from distill_jax.training.step import compile_steps
 
 needs_libtpu = pytest.mark.skipif(
@@ -32,12 +32,12 @@ needs_libtpu = pytest.mark.skipif(
 def test_tpu_slices_are_compiled_for(tmp_path, kept_environment, target, mesh, devices):
     targets.prepare_process(target)
     opened = targets.open_target(target)
-    found = plan.make(config(tmp_path, training__compute_dtype="bfloat16", **mesh), opened)
+    found = plan.make_plan(config(tmp_path, training__compute_dtype="bfloat16", **mesh), opened)
     assert found.mesh.size == devices and found.fits
     assert 0 <= found.memory.padding < found.memory.arguments
     assert found.times.bound in ("compute", "memory", "interconnect")
     assert {axis for c in found.messages for axis in c.axes} >= {"fsdp"}
-    assert found.work.student_backward == 2 * found.work.student_forward
+    assert found.flops.student_backward == 2 * found.flops.student_forward
     assert len({tuple(device.coords) for device in found.mesh.devices.flat}) == devices
 
 
@@ -52,10 +52,10 @@ def test_gpus_are_compiled_for(tmp_path, kept_environment):
     targets.prepare_process("gpu:h100:8")
     opened = targets.open_target("gpu:h100:8")
     settings = config(tmp_path, training__compute_dtype="bfloat16", mesh__fsdp=4, mesh__tensor=2)
-    run, found = abstract.prepare(settings, opened.devices), plan.make(settings, opened)
+    run, found = abstract.prepare(settings, opened.devices), plan.make_plan(settings, opened)
     assert found.memory.limit == 60 * 10**9  # three quarters: what JAX takes of a GPU
     assert found.memory.padding == 0 and found.fits
-    assert found.work.student_backward == 2 * found.work.student_forward
+    assert found.flops.student_backward == 2 * found.flops.student_forward
     assert {axis for c in found.messages for axis in c.axes} == {"fsdp", "tensor"}
     # What a device lacks of a parameter over fsdp comes to it in bfloat16, not in float32.
     gathered = sum(c.bytes for c in found.messages if c.kind == "all-gather")
@@ -80,15 +80,15 @@ def test_attention_on_gpus_is_cudnns_where_that_is_here(
         pytest.skip("cuDNN is not installed: pip install '.[cuda]'")
     monkeypatch.setattr(gpus, "cudnn", lambda: installed)
     settings = config(tmp_path, training__compute_dtype="bfloat16", mesh__fsdp=2)
-    found = plan.make(settings, opened)
+    found = plan.make_plan(settings, opened)
     plain = abstract.prepare(
-        choices.changed(settings, {"training.attention": "xla"}), jax.devices()[:2]
+        alternatives.changed(settings, {"training.attention": "xla"}), jax.devices()[:2]
     )
-    assert found.work == work.of(plain)
+    assert found.flops == step_flops.count_step(plain)
     assert any("cuDNN is not here" in note for note in found.notes) != installed
     if not installed:
         with pytest.raises(UsageError, match="training.attention='cudnn': cuDNN is not here"):
-            plan.make(choices.changed(settings, {"training.attention": "cudnn"}), opened)
+            plan.make_plan(alternatives.changed(settings, {"training.attention": "cudnn"}), opened)
 
 
 @needs_libtpu
@@ -171,7 +171,7 @@ def test_the_tpu_compiler_refuses_what_does_not_fit(tmp_path, kept_environment):
     targets.prepare_process("tpu:v5e:2x2")
     opened = targets.open_target("tpu:v5e:2x2")
     large = config(tmp_path, training__batch_size=4096, data__length=2048, training__remat="none")
-    found = plan.make(large, opened)
+    found = plan.make_plan(large, opened)
     assert not found.fits and found.times is None
     assert found.memory.total > found.memory.limit
     assert 15 * 2**30 < found.memory.limit <= 16 * 2**30

@@ -11,7 +11,7 @@ from small_plans import config
 from distill_jax import cli, planning
 from distill_jax import config as configs
 from distill_jax.errors import UsageError
-from distill_jax.planning import abstract, choices, gpus, memory, plan, report, targets
+from distill_jax.planning import abstract, alternatives, gpus, memory, plan, report, targets
 from distill_jax.planning.chips import CHIPS
 from distill_jax.training.step import compile_steps
 
@@ -51,9 +51,9 @@ def test_the_parts_are_the_arguments_of_the_compiled_step(tmp_path, mesh):
     given = (run.state, run.teacher_variables, run.store, run.batches)
     where = jax.tree.map(lambda a: a.sharding, run.state)
     compiled = compile_steps(run.recipe, run.mesh, where).lower(*given).compile()
-    held = memory.held(*given)
+    held = memory.argument_bytes(*given)
     assert sum(held.values()) == compiled.memory_analysis().argument_size_in_bytes
-    trained = memory.of((run.state.params, run.state.adapters))
+    trained = memory.bytes_per_device((run.state.params, run.state.adapters))
     assert 2 * trained <= held["optimizer"] <= 2 * trained + 16  # two moments, and counts
 
 
@@ -68,7 +68,7 @@ def test_the_parts_are_what_live_arrays_take(tmp_path):
         for shard in leaf.addressable_shards
         if shard.device == jax.devices()[3]
     )
-    assert taken == memory.of(run.state)
+    assert taken == memory.bytes_per_device(run.state)
 
 
 def test_an_image_run_needs_neither_data_nor_weights(local):
@@ -83,11 +83,11 @@ def test_an_image_run_needs_neither_data_nor_weights(local):
         "training.batch_size": 80,
         "evaluation.batch_size": 80,
     }
-    found = plan.make(configs.resolve(configs.unflatten(flat)), local)
+    found = plan.make_plan(configs.resolve(configs.unflatten(flat)), local)
     assert found.parameters["teacher"] == 784 * 64 + 64 + 64 * 64 + 64 + 64 * 10 + 10
     assert found.memory.held["data"] == 60_000 * (28 * 28 + 4)
-    assert found.work.teacher_forward == 80 * 2 * (784 * 64 + 64 * 64 + 64 * 10)
-    assert found.work.student_forward == 80 * 2 * (784 * 32 + 32 * 10)
+    assert found.flops.teacher_forward == 80 * 2 * (784 * 64 + 64 * 64 + 64 * 10)
+    assert found.flops.student_forward == 80 * 2 * (784 * 32 + 32 * 10)
     assert (found.unit, found.units, found.steps) == ("images", 80, 1500)
     assert found.memory.padding == 0
 
@@ -104,14 +104,14 @@ def test_methods_with_arrays_of_their_own_are_planned_without_values(method):
     run = abstract.prepare(configs.resolve(configs.unflatten(flat)), jax.devices())
     own = jax.tree.leaves((run.state.adapters, run.state.memory))
     assert own and all(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in own)
-    assert memory.of((run.state.adapters, run.state.memory)) > 0
+    assert memory.bytes_per_device((run.state.adapters, run.state.memory)) > 0
 
 
 def test_a_teacher_that_is_neither_workdir_nor_model_is_refused(local):
     flat = {"data.name": "mnist", "teacher.path": ("runs/none",), "method.name": "soft_target"}
     flat["evaluation.batch_size"] = 8
     with pytest.raises(UsageError, match=r"teacher.path='runs/none': no such workdir and no such"):
-        plan.make(configs.resolve(configs.unflatten(flat)), local)
+        plan.make_plan(configs.resolve(configs.unflatten(flat)), local)
 
 
 def test_a_shape_that_does_not_divide_is_told(tmp_path, local):
@@ -127,8 +127,10 @@ def test_a_shape_that_does_not_divide_is_told(tmp_path, local):
 @pytest.mark.slow
 def test_what_does_not_fit_names_a_change_that_does(tmp_path, local):
     settings = config(tmp_path, training__remat="full")
-    whole = plan.make(settings, local)
-    sharded = plan.make(choices.changed(settings, {"mesh.data": -1, "mesh.fsdp": 8}), local)
+    whole = plan.make_plan(settings, local)
+    sharded = plan.make_plan(
+        alternatives.changed(settings, {"mesh.data": -1, "mesh.fsdp": 8}), local
+    )
     assert sharded.memory.total < whole.memory.total
     small = dataclasses.replace(local, memory=(sharded.memory.total + whole.memory.total) // 2)
     fits, text, content = planning.check(settings, small)
@@ -138,14 +140,14 @@ def test_what_does_not_fit_names_a_change_that_does(tmp_path, local):
         word.removeprefix("--config.").split("=") for word in content["advice"].split()[3:]
     )
     changes = {name: int(value) for name, value in flags.items()}
-    assert plan.make(choices.changed(settings, changes), small).fits
+    assert plan.make_plan(alternatives.changed(settings, changes), small).fits
 
 
 def test_the_cheapest_change_is_tried_first_and_all_together_last(tmp_path, local):
     settings = config(tmp_path, teacher__compute_dtype="float32")
     run = abstract.prepare(settings, local.devices)
     given = (run.state, run.teacher_variables, run.store, run.batches)
-    roomy = dataclasses.replace(local, memory=sum(memory.held(*given).values()) + 1)
+    roomy = dataclasses.replace(local, memory=sum(memory.argument_bytes(*given).values()) + 1)
     tried = []
 
     def judge(settings, target):
@@ -153,7 +155,7 @@ def test_the_cheapest_change_is_tried_first_and_all_together_last(tmp_path, loca
         last = settings.teacher.quantize == "int8" and settings.training.remat == "full"
         return dataclasses.make_dataclass("Judged", ["fits"])(last)
 
-    said = choices.fix(settings, roomy, lambda said: None, judge)
+    said = alternatives.fix(settings, roomy, lambda said: None, judge)
     assert (tried[0].mesh.fsdp, tried[1].mesh.fsdp, tried[2].mesh.fsdp) == (2, 4, 8)
     assert tried[3].teacher.compute_dtype == "bfloat16" and tried[3].mesh.fsdp == 1
     for flag in ("mesh.fsdp=8", "training.remat=full", "teacher.quantize=int8"):
@@ -167,7 +169,7 @@ def test_where_nothing_fits_more_chips_are_the_answer(tmp_path, local):
     def never(*arguments):
         raise AssertionError("what cannot fit need not be compiled")
 
-    said = choices.fix(config(tmp_path), tiny, never, never)
+    said = alternatives.fix(config(tmp_path), tiny, never, never)
     assert said.endswith("more chips")
 
 
@@ -177,7 +179,7 @@ def test_a_search_ranks_what_fits(tmp_path, local):
     chip = {"kind": "h100", "chip": CHIPS["h100"]}
     chosen = dataclasses.replace(local, devices=local.devices[:2], **chip)
     told = []
-    plans, skipped = choices.search(settings, chosen, told.append, most=2)
+    plans, skipped = alternatives.search(settings, chosen, told.append, most=2)
     assert len(plans) == 2 == len(told) and skipped >= 1
     steps = [found.times.overlapped for found in plans]
     assert steps == sorted(steps)

@@ -17,7 +17,7 @@ def test_times_are_quotients():
     assert np.isclose(found.memory, 1e-9)
     assert np.isclose(found.interconnect, 2e-3)
     assert found.bound == "interconnect" and found.overlapped == found.interconnect
-    assert np.isclose(found.apart, 3e-3 + 1e-9)
+    assert np.isclose(found.without_overlap, 3e-3 + 1e-9)
 
 
 class Placed:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from distill_jax.reports import figures
-from distill_jax.reports.drawing import ACCENT, INK, SERIES
+from distill_jax.reports.figure_style import ACCENT, INK, SERIES
 
 
 def records(losses, accuracies=(), nlls=()) -> list[dict]:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from page_parser import Page
 
-from distill_jax.reports import drawing, figures, html, stylesheet, tables
+from distill_jax.reports import figure_style, figures, html, stylesheet, tables
 
 HOSTILE = """<script>alert("1")</script><b>&amp;'"""
 COLUMNS = (tables.Column("name", "Name"), tables.Column("x", "X (%)", "percent"))
@@ -127,7 +127,7 @@ def test_colours_are_readable_on_paper(dark):
                 continue
             needed = 4.5 if variable in ("--ink", "--muted", "--series-1") else 3.0  # text; lines
             assert contrast(dark_value if dark else light, paper) >= needed, variable
-    assert contrast("#ffffff", drawing.SERIES[0]) >= 4.5  # numbers on full cells of a matrix
+    assert contrast("#ffffff", figure_style.SERIES[0]) >= 4.5  # numbers on full cells of a matrix
 
 
 class TestTable:

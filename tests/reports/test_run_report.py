@@ -168,7 +168,7 @@ def test_result_without_the_optional_parts(workdir):
 
 
 def test_figures_text_shows_student_and_teacher():
-    assert reports.figures_text(TEST) == (
+    assert reports.metrics_text(TEST) == (
         "Model    Accuracy (%)  Errors     NLL  ECE (%)   Brier  Agreement (%)  KL from teacher\n"
         "-------  ------------  ------  ------  -------  ------  -------------  ---------------\n"
         "student         95.60      22  0.1498     5.00  0.0600          96.12           0.0812\n"

@@ -6,11 +6,12 @@
     rows = text.pack(train, 2048)
     batches = text.training_feed(rows, Order(np.arange(len(rows)), seed), 32).at(position)
 
-Everything is host numpy. Conversations need `chat=text.chat_template(tokenizer)` in `tokenize`.
+Everything is host numpy. To tokenise conversations, pass
+`chat=text.load_chat_template(tokenizer)` to `tokenize`.
 """
 
-from distill_jax.data.text.chat import Template
-from distill_jax.data.text.chat import template as chat_template
+from distill_jax.data.text.chat import ChatTemplate
+from distill_jax.data.text.chat import load as load_chat_template
 from distill_jax.data.text.documents import Documents, split, tokenize
 from distill_jax.data.text.feed import EvaluationFeed, TrainingFeed, evaluation_feed, training_feed
 from distill_jax.data.text.packing import Batch, Rows, fingerprint, pack, summary
@@ -21,16 +22,16 @@ from distill_jax.data.text.tokenizer import load as load_tokenizer
 __all__ = [
     "FIELDS",
     "Batch",
+    "ChatTemplate",
     "Documents",
     "EvaluationFeed",
     "Record",
     "Rows",
-    "Template",
     "Tokenizer",
     "TrainingFeed",
-    "chat_template",
     "evaluation_feed",
     "fingerprint",
+    "load_chat_template",
     "load_tokenizer",
     "pack",
     "read",

@@ -37,19 +37,19 @@ _MESSAGES = 'expected a list of {"role": ..., "content": ...} with text in both'
 
 
 @dataclasses.dataclass(frozen=True)
-class Template:
+class ChatTemplate:
     """A chat template.
 
     Attributes:
       source: the Jinja text.
-      where: how an error begins, such as "data.tokenizer='x/tokenizer.json'".
+      location: how an error begins, such as "data.tokenizer='x/tokenizer.json'".
       bos, eos: the names that the template calls bos_token and eos_token.
       date: what `strftime_now` says; None leaves it undefined, so that a template that asks first
         writes the fixed date that it has for this case, and text does not change overnight.
     """
 
     source: str = dataclasses.field(repr=False)
-    where: str
+    location: str
     bos: str
     eos: str
     date: datetime.date | None = None
@@ -91,19 +91,19 @@ class Template:
         except minijinja.TemplateError as error:
             line = f" in line {error.line}" if error.line else ""
             fault = f"{error.kind}: {error.detail}" if error.detail else error.kind
-            raise UsageError(f"{self.where}: chat template{line}: {shortened(fault)}") from error
+            raise UsageError(f"{self.location}: chat template{line}: {shortened(fault)}") from error
         except BaseException as error:
             if not isinstance(error, Exception) and not is_panic(error):
                 raise
-            raise UsageError(f"{self.where}: chat template: {error}") from error
+            raise UsageError(f"{self.location}: chat template: {error}") from error
 
 
-def template(tokenizer: Tokenizer, *, date: datetime.date | None = None) -> Template:
+def load(tokenizer: Tokenizer, *, date: datetime.date | None = None) -> ChatTemplate:
     """The chat template that lies beside a tokenizer: chat_template.jinja or tokenizer_config.json.
 
     Args:
       tokenizer: of the kind tokenizer.json, which reads the names of special tokens.
-      date: what the template is told is today; see `Template`.
+      date: what the template is told is today; see `ChatTemplate`.
 
     Raises:
       UsageError: there is none, or the tokenizer would read special tokens as plain text.
@@ -130,11 +130,11 @@ def template(tokenizer: Tokenizer, *, date: datetime.date | None = None) -> Temp
             " chat_template in tokenizer_config.json"
         )
     bos, eos = tokenizer.token(tokenizer.bos), tokenizer.token(tokenizer.eos)
-    return Template(source, where, bos, eos, date)
+    return ChatTemplate(source, where, bos, eos, date)
 
 
 def encode(
-    tokenizer: Tokenizer, chat: Template, messages: Sequence[Mapping[str, Any]], *, where: str
+    tokenizer: Tokenizer, chat: ChatTemplate, messages: Sequence[Mapping[str, Any]], *, where: str
 ) -> tuple[list[int], list[bool]]:
     """The tokens of a conversation, and which the assistant wrote.
 

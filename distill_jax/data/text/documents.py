@@ -27,13 +27,13 @@ class Documents:
 
     Attributes:
       tokens: int32 [N], the ids of all documents, one after the other.
-      learned: bool [N], the tokens that a model is to predict; a document's first is never
+      loss_mask: bool [N], the tokens that a model is to predict; a document's first is never
         predicted, whatever stands here.
       offsets: int64 [D + 1], document d is tokens[offsets[d]:offsets[d + 1]].
     """
 
     tokens: np.ndarray
-    learned: np.ndarray
+    loss_mask: np.ndarray
     offsets: np.ndarray
 
     def __len__(self) -> int:
@@ -45,14 +45,14 @@ class Documents:
         lengths = np.diff(self.offsets)[ids]
         offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths, dtype=np.int64)])
         index = np.arange(offsets[-1]) + np.repeat(self.offsets[:-1][ids] - offsets[:-1], lengths)
-        return Documents(self.tokens[index], self.learned[index], offsets)
+        return Documents(self.tokens[index], self.loss_mask[index], offsets)
 
 
 def tokenize(
     records: Iterable[Record],
     tokenizer: Tokenizer,
     *,
-    chat: chats.Template | None = None,
+    chat: chats.ChatTemplate | None = None,
     bos: bool | None = None,
     eos: bool = True,
     prompt_loss: bool = False,
@@ -105,7 +105,7 @@ def tokenize(
 def _encoded(
     records: list[Record],
     tokenizer: Tokenizer,
-    chat: chats.Template | None,
+    chat: chats.ChatTemplate | None,
     before: list[int],
     after: list[int],
 ) -> Iterator[tuple[list[int], list[bool]]]:
@@ -128,11 +128,11 @@ def _encoded(
             yield head + tail, [False] * len(head) + [True] * len(tail)
         elif chat is None:
             raise UsageError(
-                f"{record.where}: is a conversation, and no chat template is given; expected a"
+                f"{record.location}: is a conversation, and no chat template is given; expected a"
                 " tokenizer with one, or records with text, or with prompt and response"
             )
         else:
-            yield chats.encode(tokenizer, chat, record.messages, where=record.where)
+            yield chats.encode(tokenizer, chat, record.messages, where=record.location)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -74,7 +74,7 @@ class Rows:
             "segments": (np.repeat(piece - np.repeat(first, counts) + 1, lengths), 0, np.int32),
             "positions": (positions, 0, np.int32),
             "targets": (self.documents.tokens[source + 1], PADDING, np.int32),
-            "mask": (self.documents.learned[source + 1], False, bool),
+            "mask": (self.documents.loss_mask[source + 1], False, bool),
         }
         batch = {}
         for name, (values, padding, dtype) in columns.items():
@@ -144,7 +144,7 @@ def summary(rows: Rows) -> dict[str, int | float]:
     documents = rows.documents
     counts = np.maximum(np.diff(documents.offsets) - 1, 0)
     owner = np.searchsorted(documents.offsets, rows.starts, side="right") - 1
-    learned = _before(documents.learned)
+    learned = _before(documents.loss_mask)
     ends = rows.starts + 1 + rows.lengths
     inputs = int(rows.lengths.sum())
     return {

@@ -37,13 +37,13 @@ class Record:
     """One document of a corpus: a text, or a prompt with its response, or messages.
 
     Attributes:
-      where: how an error about it begins, such as "data.path='x.jsonl': line 3".
+      location: how an error about it begins, such as "data.path='x.jsonl': line 3".
       text: the text, or None.
       prompt, response: both or neither.
       messages: the conversation, or None; checked when it is rendered.
     """
 
-    where: str
+    location: str
     text: str | None = None
     prompt: str | None = None
     response: str | None = None

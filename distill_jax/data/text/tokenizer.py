@@ -41,7 +41,7 @@ class Tokenizer:
       codec: what encodes.
       vocab_size: the number of real ids, the largest plus one. A model's may be padded beyond it.
       bos, eos, pad: the special ids, or None.
-      stops: every id that ends a generated text, eos first; sorted after it.
+      stop_ids: every id that ends a generated text, eos first; sorted after it.
       adds_bos: whether bos is put before a text by default.
       settings: the content of tokenizer_config.json, {} where there is none.
       fingerprint: SHA-256, in hex, of what decides the ids of a text, and of the special ids.
@@ -53,7 +53,7 @@ class Tokenizer:
     bos: int | None
     eos: int | None
     pad: int | None
-    stops: tuple[int, ...]
+    stop_ids: tuple[int, ...]
     adds_bos: bool
     settings: Mapping[str, Any] = dataclasses.field(repr=False)
     fingerprint: str
@@ -164,7 +164,7 @@ def load(path: str | os.PathLike, *, key: str = "data.tokenizer") -> Tokenizer:
         bos=bos,
         eos=eos,
         pad=pad,
-        stops=(() if eos is None else (eos,)) + tuple(sorted(others)),
+        stop_ids=(() if eos is None else (eos,)) + tuple(sorted(others)),
         adds_bos=bos is not None
         and (adds if isinstance(adds, bool) else codec.before[:1] == (bos,)),
         settings=settings,

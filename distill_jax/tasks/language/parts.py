@@ -129,7 +129,7 @@ def prepare(config: ConfigDict) -> TextParts:
     summaries = {name: text.summary(packed) for name, packed in splits.items()}
     rows = splits.pop("train")
     steps_per_epoch = len(rows) / config.training.batch_size
-    rollout = objective.rollout_of(config, comparison, tokenizer.stops, mesh)
+    rollout = objective.rollout_of(config, comparison, tokenizer.stop_ids, mesh)
     recipe = objective.recipe_of(config, comparison, steps_per_epoch, rollout)
 
     process, processes = parallel.share(mesh)
@@ -258,7 +258,7 @@ def splits_of(config: ConfigDict, tokenizer: text.Tokenizer) -> dict[str, text.R
 
     def documents_of(path: str) -> text.Documents:
         records = text.read(path, fields=config.data.fields, documents=config.data.documents)
-        chat = text.chat_template(tokenizer) if _has_template(tokenizer) else None
+        chat = text.load_chat_template(tokenizer) if _has_template(tokenizer) else None
         return text.tokenize(records, tokenizer, chat=chat, eos=tokenizer.eos is not None)
 
     if not config.data.path:

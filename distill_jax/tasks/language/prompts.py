@@ -81,7 +81,7 @@ class PromptEvaluator:
             "max_new_tokens": max_new_tokens,
             "batch_size": batch_size,
             "vocab_size": comparison.vocab_size,
-            "stops": tokenizer.stops,
+            "stop_ids": tokenizer.stop_ids,
             "mesh": mesh,
             "sampler": generation.Sampler(temperature=0.0),
         }
@@ -121,7 +121,7 @@ class PromptEvaluator:
         decoder = models.merge(network.graphdef, params)
         found = generation.generate(decoder, self.questions.ids, **self._decoding)
         return [
-            generation.said(self._tokenizer, ids, response)
+            generation.response_text(self._tokenizer, ids, response)
             for ids, response in zip(self.questions.ids, found, strict=True)
         ]
 

@@ -86,12 +86,12 @@ def _questions(
             fault = unscorable(metric, prompt.reference)
             if fault:
                 raise UsageError(
-                    f"{prompt.where}: the response {fault}, so {metric} of any answer is 0; "
+                    f"{prompt.location}: the response {fault}, so {metric} of any answer is 0; "
                     "expected one that can be matched"
                 )
         for network in (comparison.student, comparison.teacher):
             if network is not None:
-                decode.check_length(network.config, own, chosen.max_new_tokens, prompt.where)
+                decode.check_length(network.config, own, chosen.max_new_tokens, prompt.location)
     return Questions(
         tuple(prompt.text for prompt in prompts),
         tuple(map(tuple, ids)),

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from distill_jax.generation import Sampler, respond
+from distill_jax.generation import Sampler, generate_tokens
 from distill_jax.models.language import Decoder
 from distill_jax.training.recipe import Batch
 
@@ -80,7 +80,7 @@ class Rollout:
         prompts = jnp.maximum(first, jnp.minimum(self.prompt_tokens, inputs))
         window = length - self.max_new_tokens
         fits = (prompts <= window) & jnp.any(mask, axis=1)
-        drawn = respond(
+        drawn = generate_tokens(
             decoder,
             tokens[:, :window],
             jnp.where(fits, prompts, 0),
@@ -88,7 +88,7 @@ class Rollout:
             sampler=self.sampler,
             max_new_tokens=self.max_new_tokens,
             vocab_size=self.vocab_size,
-            stops=self.stops,
+            stop_ids=self.stops,
             mesh=self.mesh,
         )
         # A text of n tokens has n - 1 inputs, each with the next token as its target.

@@ -15,14 +15,14 @@ SAYS = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hel
 
 
 def _template(source, **options):
-    return chat.Template(source, "data.tokenizer='x'", "<s>", "</s>", **options)
+    return chat.ChatTemplate(source, "data.tokenizer='x'", "<s>", "</s>", **options)
 
 
 def _cases(golden):
     content = golden("chat")
     for case in content["cases"]:
         named = content["templates"][case["template"]]
-        yield case, chat.Template(named["source"], "where", named["bos"], named["eos"])
+        yield case, chat.ChatTemplate(named["source"], "where", named["bos"], named["eos"])
 
 
 def test_conversations_are_rendered_and_marked_as_transformers_does(golden, tokenizer):
@@ -49,7 +49,7 @@ def test_the_assistant_is_marked_without_tags(golden, tokenizer):
             source = re.sub(r"\{%- generation -?%\}\{\{", "{{-", template.source)
             source = re.sub(r"\}\}\{%- endgeneration -?%\}", "-}}", source)
             assert " generation " not in source
-            bare = chat.Template(source, "where", template.bos, template.eos)
+            bare = chat.ChatTemplate(source, "where", template.bos, template.eos)
             ids, written = chat.encode(tokenizer, bare, case["messages"], where="record")
             assert (ids, written) == (case["ids"], [bool(flag) for flag in case["written"]])
 
@@ -123,7 +123,7 @@ def test_a_template_harms_nothing_and_fails_in_one_line(source, part):
 
 def test_a_long_conversation_does_not_run_out_of_fuel(golden):
     for name, named in golden("chat")["templates"].items():
-        template = chat.Template(named["source"], "where", named["bos"], named["eos"])
+        template = chat.ChatTemplate(named["source"], "where", named["bos"], named["eos"])
         long = [{**SAYS[i % 2], "content": f"{i} " + "word " * 10_000} for i in range(200)]
         assert template.render(long).count("word") == 2_000_000, name
 
@@ -178,23 +178,23 @@ def test_the_template_beside_a_tokenizer(folder):
     settings = json.loads((folder / "tokenizer_config.json").read_text())
     path = folder / "tokenizer_config.json"
     with pytest.raises(UsageError, match=r"no chat template; expected chat_template\.jinja"):
-        text.chat_template(text.load_tokenizer(folder))
+        text.load_chat_template(text.load_tokenizer(folder))
     path.write_text(json.dumps({**settings, "chat_template": "{{ bos_token }}A{{ eos_token }}"}))
-    assert text.chat_template(text.load_tokenizer(folder)).render(SAYS) == "<s>A</s>"
+    assert text.load_chat_template(text.load_tokenizer(folder)).render(SAYS) == "<s>A</s>"
     named = [{"name": "tools", "template": "T"}, {"name": "default", "template": "D"}]
     path.write_text(json.dumps({**settings, "chat_template": named}))
-    assert text.chat_template(text.load_tokenizer(folder)).render(SAYS) == "D"
+    assert text.load_chat_template(text.load_tokenizer(folder)).render(SAYS) == "D"
     path.write_text(json.dumps({**settings, "chat_template": named[:1]}))
     with pytest.raises(UsageError, match="no chat template"):
-        text.chat_template(text.load_tokenizer(folder))
+        text.load_chat_template(text.load_tokenizer(folder))
     (folder / "chat_template.jinja").write_text("J{{ messages | length }}\n")
-    assert text.chat_template(text.load_tokenizer(folder)).render(SAYS) == "J2"
+    assert text.load_chat_template(text.load_tokenizer(folder)).render(SAYS) == "J2"
     (folder / "chat_template.jinja").write_bytes(b"\xff")
     with pytest.raises(UsageError, match="cannot be read"):
-        text.chat_template(text.load_tokenizer(folder))
+        text.load_chat_template(text.load_tokenizer(folder))
 
 
 def test_a_vocabulary_that_does_not_read_special_tokens_has_no_chat(shared_data):
     tokenizer = text.load_tokenizer(shared_data / "teachers" / "stories260K_tok512.bin")
     with pytest.raises(UsageError, match=r"plain text; expected a tokenizer\.json"):
-        text.chat_template(tokenizer)
+        text.load_chat_template(tokenizer)

@@ -19,7 +19,7 @@ def raw(folder):
 def _lists(documents):
     bounds = zip(documents.offsets[:-1], documents.offsets[1:], strict=True)
     return [
-        (documents.tokens[a:b].tolist(), documents.learned[a:b].astype(int).tolist())
+        (documents.tokens[a:b].tolist(), documents.loss_mask[a:b].astype(int).tolist())
         for a, b in bounds
     ]
 
@@ -40,7 +40,7 @@ def test_texts_with_and_without_bos_and_eos(tokenizer, raw):
         expected = [before + raw(record.text) + after for record in records]
         assert _lists(documents) == [(ids, [1] * len(ids)) for ids in expected]
         assert len(documents) == 3
-        assert documents.tokens.dtype == np.int32 and documents.learned.dtype == bool
+        assert documents.tokens.dtype == np.int32 and documents.loss_mask.dtype == bool
 
 
 def test_a_response_is_learned_and_its_prompt_is_not(tokenizer, raw):
@@ -73,7 +73,7 @@ def test_conversations_are_what_the_template_writes(golden, folder, tokenizer):
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
     cases = [case for case in content["cases"] if case["template"] == "mistral"]
     records = [_record(messages=case["messages"]) for case in cases]
-    chat = text.chat_template(text.load_tokenizer(folder))
+    chat = text.load_chat_template(text.load_tokenizer(folder))
     # bos and eos are the template's alone.
     documents = text.tokenize(records, tokenizer, chat=chat, bos=True)
     assert _lists(documents) == [(case["ids"], case["written"]) for case in cases]

@@ -46,7 +46,7 @@ def test_text_says_where_each_document_begins(tmp_path):
     (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbf" + TEXT.replace("\n", "\r\n").encode())
     records = _read(tmp_path / "a.txt")
     assert [record.text for record in records][:1] == ["One\n two"]
-    assert [record.where.rsplit(" ", 1)[1] for record in records] == ["3", "8", "10"]
+    assert [record.location.rsplit(" ", 1)[1] for record in records] == ["3", "8", "10"]
     (tmp_path / "b.txt").write_text(" \n\n")
     assert _read(tmp_path / "b.txt") == [] == _read(tmp_path / "b.txt", documents="file")
 
@@ -72,7 +72,7 @@ def test_each_record_tells_its_kind(tmp_path):
     for file, unit, numbers in ((path, "line", [1, 3, 4, 5]), ("a.json", "record", [1, 2, 3, 4])):
         records = _read(tmp_path / file)
         assert [tuple(getattr(r, name) for name in names) for r in records] == expected
-        assert [r.where.split(": ")[1] for r in records] == [f"{unit} {n}" for n in numbers]
+        assert [r.location.split(": ")[1] for r in records] == [f"{unit} {n}" for n in numbers]
 
 
 def test_parquet_rows_are_records(tmp_path):
@@ -88,7 +88,7 @@ def test_parquet_rows_are_records(tmp_path):
     first, second, third = _read(tmp_path / "a.parquet")
     assert (first.text, second.prompt, second.response) == ("a", "P", "R")
     assert third.messages == [{"role": "user", "content": "x"}]
-    assert third.where.endswith("a.parquet': row 3")
+    assert third.location.endswith("a.parquet': row 3")
     pyarrow.parquet.write_table(pyarrow.table({"text": ["a", None]}), tmp_path / "b.parquet")
     with pytest.raises(UsageError, match=r"b\.parquet': row 2: .*expected"):
         _read(tmp_path / "b.parquet")

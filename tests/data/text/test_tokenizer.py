@@ -38,7 +38,7 @@ def test_public_tokenizers_give_the_ids_of_transformers(shared_data, golden, nam
     assert tokenizer.vocab_size == size
     assert (tokenizer.bos, tokenizer.eos, tokenizer.pad) == special
     assert tokenizer.adds_bos == (name == "tinyllama")
-    assert tokenizer.stops == (special[1],)
+    assert tokenizer.stop_ids == (special[1],)
     for item, ids in zip(answers["texts"], answers[name], strict=True):
         if "<s>" not in item:  # special tokens stand for no text
             # TinyLlama's decoder takes away one space at the start: the one that encoding puts.
@@ -167,16 +167,21 @@ def test_special_ids_come_from_the_first_file_that_names_them(folder):
     tokenizer = text.load_tokenizer(folder)
     assert (tokenizer.bos, tokenizer.eos) == (number("<bos>"), number("<|im_end|>"))
     assert tokenizer.pad == number("<unk>")
-    assert tokenizer.stops == (number("<|im_end|>"), number("</s>"))
+    assert tokenizer.stop_ids == (number("<|im_end|>"), number("</s>"))
     assert tokenizer.token(tokenizer.eos) == "<|im_end|>" and tokenizer.token(None) == ""
 
     _write(folder, tokenizer_config={}, special_tokens_map={}, config={"pad_token_id": -1})
     tokenizer = text.load_tokenizer(folder)
     assert (tokenizer.bos, tokenizer.eos) == (7, number("</s>"))
-    assert tokenizer.stops == (number("</s>"), number("<|im_end|>"))
+    assert tokenizer.stop_ids == (number("</s>"), number("<|im_end|>"))
     (folder / "generation_config.json").unlink()
     tokenizer = text.load_tokenizer(folder)
-    assert (tokenizer.bos, tokenizer.eos, tokenizer.pad, tokenizer.stops) == (None, None, None, ())
+    assert (tokenizer.bos, tokenizer.eos, tokenizer.pad, tokenizer.stop_ids) == (
+        None,
+        None,
+        None,
+        (),
+    )
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from small_runs import changed
 from distill_jax import config as configs
 from distill_jax import models
 from distill_jax.errors import UsageError
-from distill_jax.planning import abstract, memory, work
+from distill_jax.planning import abstract, memory, step_flops
 from distill_jax.runs import experiment
 
 LARGER = small_texts.TEACHER.replace(dim=24, heads=3, head_dim=8, vocab_size=352)
@@ -116,8 +116,8 @@ def test_a_plan_counts_both(tmp_path):
     for chosen in (paths[:1], paths[1:], paths):
         flat = configs.flatten(settings) | {"teacher.path": chosen}
         run = abstract.prepare(configs.resolve(configs.unflatten(flat)), jax.devices()[:1])
-        held = memory.held(run.state, run.teacher_variables, run.store, run.batches)
-        done = work.of(run)
+        held = memory.argument_bytes(run.state, run.teacher_variables, run.store, run.batches)
+        done = step_flops.count_step(run)
         found.append(
             (held["teacher"], run.parameters["teacher"], done.teacher_forward, done.student_forward)
         )

@@ -14,7 +14,7 @@ from distill_jax import cli, parallel
 from distill_jax import config as configs
 from distill_jax.commands import precompute
 from distill_jax.errors import UsageError
-from distill_jax.planning import abstract, memory, work
+from distill_jax.planning import abstract, memory, step_flops
 from distill_jax.runs import experiment, workdir
 from distill_jax.tasks.language import precompute as store_text
 from distill_jax.teachers import GIVEN
@@ -121,10 +121,10 @@ def test_each_process_reads_the_answers_of_its_own_rows(config, whole, monkeypat
 def test_a_plan_has_the_answers_in_place_of_the_teacher(config, whole, kept):
     settings = changed(config, teacher__store=str(whole) if kept == "store" else kept)
     run = abstract.prepare(configs.resolve(settings), jax.devices()[:1])
-    held = memory.held(run.state, run.teacher_variables, run.store, run.batches)
-    done = work.of(run)
+    held = memory.argument_bytes(run.state, run.teacher_variables, run.store, run.batches)
+    done = step_flops.count_step(run)
     assert held["teacher"] == 0 and "teacher" not in run.parameters
-    online = work.of(abstract.prepare(configs.resolve(config), jax.devices()[:1]))
+    online = step_flops.count_step(abstract.prepare(configs.resolve(config), jax.devices()[:1]))
     assert done.teacher_forward == 0 < online.teacher_forward
     assert (done.student_forward, done.student_backward) == (
         online.student_forward, online.student_backward,
@@ -135,7 +135,7 @@ def test_a_plan_has_the_answers_in_place_of_the_teacher(config, whole, kept):
             assert (planned.shape[1:], planned.dtype) == (batch[name].shape, batch[name].dtype)
     else:
         answers = {name: a for name, a in run.batches.items() if name.startswith(GIVEN)}
-        assert memory.of(answers) == 8 * 32 * 50 * (2 + 1)  # 320 ids are of two bytes
+        assert memory.bytes_per_device(answers) == 8 * 32 * 50 * (2 + 1)  # 320 ids are of two bytes
 
 
 @pytest.mark.parametrize(

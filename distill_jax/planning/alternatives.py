@@ -14,7 +14,7 @@ from distill_jax import config as configs
 from distill_jax.config import schema
 from distill_jax.errors import UsageError
 from distill_jax.planning import abstract, memory
-from distill_jax.planning.plan import Plan, make
+from distill_jax.planning.plan import Plan, make_plan
 from distill_jax.planning.targets import Target
 
 #: Programs that a search compiles at most.
@@ -38,7 +38,7 @@ def fix(
     config: ConfigDict,
     target: Target,
     say: Callable[[str], None],
-    compiled: Callable[..., Plan] = make,
+    compiled: Callable[..., Plan] = make_plan,
 ) -> str:
     """What the cheapest change is with which a config that does not fit a target does.
 
@@ -104,7 +104,7 @@ def _may_fit(config: ConfigDict, target: Target, change: Changes) -> bool:
         run = abstract.prepare(changed(config, change), target.devices)
     except UsageError:
         return False
-    held = memory.held(run.state, run.teacher_variables, run.store, run.batches)
+    held = memory.argument_bytes(run.state, run.teacher_variables, run.store, run.batches)
     return sum(held.values()) < target.memory
 
 
@@ -159,7 +159,7 @@ def search(
                 continue
             left -= 1
             say(" ".join(f"--config.{key}={value}" for key, value in change.items()))
-            plan = make(changed(config, change), target)
+            plan = make_plan(changed(config, change), target)
             if plan.fits:
                 found.append(plan)
                 break

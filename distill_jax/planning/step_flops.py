@@ -19,7 +19,7 @@ from distill_jax.training.step import train_step
 
 
 @dataclasses.dataclass(frozen=True)
-class Work:
+class StepFlops:
     """FLOPs of one step, over all devices.
 
     Attributes:
@@ -44,7 +44,7 @@ class Work:
         return sum(parts)
 
 
-def of(run: Abstract) -> Work:
+def count_step(run: Abstract) -> StepFlops:
     """The work of a step of a run."""
     text = isinstance(run.recipe, TextRecipe)
     forward = _text_forward if text else _image_forward
@@ -58,7 +58,7 @@ def of(run: Abstract) -> Work:
         plain = _step(prepare(configs.resolve(changed), devices)) - writing
     chance = run.config.rollout.probability if text else 0.0
     rollout = round(chance * writing) if text else writing
-    return Work(teacher, student, plain - teacher - student, rollout, program + rollout)
+    return StepFlops(teacher, student, plain - teacher - student, rollout, program + rollout)
 
 
 def _one(tree: Any) -> Any:
