@@ -1,7 +1,8 @@
 """The looks of a page: one style sheet, and the colours that figures take in light and dark mode.
 
-A figure is drawn in the colours of `distill_jax.reports.figure_style`; on a page each of them becomes
-a variable of the style sheet, so that text, axes and lines follow the reader's colour scheme.
+A figure is drawn in the colours of `distill_jax.reports.figure_style`; a page replaces each of
+them by a variable of the style sheet, so that text, axes and lines follow the reader's colour
+scheme.
 """
 
 from distill_jax.reports import figure_style
