@@ -167,7 +167,7 @@ def test_result_without_the_optional_parts(workdir):
     assert len(page.find("svg")) == 1
 
 
-def test_figures_text_shows_student_and_teacher():
+def test_metrics_text_shows_student_and_teacher():
     assert reports.metrics_text(TEST) == (
         "Model    Accuracy (%)  Errors     NLL  ECE (%)   Brier  Agreement (%)  KL from teacher\n"
         "-------  ------------  ------  ------  -------  ------  -------------  ---------------\n"

@@ -6,13 +6,13 @@ import pytest
 
 from distill_jax.reports.tables import (
     Column,
-    find,
+    format_value,
     listing,
+    lookup,
     markdown,
     mean_and_deviation,
     over_seeds,
     text,
-    written,
 )
 
 ACCURACY = Column("test.accuracy", "Accuracy (%)", "percent")
@@ -85,12 +85,12 @@ class TestOverSeeds:
     ],
 )
 def test_written(value, column, cell):
-    assert written(value, column) == cell
+    assert format_value(value, column) == cell
 
 
 def test_find_prefers_the_whole_key_and_reaches_into_dicts():
     row = {"a.b": 1, "a": {"b": 2, "c": {"d": 3}}, "e": None}
-    assert [find(row, key) for key in ("a.b", "a.c.d", "a.x", "a.b.c", "e.f")] == [
+    assert [lookup(row, key) for key in ("a.b", "a.c.d", "a.x", "a.b.c", "e.f")] == [
         1,
         3,
         None,
