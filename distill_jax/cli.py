@@ -106,7 +106,7 @@ def _add_hosts(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--host_timeout",
         metavar="SECONDS",
-        default=str(coordination.HOST_TIMEOUT),
+        default=str(coordination.HEARTBEAT_TIMEOUT),
         help="a process that is not heard of for so long ends all (%(default)s)",
     )
     group.add_argument(
@@ -127,9 +127,9 @@ def _join(arguments: argparse.Namespace) -> None:
         raise UsageError(
             f"--step_timeout={step_timeout:g}: expected 0, or seconds from 1 to 604800"
         )
-    how = discovery.launch(arguments.coordinator, arguments.num_processes, arguments.process_id)
+    how = discovery.discover(arguments.coordinator, arguments.num_processes, arguments.process_id)
     together = arguments.verb == "train"
-    coordination.start(how, stop_together=together, timeout=timeout, step_timeout=step_timeout)
+    coordination.join(how, stop_together=together, timeout=timeout, step_timeout=step_timeout)
 
 
 def _numbers(flag: str, said: str, kind: type) -> tuple:
@@ -261,7 +261,7 @@ def _evaluate(arguments: argparse.Namespace, overrides: dict[str, str]) -> None:
 
 
 def _print_once(text: str) -> None:
-    if coordination.first():
+    if coordination.is_first():
         print(text)
 
 
@@ -312,14 +312,14 @@ def main(argv: Sequence[str] | None = None) -> int:
             "export": _export,
         }
         code = run[arguments.verb](arguments, overrides) or 0
-        coordination.finish()
+        coordination.leave()
         return code
     except UsageError as error:
         return _ended(2, f"distill-jax: error: {error}")
     except Exception as error:
         return _failed(error)
     except KeyboardInterrupt:
-        coordination.end(1, "distill-jax: failed: interrupted")
+        coordination.abort(1, "distill-jax: failed: interrupted")
         raise
 
 
@@ -328,25 +328,32 @@ def _failed(error: Exception) -> int:
     from distill_jax.training import checkpoints, loop
 
     if isinstance(error, loop.Preempted):
-        if coordination.first():
+        if coordination.is_first():
             print("distill-jax: stopped by SIGTERM; the same command resumes", file=sys.stderr)
-        coordination.finish()
+        coordination.leave()
         return 0
-    if coordination.many() and _of_devices(error):
-        gone = coordination.lost()
+    if coordination.is_distributed() and _of_devices(error):
+        gone = coordination.find_lost_process()
         if gone is not None:
-            name = f"process {gone} of {coordination.processes()}"
-            coordination.end(
-                1, f"distill-jax: failed: {name} has gone; all have stopped, {coordination.RESUMES}"
+            hint = coordination.RESUME_HINT
+            name = f"process {gone} of {coordination.process_count()}"
+            coordination.abort(
+                1,
+                f"distill-jax: failed: {name} has gone; all have stopped, {hint}",
             )
-    known = loop.Diverged, checkpoints.CheckpointError, coordination.HostsError, gcs.Unreachable
+    known = (
+        loop.Diverged,
+        checkpoints.CheckpointError,
+        coordination.CoordinationError,
+        gcs.Unreachable,
+    )
     if isinstance(error, known):
         return _ended(1, f"distill-jax: failed: {error}")
-    if coordination.many():
+    if coordination.is_distributed():
         traceback.print_exc()
         said = " ".join(str(error).split())[:300]
-        name = f"process {coordination.process()} of {coordination.processes()}"
-        coordination.end(1, f"distill-jax: failed: {name}: {type(error).__name__}: {said}")
+        name = f"process {coordination.process_index()} of {coordination.process_count()}"
+        coordination.abort(1, f"distill-jax: failed: {name}: {type(error).__name__}: {said}")
     raise error
 
 
@@ -361,7 +368,7 @@ def _of_devices(error: BaseException | None) -> bool:
 
 def _ended(code: int, line: str) -> int:
     """Says why a run ends; of many processes ends all of them."""
-    coordination.end(code, line)
+    coordination.abort(code, line)
     print(line, file=sys.stderr)
     return code
 

@@ -256,7 +256,7 @@ def generate(
         own = keys[np.array(rows + rows[:1] * (batch_size - len(rows)))]
         arrays = (jnp.asarray(tokens), jnp.asarray(lengths), own)
         if mesh is not None:
-            arrays = parallel.place(arrays, parallel.batch_sharding(mesh))
+            arrays = parallel.put(arrays, parallel.batch_sharding(mesh))
         drawn = _generate_tokens(graphdef, params, *arrays, options=tuple(options.items()))
         drawn = parallel.fetch(drawn)
         found |= {i: _response(drawn, place) for place, i in enumerate(rows)}

@@ -88,14 +88,14 @@ def platform(mesh: Mesh | None) -> str:
     return "gpu" if found == "cuda" else found
 
 
-def ways(mesh: Mesh) -> int:
+def batch_ways(mesh: Mesh) -> int:
     """Into how many parts a batch is split."""
     return math.prod(mesh.shape[axis] for axis in BATCH)
 
 
 def check_divides(mesh: Mesh, key: str, batch_size: int) -> None:
     """UsageError when a batch cannot be split evenly over the mesh."""
-    parts = ways(mesh)
+    parts = batch_ways(mesh)
     if batch_size % parts:
         raise UsageError(
             f"{key}={batch_size}: expected a multiple of {parts}, "

@@ -23,7 +23,7 @@ from distill_jax.parallel.mesh import replicated
 
 #: What can be whole on every device in place of in shards.
 PARTS = ("student", "adapters", "optimizer", "average", "teacher")
-#: The name of what `gathered` returns.
+#: The name of what `gather` returns.
 GATHERED = "gathered"
 
 _WIDENS = r"(query|key|value|gate|up|qkv|dense1)"
@@ -58,7 +58,7 @@ RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
 )
 
 
-class Placed(NamedTuple):
+class Partition(NamedTuple):
     """Where an array goes by the rules.
 
     Attributes:
@@ -77,7 +77,7 @@ def _rule(name: str, dimensions: int) -> tuple[str | None, ...]:
     return (None,) * dimensions
 
 
-def place(name: str, shape: tuple[int, ...], mesh: Mesh) -> Placed:
+def partition(name: str, shape: tuple[int, ...], mesh: Mesh) -> Partition:
     """Where an array of this name and shape goes; a dimension that does not divide stays whole."""
     spec, whole = [], []
     for dimension, (axis, size) in enumerate(zip(_rule(name, len(shape)), shape, strict=True)):
@@ -85,12 +85,12 @@ def place(name: str, shape: tuple[int, ...], mesh: Mesh) -> Placed:
         if size % ways:
             whole.append(dimension)
         spec.append(axis if ways > 1 and not size % ways else None)
-    return Placed(PartitionSpec(*spec), tuple(whole))
+    return Partition(PartitionSpec(*spec), tuple(whole))
 
 
 def sharding(name: str, shape: tuple[int, ...], mesh: Mesh) -> NamedSharding:
     """The sharding of a parameter by the rules."""
-    return NamedSharding(mesh, place(name, shape, mesh).spec)
+    return NamedSharding(mesh, partition(name, shape, mesh).spec)
 
 
 def _names(path: tuple[Any, ...]) -> list[str]:
@@ -99,7 +99,7 @@ def _names(path: tuple[Any, ...]) -> list[str]:
     return [name for name in found if isinstance(name, str)]
 
 
-def layout(tree: Any, mesh: Mesh, replicate: Collection[str] = ()) -> Any:
+def shardings(tree: Any, mesh: Mesh, replicate: Collection[str] = ()) -> Any:
     """The shardings of all arrays of a pytree.
 
     Args:
@@ -118,13 +118,13 @@ def layout(tree: Any, mesh: Mesh, replicate: Collection[str] = ()) -> Any:
     return jax.tree_util.tree_map_with_path(of, tree)
 
 
-def assembled(tree: Any, mesh: Mesh) -> Any:
-    """Parameters that are put together over `fsdp`, all at once, each with `gathered`."""
+def gather_tree(tree: Any, mesh: Mesh) -> Any:
+    """Parameters that are put together over `fsdp`, all at once, each with `gather`."""
     if mesh.shape["fsdp"] == 1:
         return tree
 
     def whole(path, leaf):
-        return gathered(leaf, sharding(_names(path)[-1], leaf.shape, mesh))
+        return gather(leaf, sharding(_names(path)[-1], leaf.shape, mesh))
 
     return jax.tree_util.tree_map_with_path(whole, tree)
 
@@ -133,7 +133,7 @@ def undivided(tree: Any, mesh: Mesh) -> Iterator[tuple[str, tuple[int, ...], str
     """What is left whole since it does not divide by its axis: (name, shape, axis)."""
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         for name in _names(path)[-1:]:
-            for dimension in place(name, leaf.shape, mesh).whole:
+            for dimension in partition(name, leaf.shape, mesh).whole:
                 yield name, leaf.shape, _rule(name, len(leaf.shape))[dimension]
 
 
@@ -155,7 +155,7 @@ def _regathered_backward(stored, used, residuals, gradient):
 _regathered.defvjp(_regathered_forward, _regathered_backward)
 
 
-def gathered(x: jax.Array, stored: NamedSharding) -> jax.Array:
+def gather(x: jax.Array, stored: NamedSharding) -> jax.Array:
     """An array that is put together over `fsdp` for its use; its gradient goes back in shards.
 
     It carries the name "gathered", by which rematerialisation can tell it from what is to be kept.

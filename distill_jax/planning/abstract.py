@@ -191,7 +191,7 @@ def _images(config: ConfigDict, mesh: Mesh) -> Abstract:
     recipe = made[-1][-1]
     variables = opened.variables
     if variables:
-        layout = parallel.layout({"teacher": variables}, mesh, config.mesh.replicate)
+        layout = parallel.shardings({"teacher": variables}, mesh, config.mesh.replicate)
         variables = _placed(variables, layout["teacher"])
     rows, integers = config.training.batch_size, jnp.dtype(jnp.int32)
     image = (info.image_shape, jnp.dtype(jnp.uint8))

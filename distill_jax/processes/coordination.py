@@ -25,13 +25,13 @@ from distill_jax.processes import relay, watchdog
 from distill_jax.processes.discovery import Launch
 
 #: Seconds after which a process that is not heard of counts as dead.
-HOST_TIMEOUT = 100
+HEARTBEAT_TIMEOUT = 100
 #: Seconds within which all processes have to have been started.
 JOIN_TIMEOUT = 300
 #: Seconds in which some process has to go on with the steps.
 STEP_TIMEOUT = 3600
 
-RESUMES = "and the same command goes on from the last checkpoint"
+RESUME_HINT = "and the same command goes on from the last checkpoint"
 
 _SAID = "distill_jax/said/"  # what the first process has told the others
 _ALIVE = "distill_jax/alive/"  # of each process a number, which grows, and what it does
@@ -50,31 +50,31 @@ _watching: threading.Thread | None = None
 _step_limit = 0.0  # seconds; 0 for none
 
 
-class HostsError(RuntimeError):
+class CoordinationError(RuntimeError):
     """The processes could not be joined; one line."""
 
     def __init__(self, message: str):
         super().__init__(" ".join(message.split()))
 
 
-def start(
+def join(
     how: Launch | None,
     *,
     stop_together: bool = False,
-    timeout: float = HOST_TIMEOUT,
+    timeout: float = HEARTBEAT_TIMEOUT,
     step_timeout: float = STEP_TIMEOUT,
 ) -> None:
     """Joins this process with the others; must come before the first computation with JAX.
 
     Args:
-      how: of `launch.launch`; None does nothing.
+      how: of `discovery.discover`; None does nothing.
       stop_together: SIGTERM in any process is for all of them to agree upon, by `stop_asked`. Else
         it ends the process.
       timeout: seconds after which a process that is not heard of ends all.
       step_timeout: seconds after which all end if no process goes on, see `stalls`; 0 for never.
 
     Raises:
-      HostsError: the processes did not all come, or this one cannot reach the first.
+      CoordinationError: the processes did not all come, or this one cannot reach the first.
     """
     global _watching, _step_limit
     if how is None:
@@ -100,17 +100,17 @@ def start(
             heartbeat_timeout_seconds=int(timeout) + 20,
         )
     except Exception as error:
-        raise HostsError(
+        raise CoordinationError(
             f"the processes could not be joined (coordinator {how.coordinator or 'detected'}, "
             f"{how.processes or 'detected'} processes): {error}"[:500]
         ) from error
-    if many():
+    if is_distributed():
         watchdog.mark(0, "preparing", long=True)
         _step_limit = step_timeout
         _joined.set()
         _watching = threading.Thread(target=_watch, args=(timeout,), name="hosts", daemon=True)
         _watching.start()
-        if not first():
+        if not is_first():
             threading.Thread(target=_mind, args=(timeout,), name="first", daemon=True).start()
 
 
@@ -150,34 +150,34 @@ def _state() -> Any:
     return module.global_state if joined else None
 
 
-def processes() -> int:
+def process_count() -> int:
     """How many there are."""
     state = _state()
     return state.num_processes if state else 1
 
 
-def process() -> int:
+def process_index() -> int:
     """Which this is, from 0."""
     state = _state()
     return state.process_id if state else 0
 
 
-def many() -> bool:
+def is_distributed() -> bool:
     """Whether there are several."""
-    return processes() > 1
+    return process_count() > 1
 
 
-def first() -> bool:
+def is_first() -> bool:
     """Whether this process writes what is written once."""
-    return process() == 0
+    return process_index() == 0
 
 
 def watches_steps() -> bool:
     """Whether it counts when the steps of this process have been computed."""
-    return many() and _step_limit > 0
+    return is_distributed() and _step_limit > 0
 
 
-def on_first(make: Callable[[], Any], key: str = "") -> Any:
+def broadcast_from_first(make: Callable[[], Any], key: str = "") -> Any:
     """What the first process makes, in every process; all of them call it together.
 
     An error in the first process ends all, or has to be among what is made.
@@ -189,10 +189,10 @@ def on_first(make: Callable[[], Any], key: str = "") -> Any:
     Returns:
       It, as JSON gives it back where there are several processes.
     """
-    if not many():
+    if not is_distributed():
         return make()
     key = _SAID + (key or str(next(_numbers)))
-    if first():
+    if is_first():
         said = json.dumps(make())
         _state().client.key_value_set(key, said)
     else:
@@ -200,9 +200,9 @@ def on_first(make: Callable[[], Any], key: str = "") -> Any:
     return json.loads(said)
 
 
-def finish() -> None:
+def leave() -> None:
     """The good end of every process, in which they wait for each other; does nothing for one."""
-    if not many():
+    if not is_distributed():
         return
     _state().client.wait_at_barrier("distill_jax/finish", _FOR_EVER)
     _finished.set()
@@ -213,7 +213,7 @@ def finish() -> None:
     jax.distributed.shutdown()
 
 
-def end(code: int, line: str) -> None:
+def abort(code: int, line: str) -> None:
     """Ends all processes at once, with this code and one line, said by the first process.
 
     The first error counts: of processes that fail together one is heard. Does nothing for a single
@@ -223,11 +223,11 @@ def end(code: int, line: str) -> None:
       code: the exit code.
       line: what went wrong.
     """
-    if not many():
+    if not is_distributed():
         return
     global _going
     client = _state().client
-    _going = about = {"code": code, "process": process(), "line": line}
+    _going = about = {"code": code, "process": process_index(), "line": line}
     try:
         client.key_value_set(_ENDED, json.dumps(about))
     except Exception:
@@ -235,7 +235,7 @@ def end(code: int, line: str) -> None:
     _leave(client, about)
 
 
-def lost() -> int | None:
+def find_lost_process() -> int | None:
     """A process that has gone, as it looks within some seconds; None when all are heard of.
 
     For who finds that a computation of all of them has failed.
@@ -264,24 +264,24 @@ def _leave(client: Any, about: dict[str, Any]) -> None:
     global _going
     with _leaving:  # for good: the other thread that comes here must not end the process earlier
         _going = about
-        own = about["process"] == process()
-        if first():
+        own = about["process"] == process_index()
+        if is_first():
             _say(about["line"])
-        others = set(range(processes())) - {process()}
+        others = set(range(process_count())) - {process_index()}
         deadline = time.monotonic() + _FAREWELL
         try:
-            client.key_value_set(f"{_HEARD}{process()}", "", allow_overwrite=True)
-            awaited = others if first() else {0} if own else set()
+            client.key_value_set(f"{_HEARD}{process_index()}", "", allow_overwrite=True)
+            awaited = others if is_first() else {0} if own else set()
             while awaited and time.monotonic() < deadline:
                 heard = {name for name, _ in client.key_value_dir_get(_HEARD)}
                 awaited = {n for n in awaited if f"{_HEARD}{n}" not in heard} - {about.get("dead")}
                 time.sleep(0.05)
-            if own and awaited and not first():
+            if own and awaited and not is_first():
                 _say(about["line"])
-            if first():
+            if is_first():
                 time.sleep(_LAST)
         except Exception:
-            if own and not first():
+            if own and not is_first():
                 _say(about["line"])
         _exit(about["code"])
 
@@ -293,9 +293,9 @@ def _first_lost(how: str) -> None:
     """
     # Whoever leaves already may wait for an answer that never comes.
     _leaving.acquire(timeout=2 * _LAST)
-    line = f"distill-jax: failed: {how}; all have stopped, {RESUMES}"
-    about = _going or {"code": 1, "process": process(), "line": line}
-    if about["process"] == process():
+    line = f"distill-jax: failed: {how}; all have stopped, {RESUME_HINT}"
+    about = _going or {"code": 1, "process": process_index(), "line": line}
+    if about["process"] == process_index():
         _say(about["line"])
     _exit(about["code"])
 
@@ -316,19 +316,19 @@ def _watch(timeout: float) -> None:
     seen: dict[int, tuple[str, float]] = {}
     for number in itertools.count():
         try:
-            said = f"{number} {watchdog.report()}"
-            client.key_value_set(f"{_ALIVE}{process()}", said, allow_overwrite=True)
+            said = f"{number} {watchdog.status()}"
+            client.key_value_set(f"{_ALIVE}{process_index()}", said, allow_overwrite=True)
             if (about := _ended(client)) is not None:
                 _leave(client, about)
             _answered.set()
-            if first() and (about := _judged(_alive(client), seen, timeout)) is not None:
+            if is_first() and (about := _judged(_alive(client), seen, timeout)) is not None:
                 client.key_value_set(_ENDED, json.dumps(about))
                 _leave(client, about)
         except Exception as error:
             if _finished.is_set():
                 return
             why = " ".join(str(error).split())[:200]
-            _first_lost(f"process 0 of {processes()} cannot be reached ({why})")
+            _first_lost(f"process 0 of {process_count()} cannot be reached ({why})")
         if _finished.wait(pause):
             return
 
@@ -343,7 +343,7 @@ def _mind(timeout: float) -> None:
         looks = 0 if _answered.is_set() else looks + 1
         _answered.clear()
         if looks > 10:
-            _first_lost(f"process 0 of {processes()} was not heard of for {timeout:g} s")
+            _first_lost(f"process 0 of {process_count()} was not heard of for {timeout:g} s")
 
 
 def _alive(client: Any) -> dict[int, str]:
@@ -357,14 +357,14 @@ def _judged(
     """With what all have to end, by what they have said last; None while all is well."""
     about = {"code": 1, "process": 0}
     if (dead := _silent(alive, seen, timeout)) is not None:
-        how = f"process {dead} of {processes()} was not heard of for {timeout:g} s"
+        how = f"process {dead} of {process_count()} was not heard of for {timeout:g} s"
         about["dead"] = dead
-    elif _step_limit and len(alive) == processes():
+    elif _step_limit and len(alive) == process_count():
         reports = {number: said.partition(" ")[2] for number, said in alive.items()}
-        how = watchdog.verdict(watchdog.read(reports), _step_limit)
+        how = watchdog.diagnose(watchdog.parse(reports), _step_limit)
     else:
         how = None
-    return how and {**about, "line": f"distill-jax: failed: {how}; all have stopped, {RESUMES}"}
+    return how and {**about, "line": f"distill-jax: failed: {how}; all have stopped, {RESUME_HINT}"}
 
 
 def _silent(

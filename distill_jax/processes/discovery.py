@@ -41,7 +41,7 @@ class Launch:
     devices: tuple[int, ...] | None = None
 
 
-def launch(
+def discover(
     coordinator: str | None = None,
     processes: str | None = None,
     process: str | None = None,

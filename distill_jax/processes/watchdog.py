@@ -50,7 +50,7 @@ def mark(begun: int, doing: str, *, long: bool = False) -> None:
         _now, _since = Report(begun, doing, long, 0.0), time.monotonic()
 
 
-def computed(step: int) -> None:
+def mark_computed(step: int) -> None:
     """Says that the devices have computed so many steps."""
     global _computed, _since
     with _lock:
@@ -58,18 +58,18 @@ def computed(step: int) -> None:
             _computed, _since = step, time.monotonic()
 
 
-def report() -> str:
+def status() -> str:
     """What this process says now, in JSON."""
     with _lock:
         return json.dumps([_now.begun, _now.doing, _now.long, time.monotonic() - _since])
 
 
-def read(said: Mapping[int, str]) -> dict[int, Report]:
+def parse(said: Mapping[int, str]) -> dict[int, Report]:
     """The reports of processes, as `report` gave them."""
     return {number: Report(*json.loads(text)) for number, text in said.items()}
 
 
-def verdict(reports: Mapping[int, Report], limit: float) -> str | None:
+def diagnose(reports: Mapping[int, Report], limit: float) -> str | None:
     """Who holds up the run, when nobody goes on any more; None while anybody does.
 
     Args:

@@ -99,7 +99,7 @@ def run(config: Mapping[str, Any] | ConfigDict, where: str | os.PathLike) -> Res
         return resumed, workdir.read_json(paths.result) if done else None
 
     with storage.reached(paths.root, "--workdir"):
-        resumed, done = coordination.on_first(claim)
+        resumed, done = coordination.broadcast_from_first(claim)
     if done is not None:
         return Result(done, paths.root)
     if config.training.deterministic:
@@ -115,7 +115,7 @@ def run(config: Mapping[str, Any] | ConfigDict, where: str | os.PathLike) -> Res
         reports.run_report(paths.root)
         return values
 
-    return Result(coordination.on_first(write), paths.root)
+    return Result(coordination.broadcast_from_first(write), paths.root)
 
 
 def _run(
@@ -123,13 +123,13 @@ def _run(
 ) -> dict[str, Any]:
     """The content of result.json, of a run whose parts are opened and checked."""
     config = parts.config
-    paths.check_shared(coordination.on_first(lambda: _begun(parts, paths, resumed)))
+    paths.check_shared(coordination.broadcast_from_first(lambda: _begun(parts, paths, resumed)))
 
     device, warning = parallel.describe_devices(parts.mesh)
     total = parts.total_steps
     title = f"{config.student.name} by {config.method.name}"
     unit = "rows" if config.data.name == schema.TEXT else "images"
-    style = config.logging.progress if coordination.first() else "off"
+    style = config.logging.progress if coordination.is_first() else "off"
     with Progress(total, title=title, style=style, unit=unit) as progress:
         progress.note(f"device: {device}; workdir: {paths.root}; {total} steps")
         if warning:
@@ -204,7 +204,7 @@ def _train(session: Session, stop_asked: Callable[[], bool]) -> dict[str, Any]:
 
     final = figures(now, total, paths.model)
     selected = None
-    best = coordination.on_first(session.checkpoints.best_step)
+    best = coordination.broadcast_from_first(session.checkpoints.best_step)
     if best == total:  # often, and evaluating is not free
         parts.save(paths.selected, *now.evaluated)
         selected = final

@@ -38,8 +38,8 @@ class Session:
             keep_best="validation" in parts.evaluators,
             warn=progress.note,
         )
-        log = writers.MetricsLog if coordination.first() else lambda path: writers.Silent()
-        self.growing = Growing(paths.root, GROWING if coordination.first() else ())
+        log = writers.MetricsLog if coordination.is_first() else lambda path: writers.Silent()
+        self.growing = Growing(paths.root, GROWING if coordination.is_first() else ())
         self.logs = Workdir(self.growing.local)
         self.metrics, self.performance = log(self.logs.metrics), log(self.logs.performance)
         self.boards: list[Any] = []
@@ -66,9 +66,9 @@ class Session:
         self.logged_step, self.logged_seconds = at, self.seconds
         for log in (self.metrics, self.performance):
             log.truncate(at)
-        if self.config.logging.tensorboard and coordination.first():
+        if self.config.logging.tensorboard and coordination.is_first():
             self.boards.append(writers.TensorBoard(self.logs.tensorboard, purge_step=at + 1))
-        if self.config.logging.wandb and coordination.first():
+        if self.config.logging.wandb and coordination.is_first():
             self.boards.append(
                 writers.Wandb(self.config.logging.wandb, self.config.to_dict(), self.logs.root)
             )

@@ -109,15 +109,15 @@ class Workdir:
           UsageError: this process does not see it.
         """
         deadline = time.monotonic() + SEEN_AFTER
-        while coordination.many() and not coordination.first():
+        while coordination.is_distributed() and not coordination.is_first():
             with contextlib.suppress(OSError, ValueError):
                 manifest = json.loads(self.manifest.read_text())
                 if started in (manifest["started"], *(r["started"] for r in manifest["resumed"])):
                     return
             if time.monotonic() > deadline:
                 raise UsageError(
-                    f"--workdir={self.root}: process {coordination.process()} does not see what the"
-                    " first one has written there; expected a folder that all hosts share"
+                    f"--workdir={self.root}: process {coordination.process_index()} does not see "
+                    "what the first one has written there; expected a folder that all hosts share"
                 )
             time.sleep(0.1)
 

@@ -92,11 +92,11 @@ def stop_on_sigterm() -> Iterator[Callable[[], bool]]:
     the question equally often then.
     """
     asked = threading.Event()
-    was_asked = _agreed_stop() if coordination.many() else asked.is_set
+    was_asked = _agreed_stop() if coordination.is_distributed() else asked.is_set
     if threading.current_thread() is not threading.main_thread():
         yield was_asked
         return
-    if coordination.many():
+    if coordination.is_distributed():
         # JAX has its own handler of SIGTERM, which tells the others.
         number, handler = signal.SIGINT, lambda *_: os.kill(os.getpid(), signal.SIGTERM)
     else:
@@ -146,7 +146,7 @@ def _followed() -> Iterator[Callable[[int, TrainState], None]]:
         while (item := handed.get()) is not None:
             with contextlib.suppress(Exception):  # the main thread meets the same error
                 jax.block_until_ready(item[1])
-                watchdog.computed(item[0])
+                watchdog.mark_computed(item[0])
 
     threading.Thread(target=wait, name="steps", daemon=True).start()
     try:

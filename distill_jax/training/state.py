@@ -59,7 +59,7 @@ def placed(state: TrainState, layout: Any) -> TrainState:
       state: on the host or on devices of this process.
       layout: one sharding, or the tree of them.
     """
-    return parallel.place(jax.tree.map(lambda a: np.array(a, copy=True), state), layout)
+    return parallel.put(jax.tree.map(lambda a: np.array(a, copy=True), state), layout)
 
 
 def initial(
@@ -85,7 +85,7 @@ def initial(
       adapters: the method's initial arrays that are trained.
       memory: its initial arrays that are not.
       optimizer: gives its state.
-      mesh: the devices, over which it lies as `parallel.layout` says.
+      mesh: the devices, over which it lies as `parallel.shardings` says.
       replicate: what is whole on every device: "student", "adapters", "optimizer" or "average".
       seed: of the run.
       averaged: whether a moving average is kept; it starts as a copy of the student.
@@ -109,7 +109,7 @@ def initial(
     given = (params, stats, adapters, memory)
     abstract = jax.eval_shape(make, *given)
     whole = {"params" if part == "student" else part for part in replicate}
-    layout = parallel.layout(abstract, mesh, whole)
+    layout = parallel.shardings(abstract, mesh, whole)
     if any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(given)):
         return jax.tree.map(
             lambda a, where: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=where),
@@ -117,4 +117,4 @@ def initial(
             layout,
         )
     # Moments of arrays in shards come in the same shards: no device ever holds them whole.
-    return jax.tree.map(jnp.copy, parallel.place(make(*given), layout))
+    return jax.tree.map(jnp.copy, parallel.put(make(*given), layout))

@@ -16,7 +16,7 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from distill_jax.optim import optimizers
-from distill_jax.parallel import batch_sharding, layout, place, place_rows, replicated
+from distill_jax.parallel import batch_sharding, put, put_rows, replicated, shardings
 from distill_jax.training.recipe import Batch, Recipe
 from distill_jax.training.state import TrainState
 
@@ -55,7 +55,7 @@ def train_step(
     sharding = NamedSharding(mesh, PartitionSpec(None, *batch_sharding(mesh).spec))
     parts = jax.lax.with_sharding_constraint(parts, sharding)
     trainable = {"student": state.params, "adapters": state.adapters}
-    shards = layout(trainable, mesh)
+    shards = shardings(trainable, mesh)
 
     def accumulate(carry, inputs):
         kept, totals = carry
@@ -200,6 +200,6 @@ def put_batches(batches: Sequence[dict[str, Any]], mesh: Mesh) -> Batch:
     whole = replicated(mesh)
     stacked = {name: np.stack([batch[name] for batch in batches]) for name in batches[0]}
     return {
-        name: place(value, whole) if name == "view_key" else place_rows(value, split, axis=1)
+        name: put(value, whole) if name == "view_key" else put_rows(value, split, axis=1)
         for name, value in stacked.items()
     }

@@ -70,7 +70,7 @@ JAX = {
     ],
 )
 def test_what_flags_and_environment_say(flags, environment, expected):
-    assert discovery.launch(*flags, environment) == expected
+    assert discovery.discover(*flags, environment) == expected
 
 
 @pytest.mark.parametrize(
@@ -90,7 +90,7 @@ def test_what_flags_and_environment_say(flags, environment, expected):
 )
 def test_mistakes_are_said_in_one_line(flags, environment, message):
     with pytest.raises(UsageError) as caught:
-        discovery.launch(*flags, environment)
+        discovery.discover(*flags, environment)
     assert str(caught.value).startswith(message) and "\n" not in str(caught.value)
 
 
@@ -160,10 +160,10 @@ def metadata():
 def test_a_cloud_tpu_vm_asks_its_metadata(tpu_machine, metadata, told, expected):
     attributes, environment = metadata
     attributes.update(told)
-    found = discovery.launch(environment=environment)
+    found = discovery.discover(environment=environment)
     assert found == (expected and Launch(None, None, None, expected))
     # Where JAX is told to compute elsewhere, nobody is asked.
-    assert discovery.launch(environment={**environment, "JAX_PLATFORMS": "cpu"}) is None
+    assert discovery.discover(environment={**environment, "JAX_PLATFORMS": "cpu"}) is None
 
 
 @pytest.mark.parametrize(
@@ -176,7 +176,7 @@ def test_a_cloud_tpu_vm_asks_its_metadata(tpu_machine, metadata, told, expected)
     ],
 )
 def test_a_pod_with_tpus_is_told_by_its_variables(tpu_machine, environment, several):
-    found = discovery.launch(environment=environment)
+    found = discovery.discover(environment=environment)
     assert found == (Launch(None, None, None, "gketpu") if several else None)
 
 
@@ -185,4 +185,4 @@ def test_without_a_tpu_no_server_is_asked(monkeypatch):
         raise AssertionError("a server was asked")
 
     monkeypatch.setattr(discovery.urllib.request, "urlopen", refuse)
-    assert discovery.launch(environment={"KUBERNETES_SERVICE_HOST": "10.0.0.1"}) is None
+    assert discovery.discover(environment={"KUBERNETES_SERVICE_HOST": "10.0.0.1"}) is None

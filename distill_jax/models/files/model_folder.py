@@ -75,7 +75,7 @@ def fingerprint(spec: Spec, params: Mapping[str, Array], stats: Mapping[str, Arr
 def fingerprint_of(
     definition: Any,
     arrays: Mapping[str, Array],
-    fetch: Callable[..., np.ndarray | None] = parallel.fetch_part,
+    fetch: Callable[..., np.ndarray | None] = parallel.fetch_slice,
 ) -> str:
     """Hex SHA-256 of a definition, as JSON, and of arrays, sorted by name.
 
@@ -83,8 +83,8 @@ def fingerprint_of(
 
     Args:
       definition: what JSON can hold.
-      arrays: on the devices or the host, or what `parallel.fetch_part` can fetch.
-      fetch: it, or `parallel.to_first`, with which the result is that of the first process alone.
+      arrays: on the devices or the host, or what `parallel.fetch_slice` can fetch.
+      fetch: it, or `parallel.fetch_to_first`, with which only the first process has the result.
     """
     digest = hashlib.sha256(json.dumps(definition, sort_keys=True).encode())
     for name, value in arrays.items():
@@ -151,13 +151,13 @@ def save(
     if faults:
         raise ValueError(f"these are not the arrays of {spec.name}: {faults}")
     arrays = _grouped(params, stats)
-    whole = fingerprint_of(spec.to_json(), arrays, parallel.to_first)
-    hash_of_model = coordination.on_first(lambda: whole)
+    whole = fingerprint_of(spec.to_json(), arrays, parallel.fetch_to_first)
+    hash_of_model = coordination.broadcast_from_first(lambda: whole)
     written = replacing(path, (_MODEL, _WEIGHTS).__contains__, "a model")
-    with written if coordination.first() else contextlib.nullcontext() as saving:
+    with written if coordination.is_first() else contextlib.nullcontext() as saving:
         weights, digest = saving and saving / _WEIGHTS, hashlib.sha256()
         safetensors_writer.write(
-            weights, arrays, lambda name: parallel.to_first(arrays[name]), digest=digest
+            weights, arrays, lambda name: parallel.fetch_to_first(arrays[name]), digest=digest
         )
         if saving:
             model = _rendered(spec, hash_of_model, digest.hexdigest())

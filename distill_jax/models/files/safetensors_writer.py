@@ -51,7 +51,7 @@ def write(
       digest: of `hashlib`, to which every byte is given too.
     """
     order = sorted(kinds, key=lambda name: (-np.dtype(kinds[name].dtype).itemsize, name))
-    if not coordination.first():
+    if not coordination.is_first():
         for name in order:
             read(name)
         return

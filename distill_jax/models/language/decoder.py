@@ -302,7 +302,7 @@ def create(
     with jax.default_device(jax.local_devices(backend="cpu")[0]):
         params = split(make())[1]
     for name, value in params.items():
-        params[name] = parallel.place(value, layout(name, value.shape))
+        params[name] = parallel.put(value, layout(name, value.shape))
     return assemble(config, params, **options)
 
 

@@ -142,6 +142,6 @@ class Layout:
             if value.ndim == _OF_EXPERTS:
                 return value
             own = NamedSharding(self.mesh, PartitionSpec(*stored.spec[1:]))
-            return parallel.gathered(value, own)
+            return parallel.gather(value, own)
 
         return jax.tree_util.tree_map_with_path(whole, state)

@@ -170,10 +170,10 @@ class Merged:
     def nbytes(self) -> int:
         return self.kernel.size * self.dtype.itemsize
 
-    def part(
+    def fetch_slice(
         self, place: tuple[int, ...], fetch: Callable[..., np.ndarray | None]
     ) -> np.ndarray | None:
-        """What lies at the place, as `fetch` of the arrays gives it; see `parallel.fetch_part`."""
+        """What lies at the place, as `fetch` of the arrays gives it; see `parallel.fetch_slice`."""
         fetched = [fetch(value, place) for value in (self.kernel, *self.low_rank)]
         if fetched[0] is None:
             return None
@@ -194,7 +194,7 @@ def merged(
       scale: alpha / rank.
 
     Returns:
-      What `parallel.fetch_part` fetches: float32, W + A @ B * scale where W is adapted, else W.
+      What `parallel.fetch_slice` fetches: float32, W + A @ B * scale where W is adapted, else W.
     """
     whole = {}
     for name, value in base.items():

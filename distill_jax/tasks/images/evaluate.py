@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 from distill_jax import data, models, parallel
 from distill_jax.evaluation import classification
 from distill_jax.models import Spec
-from distill_jax.parallel import batch_sharding, fetch, place_rows, replicated
+from distill_jax.parallel import batch_sharding, fetch, put_rows, replicated
 from distill_jax.tasks.images.recipe import examples_of
 from distill_jax.teachers import Teachers, mean_probabilities
 
@@ -66,7 +66,7 @@ class Evaluator:
         def logits_of(params, stats, store, batch):
             images, _ = data.identity(*examples_of(batch, store), spec.num_classes)
             inputs = models.normalise(images, spec.mean, spec.std)
-            params = parallel.assembled(params, mesh)
+            params = parallel.gather_tree(params, mesh)
             return models.apply(graphdef, params, stats, inputs, train=False)[0].logits
 
         def sums(params, stats, answer, store, batch):
@@ -79,7 +79,7 @@ class Evaluator:
 
     def _placed(self) -> Iterable[dict[str, jax.Array]]:
         for batch in self._batches():
-            yield place_rows(batch, batch_sharding(self._mesh))
+            yield put_rows(batch, batch_sharding(self._mesh))
 
     def __call__(self, params: models.Flat, stats: models.Flat) -> dict[str, Any]:
         """Every figure of `metrics.summarise` on the split."""

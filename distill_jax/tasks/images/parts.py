@@ -63,10 +63,10 @@ class ImageParts(Parts):
     def load(self, folder: str | os.PathLike) -> tuple[models.Flat, models.Flat]:
         saved = models.load(folder, key="--workdir")
         where = self.layout.params, self.layout.stats
-        return parallel.place((saved.params, saved.stats), where)
+        return parallel.put((saved.params, saved.stats), where)
 
     def batches(self, position: int) -> Iterator[dict[str, np.ndarray]]:
-        process, processes = parallel.share(self.mesh)
+        process, processes = parallel.process_share(self.mesh)
         feed = data.training_feed(
             self.train,
             self._order,
@@ -117,10 +117,10 @@ def mesh_of(config: ConfigDict, devices: Sequence[Any] | None = None) -> Mesh:
     for key in ("training.batch_size", "evaluation.batch_size"):
         parallel.check_divides(mesh, key, configs.flatten(config)[key])
     part = config.training.batch_size // config.training.accumulate
-    if part % parallel.ways(mesh):
+    if part % parallel.batch_ways(mesh):
         raise UsageError(
             f"training.accumulate={config.training.accumulate}: parts of {part} examples do "
-            f"not divide by the {parallel.ways(mesh)} devices that share a batch; expected a "
+            f"not divide by the {parallel.batch_ways(mesh)} devices that share a batch; expected a "
             "smaller number"
         )
     return mesh
@@ -152,7 +152,7 @@ def prepare(config: ConfigDict) -> ImageParts:
     spec, graphdef = recipes[0].spec, recipes[0].graphdef
     whole = parallel.replicated(mesh)
     resident = {split: is_resident(config, examples.nbytes) for split, examples in splits.items()}
-    store = parallel.place(data.resident_arrays(train), whole) if resident["train"] else {}
+    store = parallel.put(data.resident_arrays(train), whole) if resident["train"] else {}
     evaluators = {}
     for name, examples, ids in (
         ("validation", train, validation_ids),
@@ -402,8 +402,8 @@ def is_resident(config: ConfigDict, nbytes: int) -> bool:
 
 def _evaluator(config, spec, graphdef, mesh, examples, ids, resident, store, answer) -> Evaluator:
     if resident and not store:
-        store = parallel.place(data.resident_arrays(examples), parallel.replicated(mesh))
-    process, processes = parallel.share(mesh)
+        store = parallel.put(data.resident_arrays(examples), parallel.replicated(mesh))
+    process, processes = parallel.process_share(mesh)
     feed = data.evaluation_feed(
         examples,
         ids,

@@ -87,7 +87,7 @@ class ImageRecipe(Recipe):
         return {**view, "draws": draws}
 
     def _answers(self, teacher_variables: Any, view: View) -> list[Outputs]:
-        return self.teachers.answers(parallel.assembled(teacher_variables, self.mesh), view)
+        return self.teachers.answers(parallel.gather_tree(teacher_variables, self.mesh), view)
 
     def answers_ahead(
         self, state: TrainState, teacher_variables: Any, store: Batch, batches: Batch
@@ -136,7 +136,7 @@ class ImageRecipe(Recipe):
         key: jax.Array,
     ) -> tuple[jax.Array, tuple[tuple[Flat, Flat], dict[str, jax.Array]]]:
         stats, memory = kept
-        trainable = parallel.assembled(trainable, self.mesh)
+        trainable = parallel.gather_tree(trainable, self.mesh)
         spec, method = self.spec, self.method
         strong_key, method_key = (jax.random.fold_in(key, n) for n in range(2))
 

@@ -66,8 +66,8 @@ def open_teacher(
     )
     images = jax.ShapeDtypeStruct((1, *info.image_shape), jnp.float32)
     outputs = jax.eval_shape(teacher, variables, images)
-    where = parallel.layout({"teacher": variables}, mesh, config.mesh.replicate)["teacher"]
-    variables = parallel.place(variables, where)
+    where = parallel.shardings({"teacher": variables}, mesh, config.mesh.replicate)["teacher"]
+    variables = parallel.put(variables, where)
     answer = online_answer(teacher, variables, info.num_classes)
     described = zip(
         config.teacher.path, teacher.fingerprints, teacher.specs, teacher.parameters, strict=True
@@ -107,16 +107,16 @@ def _stored(config, method, mesh, splits, train_ids, resident_limit) -> Opened:
     finite = isinstance(teacher.scheme, teachers.Finite)
     wanted = config.teacher.resident
     if finite and (wanted == "yes" or wanted == "auto" and teacher.nbytes <= resident_limit):
-        variables = parallel.place(teacher.resident(), parallel.replicated(mesh))
+        variables = parallel.put(teacher.resident(), parallel.replicated(mesh))
 
     def answer(split: str) -> Answer:
         def logits(store, batch):
-            ids = parallel.own_rows(batch["id"])
+            ids = parallel.local_rows(batch["id"])
             if split == "test":
                 found = teacher.test_answers()["logits"][ids]
             else:
                 found = teacher.validation_answers(ids)["logits"]
-            return parallel.place_rows(found, parallel.batch_sharding(mesh))
+            return parallel.put_rows(found, parallel.batch_sharding(mesh))
 
         return logits
 

@@ -174,7 +174,7 @@ def adapters_key(config: ConfigDict) -> jax.Array:
 
 def where(config: ConfigDict, mesh: Mesh, arrays: models.Flat, part: str) -> Any:
     """The shardings of frozen arrays of "student" or "teacher"."""
-    return parallel.layout({part: arrays}, mesh, config.mesh.replicate)[part]
+    return parallel.shardings({part: arrays}, mesh, config.mesh.replicate)[part]
 
 
 def placement(config: ConfigDict, mesh: Mesh, part: str) -> language.Placement | None:

@@ -46,7 +46,7 @@ class TextParts(Parts):
         return self._order.ids(step * size, size)
 
     def batches(self, position: int) -> Iterator[dict[str, np.ndarray]]:
-        process, processes = parallel.share(self.mesh)
+        process, processes = parallel.process_share(self.mesh)
         size = self.config.training.batch_size
         feed = text.training_feed(
             self.rows, self._order, size, process=process, processes=processes
@@ -69,8 +69,8 @@ class TextParts(Parts):
         with storage.published(folder, "config.json") as here:
             language.write(here, config, params)
         definition = dataclasses.asdict(config)
-        fingerprint = models.fingerprint_of(definition, params, parallel.to_first)
-        return coordination.on_first(lambda: fingerprint)
+        fingerprint = models.fingerprint_of(definition, params, parallel.fetch_to_first)
+        return coordination.broadcast_from_first(lambda: fingerprint)
 
     def load(self, folder: str | os.PathLike) -> tuple[models.Flat, models.Flat]:
         """Of an adapted student the merged kernels, and adapters that add nothing to them."""
@@ -116,7 +116,7 @@ def prepare(config: ConfigDict) -> TextParts:
         }
         frozen = lora.frozen(base)
         where = objective.where(config, mesh, frozen, "student")
-        teacher_params |= parallel.place(frozen, where)
+        teacher_params |= parallel.put(frozen, where)
     measured = objective.measured(config, comparison, opened)
     adapters = comparison.adapters(objective.adapters_key(config))
     asked = questions.prepare(config, tokenizer, measured, teacher_params, mesh)
@@ -132,7 +132,7 @@ def prepare(config: ConfigDict) -> TextParts:
     rollout = objective.rollout_of(config, comparison, tokenizer.stop_ids, mesh)
     recipe = objective.recipe_of(config, comparison, steps_per_epoch, rollout)
 
-    process, processes = parallel.share(mesh)
+    process, processes = parallel.process_share(mesh)
 
     def evaluator(name: str, held_out: text.Rows) -> Evaluate:
         size = config.evaluation.batch_size

@@ -84,7 +84,7 @@ def write(
 
     def of_rows(ids: np.ndarray) -> dict[str, Any]:
         batch = {"id": ids, **rows.batch(ids)}
-        return answer(params, parallel.place_rows(batch, parallel.batch_sharding(mesh)))
+        return answer(params, parallel.put_rows(batch, parallel.batch_sharding(mesh)))
 
     manifest = teachers.write_text_store(
         where,

@@ -19,7 +19,7 @@ from distill_jax.losses.vocab import VocabDivergence
 from distill_jax.methods import Term
 from distill_jax.methods.states import Reading
 from distill_jax.models.language import DecoderConfig, lora
-from distill_jax.parallel import batch_sharding, place_rows, replicated
+from distill_jax.parallel import batch_sharding, put_rows, replicated
 from distill_jax.tasks.language.rollouts import Rollout
 from distill_jax.teachers import GIVEN, Sparse
 from distill_jax.training.recipe import Batch, Flat, Moment, Recipe
@@ -339,7 +339,7 @@ class TextEvaluator:
         del stats
         totals: dict[str, float] = {}
         for batch in self._batches():
-            placed = place_rows(batch, batch_sharding(self._mesh))
+            placed = put_rows(batch, batch_sharding(self._mesh))
             for name, value in jax.device_get(
                 self._sums(params, self._teacher_params, placed)
             ).items():

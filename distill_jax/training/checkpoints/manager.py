@@ -258,10 +258,10 @@ class Checkpoints:
             return failure is None
 
         try:
-            if not coordination.first():
+            if not coordination.is_first():
                 self._checkpointer.wait_until_finished()
             # Not by a computation on the devices, which the training step is using.
-            if not coordination.on_first(sealed, key):
+            if not coordination.broadcast_from_first(sealed, key):
                 raise failure or CheckpointError("the first host could not seal it")
         except Exception as error:
             self._failure = self._failed(step, error)
@@ -279,7 +279,7 @@ class Checkpoints:
         self._checkpointer = ocp.AsyncCheckpointer(_handler(), timeout_secs=_TIMEOUT_SECONDS)
         kept = "unknown"
         with contextlib.suppress(Unreachable):
-            if coordination.first():
+            if coordination.is_first():
                 integrity.clear(integrity.unsealed(self._directory, step))
             kept = ", ".join(map(str, self.steps())) or "none"
         return CheckpointError(
@@ -308,7 +308,7 @@ class Checkpoints:
                 failure = error
                 return _FAILED
 
-        decided = coordination.on_first(first)
+        decided = coordination.broadcast_from_first(first)
         if failure is not None:
             raise failure
         if decided == _FAILED:

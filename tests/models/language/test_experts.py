@@ -159,7 +159,7 @@ def test_gradients_of_experts_are_scattered_over_fsdp_and_summed_in_shards(mesh)
     mesh = parallel.make_mesh(*mesh)
     graphdef, params, _ = models.split(language.create(CONFIG, seed=0))
     graphdef = models.split(language.assemble(CONFIG, params, mesh=mesh))[0]
-    where = parallel.layout({"student": params}, mesh)["student"]
+    where = parallel.shardings({"student": params}, mesh)["student"]
     given = {
         name: jax.ShapeDtypeStruct(value.shape, value.dtype, sharding=where[name])
         for name, value in params.items()

@@ -70,11 +70,11 @@ def test_the_adapted_model_is_the_dense_one_with_the_product_added(load, name):
     assert list(merged) == list(reference.parameters(model))
     for key, value in merged.items():
         assert value.dtype == np.float32
-        whole = parallel.fetch_part(value)
+        whole = parallel.fetch_slice(value)
         np.testing.assert_allclose(whole, expected[key], atol=1e-6, err_msg=key)
         # Layer by layer the same bits.
         for row in range(value.shape[0] if value.ndim > 2 else 0):
-            np.testing.assert_array_equal(parallel.fetch_part(value, (row,)), whole[row])
+            np.testing.assert_array_equal(parallel.fetch_slice(value, (row,)), whole[row])
 
 
 @pytest.mark.parametrize("name", ["llama", "phi3"])

@@ -26,7 +26,7 @@ FUSED = CONFIG.replace(family="phi3", tied=False)
 
 def placed(params, mesh):
     return {
-        name: parallel.place(value, parallel.sharding(name, value.shape, mesh))
+        name: parallel.put(value, parallel.sharding(name, value.shape, mesh))
         for name, value in params.items()
     }
 
@@ -76,7 +76,7 @@ def test_the_fingerprint_is_that_of_the_merged_arrays(monkeypatch, large):
             dense = dense + np.float32(4.0) * (a @ b)
         digest.update(f"\n{name} float32 {list(dense.shape)}\n".encode() + dense.tobytes())
     merged = lora.merged(trained, base, 4.0)
-    for fetch in (parallel.fetch_part, parallel.to_first):
+    for fetch in (parallel.fetch_slice, parallel.fetch_to_first):
         assert models.fingerprint_of(definition, merged, fetch) == digest.hexdigest()
 
 
@@ -121,7 +121,7 @@ for name, shape in reading.shapes(config).items():
     params[name] = jax.jit(lambda s=shape: jnp.full(s, 0.5), out_shardings=where)()
 jax.block_until_ready(params)
 before = peak()
-models.fingerprint_of(dataclasses.asdict(config), params, parallel.to_first)
+models.fingerprint_of(dataclasses.asdict(config), params, parallel.fetch_to_first)
 language.write(sys.argv[1], config, params)
 print(peak() - before, sum(v.nbytes for v in params.values()))
 """

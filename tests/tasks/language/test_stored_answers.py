@@ -109,7 +109,7 @@ def test_each_process_reads_the_answers_of_its_own_rows(config, whole, monkeypat
     stored, rows = arrays(whole), parts.ids(3)
     size = config["training"]["batch_size"]
     for process in (0, 1):
-        monkeypatch.setattr(parallel, "share", lambda mesh, process=process: (process, 2))
+        monkeypatch.setattr(parallel, "process_share", lambda mesh, process=process: (process, 2))
         batch = next(parts.batches(3 * size))
         own = rows[process * size // 2 : (process + 1) * size // 2]
         np.testing.assert_array_equal(batch["id"], own)

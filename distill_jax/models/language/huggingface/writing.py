@@ -83,7 +83,7 @@ def write(
     Args:
       path: the folder; made if need be. It may hold an earlier checkpoint and nothing else.
       config: of the decoder; its `family` says how.
-      params: by their flat names, as `parallel.to_first` takes them.
+      params: by their flat names, as `parallel.fetch_to_first` takes them.
       dtype: of the file; by default that of the parameters.
       shard_bytes: above this much, several files and an index.
       extra: more keys for config.json, such as bos_token_id and eos_token_id.
@@ -96,7 +96,7 @@ def write(
     kind = jnp.dtype(dtype or params["embedding"].dtype)
     content = to_huggingface(config, dtype=kind.name, extra=extra)
     written = replacing(path, lambda name: bool(_OURS.fullmatch(name)), "a checkpoint", key)
-    with written if coordination.first() else contextlib.nullcontext() as saving:
+    with written if coordination.is_first() else contextlib.nullcontext() as saving:
         if saving:
             text = json.dumps(content, indent=2, sort_keys=True) + "\n"
             (saving / tensor_files.CONFIG).write_text(text)
@@ -147,8 +147,8 @@ def _shards(layout: list[names.Tensor], itemsize: int, limit: int) -> Iterator[l
 
 def _array(tensor: names.Tensor, params: Mapping[str, Any], kind: jnp.dtype) -> np.ndarray | None:
     """One tensor as the checkpoint has it, in the first process."""
-    parts = [parallel.to_first(params[name], tensor.place) for name in tensor.parameters]
-    if not coordination.first():
+    parts = [parallel.fetch_to_first(params[name], tensor.place) for name in tensor.parameters]
+    if not coordination.is_first():
         return None
     parts = [part.astype(kind, copy=False) for part in parts]
     whole = np.concatenate(parts, axis=-1) if len(parts) > 1 else parts[0]

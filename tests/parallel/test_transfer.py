@@ -21,27 +21,27 @@ def test_values_come_back_from_the_devices():
             "one": parallel.replicated(mesh),
             "keys": None,
         }
-        placed = parallel.place(tree, wanted)
+        placed = parallel.put(tree, wanted)
         assert placed["rows"].sharding.device_set == set(jax.devices())
         back = parallel.fetch(placed)
         np.testing.assert_array_equal(back["rows"], tree["rows"])
         assert isinstance(back["rows"], np.ndarray) and back["one"] == 3
-    rows = parallel.place_rows(tree["rows"], parallel.batch_sharding(mesh))
-    np.testing.assert_array_equal(parallel.own_rows(rows), tree["rows"])
-    assert parallel.share(mesh) == (0, 1)
+    rows = parallel.put_rows(tree["rows"], parallel.batch_sharding(mesh))
+    np.testing.assert_array_equal(parallel.local_rows(rows), tree["rows"])
+    assert parallel.process_share(mesh) == (0, 1)
 
 
 def test_a_single_process_decides_and_says_for_itself():
     assert (
-        coordination.many(),
-        coordination.first(),
-        coordination.process(),
-        coordination.processes(),
+        coordination.is_distributed(),
+        coordination.is_first(),
+        coordination.process_index(),
+        coordination.process_count(),
     ) == (False, True, 0, 1)
     values = ("as", {"they": 1}, np.arange(2))
-    assert coordination.on_first(lambda: values) is values
-    coordination.end(1, "is for many")
-    coordination.finish()
+    assert coordination.broadcast_from_first(lambda: values) is values
+    coordination.abort(1, "is for many")
+    coordination.leave()
 
 
 class Device:
@@ -61,7 +61,7 @@ def test_a_mesh_takes_as_many_devices_of_each_process(monkeypatch, data, tensor)
 
 def test_a_workdir_that_is_not_shared_is_refused(monkeypatch, tmp_path):
     paths = workdir.Workdir(tmp_path)
-    for name, value in (("many", True), ("first", False), ("process", 3)):
+    for name, value in (("is_distributed", True), ("is_first", False), ("process_index", 3)):
         monkeypatch.setattr(coordination, name, lambda value=value: value)
     monkeypatch.setattr(workdir, "SEEN_AFTER", 0.2)
     message = "process 3 does not see what the first one has written there"

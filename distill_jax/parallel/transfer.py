@@ -20,7 +20,7 @@ from distill_jax.parallel.mesh import batch_sharding
 from distill_jax.processes import coordination
 
 
-def place(tree: Any, sharding: Any) -> Any:
+def put(tree: Any, sharding: Any) -> Any:
     """Whole values, the same in every process, on the devices.
 
     Args:
@@ -43,8 +43,8 @@ def _placed(value: Any, sharding: Sharding) -> jax.Array:
     return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
 
 
-def place_rows(tree: Any, sharding: Sharding, *, axis: int = 0) -> Any:
-    """Batches of which each process has its own rows, of `share`, on the devices.
+def put_rows(tree: Any, sharding: Sharding, *, axis: int = 0) -> Any:
+    """Batches of which each process has its own rows, of `process_share`, on the devices.
 
     Args:
       tree: of arrays on the host; the axis holds the rows.
@@ -57,14 +57,14 @@ def place_rows(tree: Any, sharding: Sharding, *, axis: int = 0) -> Any:
             return jax.device_put(value, sharding)
         value = np.asarray(value)
         shape = list(value.shape)
-        shape[axis] *= share(sharding.mesh)[1]
+        shape[axis] *= process_share(sharding.mesh)[1]
         return jax.make_array_from_process_local_data(sharding, value, tuple(shape))
 
     return jax.tree.map(placed, tree)
 
 
-def own_rows(rows: jax.Array) -> np.ndarray:
-    """Back from `place_rows`: the rows that this process has given."""
+def local_rows(rows: jax.Array) -> np.ndarray:
+    """Back from `put_rows`: the rows that this process has given."""
     if rows.is_fully_addressable:
         return np.asarray(rows)
     parts = {shard.index[0].start or 0: shard.data for shard in rows.addressable_shards}
@@ -86,26 +86,26 @@ def fetch(tree: Any) -> Any:
     return jax.device_get(jax.tree.map(fetched, tree))
 
 
-def fetch_part(value: Any, place: tuple[int, ...] = ()) -> np.ndarray:
+def fetch_slice(value: Any, place: tuple[int, ...] = ()) -> np.ndarray:
     """`value[place]`, whole on the host of every process, which all call it together.
 
     Nothing of it stays on the host or the devices with the array, as with `fetch`.
 
     Args:
       value: an array on the devices or the host; or what is made of some, which has a method
-        `part` with the place and either of these functions as its arguments.
+        `fetch_slice` with the place and either of these functions as its arguments.
       place: numbers along the first axes.
     """
     if not isinstance(value, jax.Array | np.ndarray):
-        return value.part(place, fetch_part)
+        return value.fetch_slice(place, fetch_slice)
     return _part(value, place, True)
 
 
-def to_first(value: Any, place: tuple[int, ...] = ()) -> np.ndarray | None:
-    """As `fetch_part`, on the host of the first process alone; None on the others."""
+def fetch_to_first(value: Any, place: tuple[int, ...] = ()) -> np.ndarray | None:
+    """As `fetch_slice`, on the host of the first process alone; None on the others."""
     if not isinstance(value, jax.Array | np.ndarray):
-        return value.part(place, to_first)
-    return _part(value, place, coordination.first())
+        return value.fetch_slice(place, fetch_to_first)
+    return _part(value, place, coordination.is_first())
 
 
 def _part(value: Any, place: tuple[int, ...], wanted: bool) -> np.ndarray | None:
@@ -129,7 +129,7 @@ def _taken(axes: int, whole: Sharding | None) -> Callable[..., jax.Array]:
     return jax.jit(taken, out_shardings=whole)
 
 
-def share(mesh: Mesh) -> tuple[int, int]:
+def process_share(mesh: Mesh) -> tuple[int, int]:
     """Which of how many equal parts of a batch this process reads.
 
     There are as many parts as processes, or fewer where the `tensor` axis makes several processes
