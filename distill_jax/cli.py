@@ -160,11 +160,11 @@ def _import(arguments: argparse.Namespace, overrides: dict[str, str]) -> None:
         std=_numbers("std", arguments.std, float),
     )
     saved = models.load(arguments.file, spec=spec, key="import")
-    if storage.is_remote(arguments.workdir) and gcs.names(arguments.workdir):
+    if storage.is_remote(arguments.workdir) and gcs.list_names(arguments.workdir):
         raise UsageError(
             f"--workdir={arguments.workdir}: there are objects under this name; expected a new one"
         )
-    with storage.published(arguments.workdir, "model.json") as folder:
+    with storage.staging_folder(arguments.workdir, "model.json") as folder:
         fingerprint = models.save(folder, spec, saved.params, saved.stats)
     found = {"model": arguments.model, "parameters": models.parameter_count(saved.params)}
     print(json.dumps({"path": str(arguments.workdir), **found, "fingerprint": fingerprint}))
@@ -211,7 +211,7 @@ def _plan(arguments: argparse.Namespace, overrides: dict[str, str]) -> int:
     chosen = planning.search if arguments.search else planning.check
     fits, text, content = chosen(config, targets.open_target(arguments.target))
     if out is not None:
-        with storage.reached(out, "--out"):
+        with storage.reporting_unreachable(out, "--out"):
             storage.make_folder(out.parent)
             out.write_text(json.dumps(content, indent=2) + "\n")
     print(text)
@@ -232,7 +232,7 @@ def _train(arguments: argparse.Namespace, overrides: dict[str, str]) -> None:
     if arguments.config is not None:
         config = configs.load(arguments.config, overrides)
     elif arguments.workdir is not None:
-        with storage.reached(arguments.workdir, "--workdir"):
+        with storage.reporting_unreachable(arguments.workdir, "--workdir"):
             config = Workdir(arguments.workdir).stored_config()
         if config is None:
             raise UsageError(f"--workdir={arguments.workdir}: no run to resume; expected --config")
@@ -271,7 +271,7 @@ def _report(arguments: argparse.Namespace, overrides: dict[str, str]) -> None:
 
     if overrides:
         raise UsageError(f"--config.{next(iter(overrides))}: report takes no config keys")
-    with storage.reached(arguments.workdir, "--workdir"):
+    with storage.reporting_unreachable(arguments.workdir, "--workdir"):
         stored = Workdir(arguments.workdir).stored_config()
     if stored is None:
         raise UsageError(f"--workdir={arguments.workdir}: no run there; expected a config.json")
@@ -299,7 +299,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         arguments = _parser().parse_args(rest)
         for name, key in (("workdir", "--workdir"), ("out", "--out"), ("file", "FILE")):
             if getattr(arguments, name, None) is not None:
-                path = storage.place if arguments.verb in _BUCKETS[name] else storage.local
+                path = (
+                    storage.resolve_path if arguments.verb in _BUCKETS[name] else storage.local_path
+                )
                 setattr(arguments, name, path(getattr(arguments, name), key))
         run = {
             "train": _train,
@@ -345,7 +347,7 @@ def _failed(error: Exception) -> int:
         loop.Diverged,
         checkpoints.CheckpointError,
         coordination.CoordinationError,
-        gcs.Unreachable,
+        gcs.BucketError,
     )
     if isinstance(error, known):
         return _ended(1, f"distill-jax: failed: {error}")

@@ -87,4 +87,4 @@ def bucket(emulator, request) -> Any:
     from distill_jax import storage
 
     name = re.sub(r"\W+", "-", request.node.name)
-    return storage.place(f"{emulator}/{name}-{os.getpid()}", "test")
+    return storage.resolve_path(f"{emulator}/{name}-{os.getpid()}", "test")

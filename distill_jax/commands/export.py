@@ -9,7 +9,7 @@ from distill_jax.errors import UsageError
 from distill_jax.models import language
 from distill_jax.models.language.huggingface.writing import TOKENIZER
 from distill_jax.runs.workdir import Workdir, read_json
-from distill_jax.storage import gcs, is_remote, place, published, reached
+from distill_jax.storage import gcs, is_remote, reporting_unreachable, resolve_path, staging_folder
 
 
 def write(where: str | os.PathLike, out: str | os.PathLike, which: str) -> dict[str, Any]:
@@ -28,8 +28,8 @@ def write(where: str | os.PathLike, out: str | os.PathLike, which: str) -> dict[
       UsageError: there is no such run, it is not of text or has not finished, or the folder holds
         something else.
     """
-    paths, out = Workdir(place(where, "--workdir")), place(out, "--out")
-    with reached(paths.root, "--workdir"):
+    paths, out = Workdir(resolve_path(where, "--workdir")), resolve_path(out, "--out")
+    with reporting_unreachable(paths.root, "--workdir"):
         config = paths.stored_config()
     if config is None:
         raise UsageError(f"--workdir={where}: no run there; expected a config.json")
@@ -42,10 +42,10 @@ def write(where: str | os.PathLike, out: str | os.PathLike, which: str) -> dict[
     result = read_json(paths.result)[which]
     if result is None:
         raise UsageError(f"--which={which}: the run held nothing out to select on; expected final")
-    if is_remote(out) and gcs.names(out):
+    if is_remote(out) and gcs.list_names(out):
         raise UsageError(f"--out={out}: there are objects under this name; expected a new folder")
     model = language.load(paths.model if which == "final" else paths.selected, key="--workdir")
-    file = place(read_json(paths.manifest)["data"]["tokenizer"]["path"], "data.tokenizer")
+    file = resolve_path(read_json(paths.manifest)["data"]["tokenizer"]["path"], "data.tokenizer")
     tokenizer = text.load_tokenizer(file)
     beside = {}
     if file.name in TOKENIZER:
@@ -55,7 +55,7 @@ def write(where: str | os.PathLike, out: str | os.PathLike, which: str) -> dict[
             if (file.parent / name).is_file()
         }
     extra = {"bos_token_id": tokenizer.bos, "eos_token_id": tokenizer.eos}
-    with published(out, "config.json") as folder:
+    with staging_folder(out, "config.json") as folder:
         language.save(folder, model, extra=extra, beside=beside, key="--out")
     return {
         "path": str(out),

@@ -19,11 +19,11 @@ from distill_jax import generation, models, parallel
 from distill_jax.data import text
 from distill_jax.errors import UsageError, unknown
 from distill_jax.generation import decode
+from distill_jax.generation.responses import Responses
 from distill_jax.models import language
 from distill_jax.models.language import int8
 from distill_jax.runs.workdir import describe_run
-from distill_jax.storage import local, place
-from distill_jax.storage.responses import Responses
+from distill_jax.storage import local_path, resolve_path
 from distill_jax.tasks.language.objective import folder_of
 
 DTYPES = ("float32", "bfloat16")
@@ -88,8 +88,8 @@ class Settings:
 
         named = isinstance(self.prompts, str) and bool(self.prompts)
         require(named, "prompts", "the path of a JSONL file")
-        local(str(self.prompts), "prompts")
-        place(str(self.tokenizer), _KEYS["tokenizer"])
+        local_path(str(self.prompts), "prompts")
+        resolve_path(str(self.tokenizer), _KEYS["tokenizer"])
         for field in ("fields", "tokenizer", "licence"):
             require(isinstance(getattr(self, field), str), field, "text")
         for field in ("max_new_tokens", "samples", "batch_size", "shard", "fsdp", "tensor"):
@@ -137,7 +137,7 @@ def settings_of(config: Mapping[str, Any]) -> tuple[str, Settings]:
         raise UsageError(
             f"teacher.path={path!r}: expected one teacher, a Hugging Face folder or a workdir"
         )
-    place(paths[0], "teacher.path")
+    resolve_path(paths[0], "teacher.path")
     values = {known[key]: tuple(v) if isinstance(v, list) else v for key, v in flat.items()}
     return paths[0], Settings(**{"prompts": "", **values})
 

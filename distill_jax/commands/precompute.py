@@ -46,7 +46,7 @@ def write(
       "bytes_a_token".
 
     Raises:
-      UsageError: the config has no single teacher, or as `teachers.write_store`.
+      UsageError: the config has no single teacher, or as `teachers.precompute_views`.
     """
     config = configs.resolve(config)
     if len(config.teacher.path) != 1:
@@ -77,13 +77,15 @@ def write(
         note=lambda line: print(line, file=sys.stderr, flush=True),
     )
     if _has_finitely_many_views(augment):
-        manifest = teachers.write_store(where, batch_size=config.evaluation.batch_size, **shared)
+        manifest = teachers.precompute_views(
+            where, batch_size=config.evaluation.batch_size, **shared
+        )
         amount = {"images": manifest["items"], "views": manifest["answers_an_item"]}
     else:
         ids, _ = train_ids_of(config, splits["train"])
         per_epoch = len(ids) / config.training.batch_size
         steps = config.training.steps or -(-config.training.epochs * per_epoch // 1)
-        manifest = teachers.write_steps(
+        manifest = teachers.precompute_steps(
             where,
             train_ids=ids,
             seed=config.seed,

@@ -187,7 +187,7 @@ def place(value: Any) -> str:
 
 
 def _place(value: str, remote: bool) -> str:
-    if wrong := storage.expected(value, remote=remote):
+    if wrong := storage.path_problem(value, remote=remote):
         raise ValueError(wrong)
     return value
 

@@ -29,7 +29,7 @@ from distill_jax.planning import datasets
 from distill_jax.tasks.images import parts as image_parts
 from distill_jax.tasks.images.teacher import Opened
 from distill_jax.tasks.language import objective
-from distill_jax.teachers import GIVEN
+from distill_jax.teachers import ANSWER_PREFIX
 from distill_jax.teachers.answers.sparse import KINDS
 from distill_jax.training.recipe import Recipe
 
@@ -128,7 +128,7 @@ def _text(config: ConfigDict, mesh: Mesh) -> Abstract:
     shapes = {name: whole for name in ("tokens", "segments", "positions", "targets")}
     shapes["mask"] = (whole[0], jnp.dtype(bool))  # a step on text has no use for the ids of rows
     for name, (shape, dtype) in (stored.arrays if stored else {}).items():
-        shapes[GIVEN + name] = ((*whole[0], *shape), dtype)
+        shapes[ANSWER_PREFIX + name] = ((*whole[0], *shape), dtype)
     counted = {"student": models.parameter_count({**params, **base})}
     if opened:
         counted["teacher"] = sum(
@@ -150,7 +150,7 @@ def _text(config: ConfigDict, mesh: Mesh) -> Abstract:
     )
 
 
-def _stored_answers(config: ConfigDict, vocab_size: int) -> teachers.Sparse | None:
+def _stored_answers(config: ConfigDict, vocab_size: int) -> teachers.SparseFormat | None:
     """What `teacher.store` keeps of each token: of a store that is there, or as it says."""
     said = config.teacher.store
     if not said:
@@ -162,7 +162,7 @@ def _stored_answers(config: ConfigDict, vocab_size: int) -> teachers.Sparse | No
             f"teacher.store={said!r}: no such folder; expected that of a store, sampled:DRAWS, or "
             "top_k:IDS"
         )
-    return teachers.Sparse.parse(said, vocab_size, key="teacher.store")
+    return teachers.SparseFormat.parse(said, vocab_size, key="teacher.store")
 
 
 def _images(config: ConfigDict, mesh: Mesh) -> Abstract:
@@ -226,7 +226,7 @@ def _images(config: ConfigDict, mesh: Mesh) -> Abstract:
 
 def _spec(said: str, info: data.Info, pixels: tuple) -> models.Spec:
     """Of a saved model, or of NAME:option=value:... for one that need not be there."""
-    if storage.place(said, "teacher.path").exists():
+    if storage.resolve_path(said, "teacher.path").exists():
         return models.load(said, key="teacher.path").spec
     name, *options = said.split(":")
     if name not in models.names():

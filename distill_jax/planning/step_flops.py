@@ -113,6 +113,6 @@ def _image_forward(run: Abstract) -> tuple[int, int]:
     own = flops.count(student, run.state.params, run.state.stats, images)
     if recipe.teachers is None or not recipe.method.needs_teacher:
         return 0, own
-    if recipe.teachers.own:
+    if recipe.teachers.own_average:
         return own, own
     return flops.count(teacher, run.teacher_variables, images), own

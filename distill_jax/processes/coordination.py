@@ -68,8 +68,8 @@ def join(
 
     Args:
       how: of `discovery.discover`; None does nothing.
-      stop_together: SIGTERM in any process is for all of them to agree upon, by `stop_asked`. Else
-        it ends the process.
+      stop_together: SIGTERM in any process is for all of them to agree upon, by `stop_requested`.
+        Else it ends the process.
       timeout: seconds after which a process that is not heard of ends all.
       step_timeout: seconds after which all end if no process goes on, see `stalls`; 0 for never.
 

@@ -14,7 +14,7 @@ from typing import Any
 from distill_jax.errors import UsageError
 from distill_jax.reports import figures, html, tables
 from distill_jax.reports.tables import Column, lookup
-from distill_jax.storage import place, reached, write_atomically
+from distill_jax.storage import reporting_unreachable, resolve_path, write_atomically
 from distill_jax.training.logging import writers
 
 SPEED = {
@@ -43,8 +43,8 @@ def run_report(workdir: str | os.PathLike) -> pathlib.Path:
     Raises:
       UsageError: config.json is missing, or a file is damaged.
     """
-    folder = place(workdir, "--workdir")
-    with reached(folder, "--workdir"):
+    folder = resolve_path(workdir, "--workdir")
+    with reporting_unreachable(folder, "--workdir"):
         config = _read_json(folder / "config.json")
     if config is None:
         raise UsageError(f"--workdir={folder}: no run there; expected a config.json")

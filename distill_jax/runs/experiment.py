@@ -91,21 +91,21 @@ def run(config: Mapping[str, Any] | ConfigDict, where: str | os.PathLike) -> Res
     """
     began = time.perf_counter()
     config = configs.resolve(config)
-    paths = Workdir(storage.place(where, "--workdir"))
+    paths = Workdir(storage.resolve_path(where, "--workdir"))
 
     def claim() -> tuple[bool, dict[str, Any] | None]:
         resumed = paths.check(config)
         done = resumed and paths.result.exists()
         return resumed, workdir.read_json(paths.result) if done else None
 
-    with storage.reached(paths.root, "--workdir"):
+    with storage.reporting_unreachable(paths.root, "--workdir"):
         resumed, done = coordination.broadcast_from_first(claim)
     if done is not None:
         return Result(done, paths.root)
     if config.training.deterministic:
         parallel.fix_gpu_order()
-    with loop.stop_on_sigterm() as stop_asked:
-        values = _run(prepare(config), paths, resumed, stop_asked)
+    with loop.stop_on_sigterm() as stop_requested:
+        values = _run(prepare(config), paths, resumed, stop_requested)
     values["wall_time_s"] = time.perf_counter() - began
 
     watchdog.mark(values["steps"], "writing the report", long=True)
@@ -119,7 +119,7 @@ def run(config: Mapping[str, Any] | ConfigDict, where: str | os.PathLike) -> Res
 
 
 def _run(
-    parts: Parts, paths: Workdir, resumed: bool, stop_asked: Callable[[], bool]
+    parts: Parts, paths: Workdir, resumed: bool, stop_requested: Callable[[], bool]
 ) -> dict[str, Any]:
     """The content of result.json, of a run whose parts are opened and checked."""
     config = parts.config
@@ -136,7 +136,7 @@ def _run(
             progress.note(f"WARNING: {warning}")
         session = Session(parts, paths, progress, resumed)
         try:
-            return _train(session, stop_asked)
+            return _train(session, stop_requested)
         finally:
             session.close()
 
@@ -155,14 +155,14 @@ def _begun(parts: Parts, paths: Workdir, resumed: bool) -> str:
     size = sum(leaf.nbytes for leaf in jax.tree.leaves(parts.initial))
     copies = config.checkpoint.keep_last + 2  # the best one, and the one being written
     checkpoints.free_space(paths.root, copies * size, key="workdir")
-    with storage.reached(paths.root, "--workdir"):
+    with storage.reporting_unreachable(paths.root, "--workdir"):
         storage.make_folder(paths.root)
         workdir.write_json(paths.config, config.to_dict())
         workdir.write_json(paths.manifest, manifest)
     return now["started"]
 
 
-def _train(session: Session, stop_asked: Callable[[], bool]) -> dict[str, Any]:
+def _train(session: Session, stop_requested: Callable[[], bool]) -> dict[str, Any]:
     """From the start or the last checkpoint to the final figures."""
     parts, config, paths = session.parts, session.config, session.paths
     now, at, position = session.start()
@@ -182,14 +182,14 @@ def _train(session: Session, stop_asked: Callable[[], bool]) -> dict[str, Any]:
         placed = step.put_batches(batches, parts.mesh)
         return steps(now, parts.teacher_variables, parts.store, placed)
 
-    now = loop.fit(
+    now = loop.run_steps(
         now,
         at,
         advance=advance,
         batches=parts.batches(position),
         timetable=timetable_of(parts),
         hooks=session,
-        stop_asked=stop_asked,
+        stop_requested=stop_requested,
     )
     total = parts.total_steps
     watchdog.mark(total, "saving the last checkpoint", long=True)
@@ -258,8 +258,8 @@ def evaluate(
     Raises:
       UsageError: when there is no such run, model or split, or an override would change the run.
     """
-    paths = Workdir(storage.place(where, "--workdir"))
-    with storage.reached(paths.root, "--workdir"):
+    paths = Workdir(storage.resolve_path(where, "--workdir"))
+    with storage.reporting_unreachable(paths.root, "--workdir"):
         stored = paths.stored_config()
     if stored is None:
         raise UsageError(f"--workdir={where}: no run there; expected a config.json")

@@ -10,7 +10,7 @@ import jax
 from distill_jax.evaluation.text_metrics import METRICS
 from distill_jax.processes import coordination
 from distill_jax.runs.workdir import Workdir
-from distill_jax.storage import Growing
+from distill_jax.storage import GrowingFiles
 from distill_jax.tasks.base import Parts
 from distill_jax.training import checkpoints, loop, state
 from distill_jax.training.logging import writers
@@ -39,8 +39,8 @@ class Session:
             warn=progress.note,
         )
         log = writers.MetricsLog if coordination.is_first() else lambda path: writers.Silent()
-        self.growing = Growing(paths.root, GROWING if coordination.is_first() else ())
-        self.logs = Workdir(self.growing.local)
+        self.growing = GrowingFiles(paths.root, GROWING if coordination.is_first() else ())
+        self.logs = Workdir(self.growing.folder)
         self.metrics, self.performance = log(self.logs.metrics), log(self.logs.performance)
         self.boards: list[Any] = []
         self.resumed = resumed
@@ -124,7 +124,7 @@ class Session:
                 if name in self.last_validation:
                     shown[f"validation_{name}"] = self.last_validation[name]
         self.progress.update(at, {**shown, "examples_per_second": speed["examples_per_second"]})
-        self.growing.push_sometimes(self.progress.note)
+        self.growing.upload_periodically(self.progress.note)
 
     def evaluate(self, at: int, now: state.TrainState) -> bool:
         self.seconds += self._lap()
@@ -160,7 +160,7 @@ class Session:
         self.seconds += self._lap()
         self.metrics.sync()
         self.performance.sync()
-        self.growing.push()
+        self.growing.upload()
         evaluated = self.last_validation.get("step") == at
         score = self._score(self.last_validation) if evaluated else None
         extra = {

@@ -93,7 +93,7 @@ class Workdir:
     def _found(self) -> list[str]:
         """What is in the folder; UsageError when it is none that can be written."""
         if is_remote(self.root):
-            return gcs.names(self.root)
+            return gcs.list_names(self.root)
         parent = next(p for p in [self.root, *self.root.absolute().parents] if p.exists())
         if not parent.is_dir() or not os.access(parent, os.W_OK):
             raise UsageError(f"--workdir={self.root}: expected a folder that can be written")

@@ -31,14 +31,14 @@ _BLOCK = 2**26  # bytes that are read at a time
 os.environ.setdefault("EPATH_USE_TF", "false")
 
 
-class Unreachable(RuntimeError):
+class BucketError(RuntimeError):
     """The store refuses or does not answer; one line."""
 
     def __init__(self, message: str):
         super().__init__(" ".join(message.split()))
 
 
-def expected(said: str | os.PathLike) -> str:
+def path_problem(said: str | os.PathLike) -> str:
     """What is wrong with a path of gs://, by what was expected; empty when it is fine."""
     if not os.fspath(said).removeprefix(SCHEME).strip("/"):
         return "gs://bucket/folder"
@@ -47,7 +47,7 @@ def expected(said: str | os.PathLike) -> str:
     return ""
 
 
-def path(said: str | os.PathLike, key: str) -> Any:
+def resolve_path(said: str | os.PathLike, key: str) -> Any:
     """The `epath.Path` of gs://bucket/folder.
 
     Raises:
@@ -81,18 +81,18 @@ def _system() -> Any:
 
 @contextlib.contextmanager
 def _said(where: str | os.PathLike) -> Iterator[None]:
-    """Makes one kind of error of the many: what is not there, or `Unreachable`."""
+    """Makes one kind of error of the many: what is not there, or `BucketError`."""
     try:
         yield
-    except (FileNotFoundError, Unreachable, UsageError):
+    except (FileNotFoundError, BucketError, UsageError):
         raise
     except Exception as error:
         about = " ".join(str(error).split())[:300]
-        raise Unreachable(f"{os.fspath(where)}: {type(error).__name__}: {about}") from error
+        raise BucketError(f"{os.fspath(where)}: {type(error).__name__}: {about}") from error
 
 
 @contextlib.contextmanager
-def reached(where: str | os.PathLike, key: str) -> Iterator[None]:
+def reporting_unreachable(where: str | os.PathLike, key: str) -> Iterator[None]:
     """What is first done in a bucket: an error of the store becomes one of use.
 
     Args:
@@ -105,14 +105,14 @@ def reached(where: str | os.PathLike, key: str) -> Iterator[None]:
     try:
         with _said(where):
             yield
-    except (FileNotFoundError, Unreachable) as error:
+    except (FileNotFoundError, BucketError) as error:
         raise UsageError(
             f"{key}={os.fspath(where)}: cannot be read or written ({error}); expected a "
             "bucket that is there, and credentials (gcloud auth application-default login)"
         ) from error
 
 
-def names(folder: os.PathLike) -> list[str]:
+def list_names(folder: os.PathLike) -> list[str]:
     """The names directly in a folder; [] where there is nothing under its name."""
     with _said(folder), contextlib.suppress(FileNotFoundError):
         found = _system().ls(os.fspath(folder), detail=False)
@@ -125,7 +125,7 @@ def names(folder: os.PathLike) -> list[str]:
     return []
 
 
-def objects(folder: os.PathLike) -> list[str]:
+def list_objects(folder: os.PathLike) -> list[str]:
     """The names of all objects below a folder, as they are called there."""
     with _said(folder):
         found = _system().find(os.fspath(folder))
@@ -155,7 +155,7 @@ def read(where: os.PathLike, start: int | None = None, end: int | None = None) -
         return _system().cat_file(os.fspath(where), start=start, end=end)
 
 
-def digest(where: os.PathLike) -> str:
+def sha256(where: os.PathLike) -> str:
     """SHA-256 of an object, in hex, of which some megabytes are held at a time."""
     sha, total = hashlib.sha256(), size(where)
     for start in range(0, total, _BLOCK):
@@ -163,15 +163,15 @@ def digest(where: os.PathLike) -> str:
     return sha.hexdigest()
 
 
-def remove(folder: os.PathLike) -> None:
+def remove_all(folder: os.PathLike) -> None:
     """Deletes all objects below a folder; nothing where there are none."""
-    whole = [f"{_bare(folder)}/{name}" for name in objects(folder)]
+    whole = [f"{_bare(folder)}/{name}" for name in list_objects(folder)]
     with _said(folder), contextlib.suppress(FileNotFoundError):
         if whole:
             _system().rm(whole)
 
 
-def remove_one(where: os.PathLike) -> None:
+def remove_object(where: os.PathLike) -> None:
     """Deletes an object."""
     with _said(where):
         _system().rm_file(os.fspath(where))
@@ -183,13 +183,13 @@ def move(folder: os.PathLike, target: os.PathLike) -> None:
     A stop on the way leaves the folder whole, or both.
     """
     with _said(folder):
-        for name in objects(folder):
+        for name in list_objects(folder):
             _system().cp_file(f"{_bare(folder)}/{name}", f"{_bare(target)}/{name}")
-    remove(folder)
+    remove_all(folder)
 
 
 @contextlib.contextmanager
-def fetched(folder: os.PathLike, wanted: Iterable[str]) -> Iterator[pathlib.Path]:
+def local_copy(folder: os.PathLike, wanted: Iterable[str]) -> Iterator[pathlib.Path]:
     """Those of the wanted objects below a folder that are there, in a local one for a while."""
     with tempfile.TemporaryDirectory(prefix="distill_jax-") as here:
         for name in wanted:
@@ -203,7 +203,7 @@ def fetched(folder: os.PathLike, wanted: Iterable[str]) -> Iterator[pathlib.Path
 
 
 @contextlib.contextmanager
-def published(folder: os.PathLike, last: str) -> Iterator[pathlib.Path]:
+def staging_folder(folder: os.PathLike, last: str) -> Iterator[pathlib.Path]:
     """A local folder to write to, whose files are copied to the store at the end.
 
     Args:
@@ -226,7 +226,7 @@ def published(folder: os.PathLike, last: str) -> Iterator[pathlib.Path]:
 class Mirror:
     """Files that grow: kept in a local folder, and copied to a folder of the store as a whole.
 
-    What was written after the last `push` is lost with the machine.
+    What was written after the last `upload` is lost with the machine.
 
     Args:
       folder: of the store.
@@ -236,7 +236,7 @@ class Mirror:
     def __init__(self, folder: os.PathLike, wanted: Iterable[str]):
         self._folder, self._wanted = folder, tuple(wanted)
         self.local = pathlib.Path(tempfile.mkdtemp(prefix="distill_jax-"))
-        self._pushed: dict[pathlib.Path, tuple[int, int]] = {}
+        self._uploaded: dict[pathlib.Path, tuple[int, int]] = {}
         self._clock = time.monotonic()
         with _said(folder):
             for name in self._wanted:
@@ -244,37 +244,37 @@ class Mirror:
                     target = self.local / source.removeprefix(_bare(folder) + "/")
                     target.parent.mkdir(parents=True, exist_ok=True)
                     _system().get_file(source, str(target))
-                    self._pushed[target] = _state(target)
+                    self._uploaded[target] = _state(target)
 
-    def push(self) -> None:
+    def upload(self) -> None:
         """Copies every file that has changed; returns when the store has them.
 
         Raises:
-          Unreachable: the store does not take them.
+          BucketError: the store does not take them.
         """
         self._clock = time.monotonic()
         for name in self._wanted:
             place = self.local / name
             for file in sorted(place.rglob("*")) if place.is_dir() else [place]:
-                if not file.is_file() or self._pushed.get(file) == _state(file):
+                if not file.is_file() or self._uploaded.get(file) == _state(file):
                     continue
                 now, relative = _state(file), file.relative_to(self.local).as_posix()
                 with _said(self._folder):
                     _system().put_file(str(file), f"{_bare(self._folder)}/{relative}")
-                self._pushed[file] = now
+                self._uploaded[file] = now
 
-    def push_after(self, seconds: float, warn: Callable[[str], None]) -> None:
-        """As `push`, if the last one is so long ago; a failure is told, and tried again later."""
+    def upload_after(self, seconds: float, warn: Callable[[str], None]) -> None:
+        """As `upload`, if the last one is so long ago; a failure is told, and tried again later."""
         if time.monotonic() - self._clock > seconds:
             try:
-                self.push()
-            except Unreachable as error:
+                self.upload()
+            except BucketError as error:
                 warn(f"not copied, to be tried again: {error}")
 
     def close(self) -> None:
         """Copies what has changed and removes the local folder."""
         try:
-            self.push()
+            self.upload()
         finally:
             shutil.rmtree(self.local, ignore_errors=True)
 

@@ -13,7 +13,7 @@ from distill_jax.storage import gcs
 
 # One slash: pathlib makes "gs:/bucket" of "gs://bucket", which would be a folder named "gs:".
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
-_PUSH_SECONDS = 30.0
+_UPLOAD_SECONDS = 30.0
 
 
 def write_atomically(path: str | os.PathLike, content: bytes | str) -> None:
@@ -42,7 +42,7 @@ def write_atomically(path: str | os.PathLike, content: bytes | str) -> None:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(temporary)
         raise
-    flush(path.parent)
+    fsync(path.parent)
 
 
 def is_remote(path: str | os.PathLike) -> bool:
@@ -50,7 +50,7 @@ def is_remote(path: str | os.PathLike) -> bool:
     return os.fspath(path).startswith(gcs.SCHEME)
 
 
-def expected(path: str | os.PathLike, *, remote: bool) -> str:
+def path_problem(path: str | os.PathLike, *, remote: bool) -> str:
     """What is wrong with a path, by what was expected in its place; empty when it is fine.
 
     Args:
@@ -58,13 +58,13 @@ def expected(path: str | os.PathLike, *, remote: bool) -> str:
       remote: whether it may lie in a bucket.
     """
     if remote and is_remote(path):
-        return gcs.expected(path)
+        return gcs.path_problem(path)
     if _URL.match(os.fspath(path)):
         return f"a local file or folder{', or gs://' * remote}"
     return ""
 
 
-def local(path: str | os.PathLike, key: str) -> pathlib.Path:
+def local_path(path: str | os.PathLike, key: str) -> pathlib.Path:
     """The path of a file or folder on a disk.
 
     Args:
@@ -74,12 +74,12 @@ def local(path: str | os.PathLike, key: str) -> pathlib.Path:
     Raises:
       UsageError: it is a URL, which would become a local folder named by its scheme.
     """
-    if wrong := expected(path, remote=False):
+    if wrong := path_problem(path, remote=False):
         raise UsageError(f"{key}={os.fspath(path)!r}: expected {wrong}")
     return pathlib.Path(path)
 
 
-def place(path: str | os.PathLike, key: str) -> Any:
+def resolve_path(path: str | os.PathLike, key: str) -> Any:
     """The path of a file or folder on a disk or in a bucket.
 
     Args:
@@ -92,26 +92,26 @@ def place(path: str | os.PathLike, key: str) -> Any:
     Raises:
       UsageError: it is another URL, or gcsfs is not installed for this one.
     """
-    if wrong := expected(path, remote=True):
+    if wrong := path_problem(path, remote=True):
         raise UsageError(f"{key}={os.fspath(path)!r}: expected {wrong}")
-    return gcs.path(path, key) if is_remote(path) else pathlib.Path(path)
+    return gcs.resolve_path(path, key) if is_remote(path) else pathlib.Path(path)
 
 
-def reached(path: str | os.PathLike, key: str) -> contextlib.AbstractContextManager:
+def reporting_unreachable(path: str | os.PathLike, key: str) -> contextlib.AbstractContextManager:
     """For what is first done in a folder: errors of a bucket are said in one line."""
-    return gcs.reached(path, key) if is_remote(path) else contextlib.nullcontext()
+    return gcs.reporting_unreachable(path, key) if is_remote(path) else contextlib.nullcontext()
 
 
-def fetched(
+def local_copy(
     folder: str | os.PathLike, wanted: Iterable[str]
 ) -> contextlib.AbstractContextManager[pathlib.Path]:
     """A local folder with the wanted files of a folder, as far as they are there."""
     if is_remote(folder):
-        return gcs.fetched(folder, wanted)
+        return gcs.local_copy(folder, wanted)
     return contextlib.nullcontext(pathlib.Path(folder))
 
 
-def published(
+def staging_folder(
     folder: str | os.PathLike, last: str
 ) -> contextlib.AbstractContextManager[pathlib.Path]:
     """A local folder to write to: the folder itself, or one that is copied to it at the end.
@@ -121,7 +121,7 @@ def published(
       last: the one without which a reader takes the folder for none.
     """
     if is_remote(folder):
-        return gcs.published(folder, last)
+        return gcs.staging_folder(folder, last)
     return contextlib.nullcontext(pathlib.Path(folder))
 
 
@@ -131,7 +131,7 @@ def make_folder(path: pathlib.Path) -> None:
         path.mkdir(parents=True, exist_ok=True)
 
 
-class Growing:
+class GrowingFiles:
     """The files of a folder that grow while a run goes on, which a bucket does not let them.
 
     Args:
@@ -139,30 +139,30 @@ class Growing:
       names: of the files, and of folders of such files.
 
     Attributes:
-      local: the folder to write them in: the folder itself, or a local one for a bucket.
+      folder: the folder to write them in: the folder itself, or a local one for a bucket.
     """
 
     def __init__(self, folder: str | os.PathLike, names: Iterable[str]):
         self._mirror = gcs.Mirror(folder, names) if is_remote(folder) else None
-        self.local = self._mirror.local if self._mirror else pathlib.Path(folder)
+        self.folder = self._mirror.local if self._mirror else pathlib.Path(folder)
 
-    def push(self) -> None:
+    def upload(self) -> None:
         """Returns when a bucket has all that was written."""
         if self._mirror:
-            self._mirror.push()
+            self._mirror.upload()
 
-    def push_sometimes(self, warn: Callable[[str], None]) -> None:
-        """As `push`, every so often; a failure is told and tried again."""
+    def upload_periodically(self, warn: Callable[[str], None]) -> None:
+        """As `upload`, every so often; a failure is told and tried again."""
         if self._mirror:
-            self._mirror.push_after(_PUSH_SECONDS, warn)
+            self._mirror.upload_after(_UPLOAD_SECONDS, warn)
 
     def close(self) -> None:
-        """As `push`, and the local folder of a bucket is removed."""
+        """As `upload`, and the local folder of a bucket is removed."""
         if self._mirror:
             self._mirror.close()
 
 
-def flush(path: str | os.PathLike) -> None:
+def fsync(path: str | os.PathLike) -> None:
     """Has the content of a file, or the names in a folder, written to the disk itself."""
     handle = os.open(path, os.O_RDONLY)
     try:
@@ -171,13 +171,13 @@ def flush(path: str | os.PathLike) -> None:
         os.close(handle)
 
 
-def previous_of(folder: pathlib.Path) -> pathlib.Path:
-    """Where the content of a folder lies while `replacing` puts another in its place."""
+def previous_folder(folder: pathlib.Path) -> pathlib.Path:
+    """Where the content of a folder lies while `replacing_folder` puts another in its place."""
     return folder.with_name(f".{folder.name}.previous")
 
 
 @contextlib.contextmanager
-def replacing(
+def replacing_folder(
     path: str | os.PathLike, ours: Callable[[str], bool], what: str, key: str = "path"
 ) -> Iterator[pathlib.Path]:
     """A folder to write files to, which then takes the place of the one that may be there.
@@ -204,7 +204,7 @@ def replacing(
             f"{key}={str(path)!r}: expected a new folder or one with nothing but {what}; "
             f"found {others[0]!r}, which replacing it would delete"
         )
-    saving, previous = folder.with_name(f".{folder.name}.saving"), previous_of(folder)
+    saving, previous = folder.with_name(f".{folder.name}.saving"), previous_folder(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
     if previous.exists() and not folder.exists():
         previous.rename(folder)
@@ -213,12 +213,12 @@ def replacing(
     saving.mkdir()
     yield saving
     for file in saving.iterdir():
-        flush(file)
-    flush(saving)
+        fsync(file)
+    fsync(saving)
     if folder.exists():
         folder.rename(previous)
     saving.rename(folder)
-    flush(folder.parent)
+    fsync(folder.parent)
     _discard(previous, ours)
 
 

@@ -11,7 +11,7 @@ from distill_jax.teachers.views import View
 
 
 @dataclasses.dataclass(frozen=True)
-class Average:
+class AverageTeacher:
     """The mean teacher (Tarvainen & Valpola 2017): the student's moving average, evaluated.
 
     Attributes:
@@ -22,15 +22,15 @@ class Average:
     spec: Spec
     graphdef: Any
 
-    own = True
-    stored = False
+    own_average = True
+    precomputed = False
     weights = (1.0,)
 
     def params(self, variables: dict[str, models.Flat]) -> models.Flat:
         """The averaged parameters."""
         return variables["params"]
 
-    def answers(self, variables: dict[str, models.Flat], view: View) -> list[Outputs]:
+    def outputs(self, variables: dict[str, models.Flat], view: View) -> list[Outputs]:
         """The average's answer to a view.
 
         Args:
@@ -38,7 +38,7 @@ class Average:
           view: the view.
         """
         inputs = models.normalise(view.images, self.spec.mean, self.spec.std)
-        outputs, _ = models.apply(
+        found, _ = models.apply(
             self.graphdef, variables["params"], variables["stats"], inputs, train=False
         )
-        return [jax.lax.stop_gradient(outputs)]
+        return [jax.lax.stop_gradient(found)]

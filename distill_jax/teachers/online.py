@@ -33,14 +33,14 @@ class Teachers:
     fingerprints: tuple[str, ...]
     parameters: tuple[int, ...]
 
-    own = False
-    stored = False
+    own_average = False
+    precomputed = False
 
     def params(self, variables: Sequence[Variables]) -> dict[str, jax.Array]:
         """The first teacher's parameters, for methods that reuse a part of it."""
         return variables[0][0]
 
-    def answers(self, variables: Sequence[Variables], view: View) -> list[Outputs]:
+    def outputs(self, variables: Sequence[Variables], view: View) -> list[Outputs]:
         """The answers of all teachers to a view."""
         return self(variables, view.images)
 

@@ -16,13 +16,13 @@ class View:
       images: float32 [B, H, W, C] in [0, 1].
       ids: positions of the examples in the split, int32 [B].
       draws: the numbers of `data.augment.draw`, by which a stored answer is found.
-      given: what came with the batch from a store on the host, by name; {} otherwise.
+      stored_answers: what came with the batch from a store on the host, by name; {} otherwise.
     """
 
     images: jax.Array
     ids: jax.Array
     draws: dict[str, jax.Array]
-    given: dict[str, jax.Array]
+    stored_answers: dict[str, jax.Array]
 
 
 class Teacher(Protocol):
@@ -30,16 +30,16 @@ class Teacher(Protocol):
 
     Attributes:
       weights: one a teacher, summing to 1.
-      own: whether the answers are the student's own average's, so that `variables` is
+      own_average: whether the answers are the student's own average's, so that `variables` is
         `TrainState.average`.
-      stored: whether the answers were given before, so that the pixels are not looked at.
+      precomputed: whether the answers were given before, so that the pixels are not looked at.
     """
 
     weights: tuple[float, ...]
-    own: bool
-    stored: bool
+    own_average: bool
+    precomputed: bool
 
-    def answers(self, variables: Any, view: View) -> list[Outputs]:
+    def outputs(self, variables: Any, view: View) -> list[Outputs]:
         """One `Outputs` a teacher for a view, without gradient."""
 
     def params(self, variables: Any) -> Flat:

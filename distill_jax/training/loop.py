@@ -128,7 +128,7 @@ def _agreed_stop() -> Callable[[], bool]:
 
 
 @contextlib.contextmanager
-def _followed() -> Iterator[Callable[[int, TrainState], None]]:
+def _report_computed_steps() -> Iterator[Callable[[int, TrainState], None]]:
     """While it lasts, what it gives has `stalls` told when a step has been computed.
 
     The main thread hands steps over without waiting, and then waits for many of them at once.
@@ -155,7 +155,7 @@ def _followed() -> Iterator[Callable[[int, TrainState], None]]:
         handed.put(None)
 
 
-def fit(
+def run_steps(
     state: TrainState,
     step: int,
     *,
@@ -163,7 +163,7 @@ def fit(
     batches: Iterator[Any],
     timetable: Timetable,
     hooks: Hooks,
-    stop_asked: Callable[[], bool],
+    stop_requested: Callable[[], bool],
 ) -> TrainState:
     """Trains from `step` to the end of the timetable.
 
@@ -175,7 +175,7 @@ def fit(
       batches: host batches from the position of `step` on.
       timetable: when to log, evaluate and save.
       hooks: how to.
-      stop_asked: asked before every call; when true, the state is saved.
+      stop_requested: asked before every call; when true, the state is saved.
 
     Returns:
       The state after the last step.
@@ -185,10 +185,10 @@ def fit(
       Diverged: at the first stop after a loss or gradient that was not finite.
     """
     saved, compiled = step, set()
-    with _followed() as follow:
+    with _report_computed_steps() as follow:
         while step < timetable.total_steps:
             stop = timetable.next_stop(step)
-            while step < stop and not stop_asked():
+            while step < stop and not stop_requested():
                 whole = stop - step >= timetable.steps_per_call
                 count = timetable.steps_per_call if whole else 1
                 watchdog.mark(step, f"reading the data of step {step + 1}")
@@ -212,7 +212,7 @@ def fit(
             if step == stop and step in timetable.evaluate_at:
                 watchdog.mark(step, f"evaluating step {step}", long=True)
                 best = hooks.evaluate(step, state)
-            interrupted = stop_asked() and step < timetable.total_steps
+            interrupted = stop_requested() and step < timetable.total_steps
             if saved < step and (interrupted or best or step in timetable.save_at):
                 watchdog.mark(step, f"saving step {step}", long=True)
                 hooks.save(step, state)

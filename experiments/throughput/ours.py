@@ -92,14 +92,14 @@ def prepare(name: str, task: Mapping[str, Any], folder: pathlib.Path) -> tuple[T
     def turn(seconds: float) -> int:
         begun, deadline = hooks.at, time.perf_counter() + seconds
         try:
-            loop.fit(
+            loop.run_steps(
                 hooks.now,
                 hooks.at,
                 advance=advance,
                 batches=batches,
                 timetable=timetable,
                 hooks=hooks,
-                stop_asked=lambda: time.perf_counter() >= deadline,
+                stop_requested=lambda: time.perf_counter() >= deadline,
             )
         except loop.Preempted:  # how a run is stopped, with all its steps computed
             pass

@@ -20,8 +20,8 @@ from distill_jax import models, parallel
 from distill_jax.commands import generate
 from distill_jax.data import text
 from distill_jax.errors import UsageError
+from distill_jax.generation import responses
 from distill_jax.models import language
-from distill_jax.storage import responses
 
 PROMPTS = [
     {"prompt": "The quick brown fox"},

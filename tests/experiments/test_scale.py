@@ -12,7 +12,7 @@ from distill_jax import config as configs
 from distill_jax.planning import gpus
 from distill_jax.reports import tables
 from distill_jax.runs import workdir
-from distill_jax.teachers import Sparse
+from distill_jax.teachers import SparseFormat
 from experiments.scale import plan, report, run
 
 GIB = 2**30
@@ -167,7 +167,7 @@ def test_costs_and_ratios(summary):
     assert line["the same, no overlap"] == "1.60"
     # 104,858 tokens a second, of each 50 ids of 4 bytes and as many counts.
     assert line["Answers read, GB/s"] == f"{131072 / 1.25 * 50 * 5 / 1e9:.2f}"
-    sparse = Sparse.parse(plan.STORED, 128_256, key="answers")
+    sparse = SparseFormat.parse(plan.STORED, 128_256, key="answers")
     kept = sum(math.prod(shape) * kind.itemsize for shape, kind in sparse.arrays.values())
     assert kept == report.STORED_BYTES
     growth = cells(report.tokens_table(summary))

@@ -64,7 +64,7 @@ def test_a_step_counts_when_the_devices_have_computed_it(monkeypatch):
     monkeypatch.setattr(loop.watchdog, "mark_computed", told.put)
     advance = jax.jit(lambda state: jax.tree.map(lambda a: a + 1, state), donate_argnums=0)
     state = types.SimpleNamespace(bad_step=jnp.int32(-1))
-    with loop._followed() as follow:
+    with loop._report_computed_steps() as follow:
         for step in (1, 2):
             state = types.SimpleNamespace(bad_step=advance(state.bad_step))
             follow(step, state)
@@ -73,5 +73,5 @@ def test_a_step_counts_when_the_devices_have_computed_it(monkeypatch):
 
 
 def test_a_single_process_follows_nothing():
-    with loop._followed() as follow:
+    with loop._report_computed_steps() as follow:
         follow(1, None)

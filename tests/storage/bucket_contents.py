@@ -4,13 +4,13 @@ from distill_jax.storage import gcs
 
 
 def sealed(directory) -> list[int]:
-    names = [name for name in gcs.names(directory) if name.isdigit()]
-    return [int(name) for name in names if "MANIFEST.sha256" in gcs.names(directory / name)]
+    names = [name for name in gcs.list_names(directory) if name.isdigit()]
+    return [int(name) for name in names if "MANIFEST.sha256" in gcs.list_names(directory / name)]
 
 
 def damage(checkpoint) -> None:
     """Changes one bit of its largest object."""
-    name = max(gcs.objects(checkpoint), key=lambda name: gcs.size(checkpoint / name))
+    name = max(gcs.list_objects(checkpoint), key=lambda name: gcs.size(checkpoint / name))
     content = bytearray(gcs.read(checkpoint / name))
     content[len(content) // 2] ^= 1
     gcs.write(checkpoint / name, bytes(content))

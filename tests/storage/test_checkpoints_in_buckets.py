@@ -36,7 +36,7 @@ def test_the_best_and_the_last_are_kept_and_read_back(checkpoints, bucket, lines
         checkpoints.save(step, state_of(step), {"n": step}, score=score)
     checkpoints.wait()
     assert checkpoints.steps() == (1, 3, 4)
-    assert sorted(gcs.names(bucket / "checkpoints")) == ["1", "3", "4"]
+    assert sorted(gcs.list_names(bucket / "checkpoints")) == ["1", "3", "4"]
     for restored, step in (
         (checkpoints.restore(abstract(state_of(0))), 4),
         (checkpoints.restore(abstract(state_of(0)), step=3), 3),
@@ -57,15 +57,15 @@ def test_a_damaged_checkpoint_is_set_aside(how, checkpoints, bucket, lines):
     if how == "changed":
         damage(newest)
     elif how == "missing":
-        gcs.remove_one(newest / "state" / "manifest.ocdbt")
+        gcs.remove_object(newest / "state" / "manifest.ocdbt")
     elif how == "added":
         gcs.write(newest / "more", b"")
     else:
         gcs.write(newest / "MANIFEST.sha256", b"# checkpoint of step 2: 0 files\n")
     assert checkpoints.restore(abstract(state_of(0))).step == 1
     assert len(lines) == 1 and "checkpoint 2" in lines[0] and "trying 1" in lines[0]
-    assert sorted(gcs.names(bucket / "checkpoints")) == ["1", "2.damaged-1"]
-    gcs.remove(bucket / "checkpoints" / "1")
+    assert sorted(gcs.list_names(bucket / "checkpoints")) == ["1", "2.damaged-1"]
+    gcs.remove_all(bucket / "checkpoints" / "1")
     with pytest.raises(CheckpointError, match="every checkpoint .* is damaged"):
         checkpoints.restore(abstract(state_of(0)))
 
@@ -83,29 +83,29 @@ def test_what_is_not_finished_is_no_checkpoint(checkpoints, bucket, lines, monke
         ):
             checkpoints.wait()
     gcs.write(bucket / "checkpoints" / "3" / "state" / "half", b"")
-    gcs.remove_one(bucket / "checkpoints" / "1" / "MANIFEST.sha256")
+    gcs.remove_object(bucket / "checkpoints" / "1" / "MANIFEST.sha256")
     assert checkpoints.steps() == (2,)
     assert checkpoints.restore(abstract(state_of(0))).step == 2
     assert lines == []
     checkpoints.save(3, state_of(3), {})
     checkpoints.wait()
-    assert sorted(gcs.names(bucket / "checkpoints")) == ["2", "3"]
+    assert sorted(gcs.list_names(bucket / "checkpoints")) == ["2", "3"]
     assert ["left half-written" in line for line in lines] == [True, True]
 
 
 def stopped(*_):
-    raise gcs.Unreachable("gs://bucket: the network is gone")
+    raise gcs.BucketError("gs://bucket: the network is gone")
 
 
 def test_a_bucket_that_does_not_answer_damages_nothing(checkpoints, bucket, lines, monkeypatch):
     checkpoints.save(1, state_of(1), {})
     checkpoints.wait()
-    before = gcs.objects(bucket)
+    before = gcs.list_objects(bucket)
     with monkeypatch.context() as patch:
         patch.setattr(gcs._system(), "cat_file", refusing)
-        with pytest.raises(gcs.Unreachable, match="OSError: Forbidden"):
+        with pytest.raises(gcs.BucketError, match="OSError: Forbidden"):
             checkpoints.restore(abstract(state_of(0)))
-    assert lines == [] and gcs.objects(bucket) == before
+    assert lines == [] and gcs.list_objects(bucket) == before
 
 
 def refusing(*_, **__):
@@ -113,29 +113,29 @@ def refusing(*_, **__):
 
 
 def test_growing_files_are_copied_and_come_back(bucket, monkeypatch):
-    growing = storage.Growing(bucket, ("log", "folder"))
-    (growing.local / "log").write_text("a\n")
-    (growing.local / "folder").mkdir()
-    (growing.local / "folder" / "x").write_text("x")
-    (growing.local / "other").write_text("stays")
-    growing.push()
-    assert gcs.objects(bucket) == ["folder/x", "log"]
+    growing = storage.GrowingFiles(bucket, ("log", "folder"))
+    (growing.folder / "log").write_text("a\n")
+    (growing.folder / "folder").mkdir()
+    (growing.folder / "folder" / "x").write_text("x")
+    (growing.folder / "other").write_text("stays")
+    growing.upload()
+    assert gcs.list_objects(bucket) == ["folder/x", "log"]
     told = []
     with monkeypatch.context() as patch:
         patch.setattr(storage, "_PUSH_SECONDS", 0.0)
         patch.setattr(gcs._system(), "put_file", refusing)
-        growing.push_sometimes(told.append)  # nothing has changed
+        growing.upload_periodically(told.append)  # nothing has changed
         assert told == []
-        (growing.local / "log").write_text("a\nb\n")
-        growing.push_sometimes(told.append)
+        (growing.folder / "log").write_text("a\nb\n")
+        growing.upload_periodically(told.append)
         assert len(told) == 1 and "Forbidden" in told[0] and "tried again" in told[0]
-        with pytest.raises(gcs.Unreachable):
-            growing.push()
-    growing.push_sometimes(told.append)
+        with pytest.raises(gcs.BucketError):
+            growing.upload()
+    growing.upload_periodically(told.append)
     assert (bucket / "log").read_text() == "a\n"  # not yet again
     growing.close()
-    assert not growing.local.exists() and len(told) == 1
-    again = storage.Growing(bucket, ("log", "folder"))
+    assert not growing.folder.exists() and len(told) == 1
+    again = storage.GrowingFiles(bucket, ("log", "folder"))
     assert (again.local / "log").read_text() == "a\nb\n"
     assert (again.local / "folder" / "x").read_text() == "x"
     again.close()

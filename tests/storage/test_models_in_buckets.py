@@ -19,7 +19,7 @@ def test_a_model_in_a_bucket_is_a_teacher(bucket, digits_teacher, tmp_path):
         gcs.write(bucket / "model" / name, (digits_teacher / "model" / name).read_bytes())
     here, there = models.load(digits_teacher), models.load(str(bucket))
     assert here.fingerprint == there.fingerprint == models.load(bucket / "model").fingerprint
-    with storage.published(bucket / "copy", "model.json") as folder:  # as `import` does
+    with storage.staging_folder(bucket / "copy", "model.json") as folder:  # as `import` does
         models.save(folder, here.spec, here.params, here.stats)
     assert models.load(bucket / "copy").fingerprint == here.fingerprint
     content = bytearray((digits_teacher / "model" / "weights.safetensors").read_bytes())

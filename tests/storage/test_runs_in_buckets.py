@@ -52,7 +52,7 @@ def test_a_run_in_a_bucket_is_the_run_on_a_disk(bucket, on_disk, tmp_path, monke
     assert outcome(bucket) == outcome(on_disk)
     assert figures(bucket) == figures(on_disk)
     kept = {str(path.relative_to(on_disk)).split(".out.")[0] for path in on_disk.rglob("*.*")}
-    found = {name.split(".out.")[0] for name in gcs.objects(bucket)}
+    found = {name.split(".out.")[0] for name in gcs.list_objects(bucket)}
     hidden = {name for name in found ^ kept if name.startswith("checkpoints/")}  # named by content
     assert found - hidden == kept - hidden
     assert not list(tmp_path.iterdir())  # no folder "gs:"
@@ -66,7 +66,7 @@ def test_a_run_in_a_bucket_is_the_run_on_a_disk(bucket, on_disk, tmp_path, monke
     assert (bucket / "report.html").read_text() == page
     assert experiment.run(RUN, str(bucket)).values == result.values
 
-    before = gcs.objects(bucket)
+    before = gcs.list_objects(bucket)
     file = tmp_path / "mine.py"
     file.write_text(f"def get_config():\n    return {RUN!r}\n")
     command = ["train", f"--config={file}", f"--workdir={bucket}"]
@@ -77,8 +77,8 @@ def test_a_run_in_a_bucket_is_the_run_on_a_disk(bucket, on_disk, tmp_path, monke
         cli.main([*command[:2], f"--workdir={bucket.parent / 'no' / 'run'}", "--config.seed=x"])
         == 2
     )
-    assert gcs.objects(bucket) == before
-    assert gcs.names(bucket.parent / "no") == []
+    assert gcs.list_objects(bucket) == before
+    assert gcs.list_names(bucket.parent / "no") == []
 
 
 def test_a_stopped_run_resumes_to_the_same_bits(bucket, on_disk, monkeypatch):
@@ -89,7 +89,7 @@ def test_a_stopped_run_resumes_to_the_same_bits(bucket, on_disk, monkeypatch):
     assert not (bucket / "result.json").exists()
     experiment.run(RUN, bucket)
     assert (outcome(bucket), figures(bucket)) == (outcome(on_disk), figures(on_disk))
-    assert len(gcs.names(bucket / "tensorboard")) == 2
+    assert len(gcs.list_names(bucket / "tensorboard")) == 2
 
 
 def command(file, workdir) -> list[str]:
@@ -133,7 +133,7 @@ def test_a_killed_run_resumes_to_the_same_bits(bucket, tmp_path):
     assert "resumed from the checkpoint of step" in done.stderr
     assert outcome(bucket) == outcome(tmp_path / "run")
     assert figures(bucket) == figures(tmp_path / "run")
-    assert f"{newest}.damaged-1" in gcs.names(bucket / "checkpoints")
+    assert f"{newest}.damaged-1" in gcs.list_names(bucket / "checkpoints")
 
 
 @pytest.mark.slow
@@ -160,7 +160,7 @@ def test_a_run_on_text_with_all_in_buckets(bucket, tmp_path, capsys):
     for name, value in exported_here.items():
         np.testing.assert_array_equal(exported_there[name], value)
     names = sorted(file.name for file in (tmp_path / "out").iterdir())
-    assert gcs.names(bucket / "out") == names and "tokenizer.json" in names
+    assert gcs.list_names(bucket / "out") == names and "tokenizer.json" in names
     capsys.readouterr()
     assert cli.main(command) == 2
     assert "there are objects under this name" in capsys.readouterr().err
@@ -178,7 +178,7 @@ def test_two_processes_in_a_bucket_are_one_with_two_devices_on_a_disk(bucket, tm
     assert outcome(bucket) == outcome(tmp_path / "run")
     here, there = (figures(workdir) | {"device": ""} for workdir in (tmp_path / "run", bucket))
     assert here == there
-    assert "ocdbt.process_1" in gcs.names(bucket / "checkpoints" / "30" / "state")
+    assert "ocdbt.process_1" in gcs.list_names(bucket / "checkpoints" / "30" / "state")
 
 
 @pytest.mark.parametrize("load", [models.load, language.load, text.load_tokenizer])

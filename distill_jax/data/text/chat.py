@@ -25,7 +25,7 @@ import minijinja
 from distill_jax.data.text.codec import is_panic, is_unicode, shortened
 from distill_jax.data.text.tokenizer import Tokenizer
 from distill_jax.errors import UsageError
-from distill_jax.storage import place
+from distill_jax.storage import resolve_path
 
 # Instructions of one rendering. Eighteen public templates needed 70 to 130 a message.
 FUEL = 1_000_000
@@ -114,7 +114,7 @@ def load(tokenizer: Tokenizer, *, date: datetime.date | None = None) -> ChatTemp
             f"{where}: a chat template writes special tokens by name, which this kind of file reads"
             " as plain text; expected a tokenizer.json"
         )
-    file = place(tokenizer.path, "data.tokenizer").parent / "chat_template.jinja"
+    file = resolve_path(tokenizer.path, "data.tokenizer").parent / "chat_template.jinja"
     source = tokenizer.settings.get("chat_template")
     if file.is_file():
         try:

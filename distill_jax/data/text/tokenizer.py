@@ -16,7 +16,7 @@ from typing import Any
 from distill_jax.data.text import llama2c, sentencepiece_model, tokenizer_json
 from distill_jax.data.text.codec import Codec, shortened
 from distill_jax.errors import UsageError
-from distill_jax.storage import fetched, place
+from distill_jax.storage import local_copy, resolve_path
 
 _LOADERS = {
     ".json": tokenizer_json.load,
@@ -99,7 +99,7 @@ def load(path: str | os.PathLike, *, key: str = "data.tokenizer") -> Tokenizer:
         vocabulary.
     """
     where = f"{key}={str(path)!r}"
-    file = place(path, key).expanduser()
+    file = resolve_path(path, key).expanduser()
     if file.is_dir():
         found = next((file / name for name in _FILES if (file / name).is_file()), None)
         if found is None:
@@ -112,7 +112,7 @@ def load(path: str | os.PathLike, *, key: str = "data.tokenizer") -> Tokenizer:
     loader = _LOADERS.get(file.suffix)
     if loader is None:
         raise UsageError(f"{where}: unknown kind of tokenizer; expected .json, .model or .bin")
-    with fetched(file.parent, (file.name,)) as here:
+    with local_copy(file.parent, (file.name,)) as here:
         codec = loader(here / file.name, where)
 
     settings = _json(file.parent / "tokenizer_config.json", key)

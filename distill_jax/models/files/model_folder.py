@@ -4,9 +4,10 @@ Reading executes nothing: JSON and safetensors hold data alone, and a network is
 registered name. Every byte of both files is covered by a SHA-256, so that a damaged, truncated or
 exchanged file is refused, never used.
 
-Writing is atomic, see `files.replacing`: a process that is killed on the way leaves a whole model
-under the folder's name or a hidden one. `load` looks there too, and reads again when it meets a
-rename. Arrays come to the first host tensor by tensor. One writer a folder; any number of readers.
+Writing is atomic, see `storage.replacing_folder`: a process that is killed on the way leaves a
+whole model under the folder's name or a hidden one. `load` looks there too, and reads again when it
+meets a rename. Arrays come to the first host tensor by tensor. One writer a folder; any number of
+readers.
 """
 
 import contextlib
@@ -33,7 +34,7 @@ from distill_jax.models.functional import Flat, split
 from distill_jax.models.registry import abstract
 from distill_jax.models.spec import Spec
 from distill_jax.processes import coordination
-from distill_jax.storage import previous_of, replacing
+from distill_jax.storage import previous_folder, replacing_folder
 
 _FORMAT = 1
 _MODEL = "model.json"
@@ -153,7 +154,7 @@ def save(
     arrays = _grouped(params, stats)
     whole = fingerprint_of(spec.to_json(), arrays, parallel.fetch_to_first)
     hash_of_model = coordination.broadcast_from_first(lambda: whole)
-    written = replacing(path, (_MODEL, _WEIGHTS).__contains__, "a model")
+    written = replacing_folder(path, (_MODEL, _WEIGHTS).__contains__, "a model")
     with written if coordination.is_first() else contextlib.nullcontext() as saving:
         weights, digest = saving and saving / _WEIGHTS, hashlib.sha256()
         safetensors_writer.write(
@@ -168,7 +169,7 @@ def save(
 def _find(path: pathlib.Path) -> pathlib.Path:
     """The folder with the model of `path`: itself, "model" in it, or what either was to replace."""
     places = [
-        place if place.is_dir() else previous_of(place)
+        place if place.is_dir() else previous_folder(place)
         for place in (path.resolve(), path.resolve() / "model")
     ]
     for name in (_MODEL, _WEIGHTS):
@@ -253,11 +254,11 @@ def load(path: str | os.PathLike, *, spec: Spec | None = None, key: str = "teach
       UsageError: there is none, or it is unreadable, truncated, damaged, of an unknown kind, or its
         arrays are not those that `create` gives for its spec.
     """
-    place = storage.place(path, key)
+    place = storage.resolve_path(path, key)
     if not storage.is_remote(place) and place.is_file():
         return _converted(place, spec, key)
     wanted = [f"{folder}{name}" for folder in ("", "model/") for name in (_MODEL, _WEIGHTS)]
-    with storage.reached(place, key), storage.fetched(place, wanted) as here:
+    with storage.reporting_unreachable(place, key), storage.local_copy(place, wanted) as here:
         saved = _load(here, f"{key}={str(path)!r}")
     if spec is not None and spec != saved.spec:
         raise UsageError(

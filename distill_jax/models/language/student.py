@@ -19,7 +19,7 @@ from distill_jax.models.language.decoder import (
 )
 from distill_jax.models.language.huggingface.reading import load
 from distill_jax.models.registry import typed_options
-from distill_jax.storage import expected
+from distill_jax.storage import path_problem
 
 STUDENT_NAME = "decoder"  # of `student.name`
 
@@ -72,7 +72,7 @@ def check_student(given: Mapping[str, Any]) -> dict[str, Any]:
             f"or all of {', '.join('student.' + name for name in _SIZES)}"
         )
     _check_adapters(options, sizes)
-    if wrong := expected(options["path"], remote=True):
+    if wrong := path_problem(options["path"], remote=True):
         raise UsageError(f"student.path={options['path']!r}: expected {wrong}")
     return options
 

@@ -57,7 +57,7 @@ class ImageParts(Parts):
         return data.Crops.of(self.config.data.augment.resized_crop, seed)
 
     def save(self, folder: str | os.PathLike, params: Any, stats: Any) -> str:
-        with storage.published(folder, "model.json") as here:
+        with storage.staging_folder(folder, "model.json") as here:
             return models.save(here, self.recipe.spec, params, stats)
 
     def load(self, folder: str | os.PathLike) -> tuple[models.Flat, models.Flat]:
@@ -77,7 +77,7 @@ class ImageParts(Parts):
             processes=processes,
             crops=self._crops(self.config.seed),
         )
-        if isinstance(self.recipe.teachers, teachers.Stored) and not self.teacher_variables:
+        if isinstance(self.recipe.teachers, teachers.StoredTeacher) and not self.teacher_variables:
             return self._with_answers(feed, position)
         return feed.at(position)
 
@@ -236,7 +236,7 @@ def fit(
     outputs = pairing.outputs_of(graphdef, params, stats, spec.input_shape)
     teacher, answers = opened.teacher, opened.outputs
     if config.teacher.own_average:
-        teacher, answers = teachers.Average(spec, graphdef), [outputs]
+        teacher, answers = teachers.AverageTeacher(spec, graphdef), [outputs]
     paired = pairing.pair_up(
         method,
         config.method.name,

@@ -64,12 +64,12 @@ class ImageRecipe(Recipe):
     @property
     def ahead(self) -> int:
         source = self.teachers
-        online = source is not None and not (source.own or source.stored)
+        online = source is not None and not (source.own_average or source.precomputed)
         asked = self.method.needs_teacher and self.stage.values is not None
         return self.look_ahead if online and asked else 1
 
     def teacher_of(self, state: TrainState, teacher_variables: Any) -> Any:
-        own = self.teachers is not None and self.teachers.own
+        own = self.teachers is not None and self.teachers.own_average
         return state.average if own else teacher_variables
 
     def view(self, seed: jax.Array, step: jax.Array, batch: Batch, store: Batch) -> dict[str, Any]:
@@ -121,7 +121,7 @@ class ImageRecipe(Recipe):
         """The view of a step without its draws, and "answers" where they are known already."""
         shown = self.view(state.seed, state.step, batch, store)
         draws = shown.pop("draws")
-        if answers is None and self.teachers is not None and self.teachers.stored:
+        if answers is None and self.teachers is not None and self.teachers.precomputed:
             view = View(shown["images"], shown["ids"], draws, batch)
             answers = self._answers(teacher_variables, view)
         return shown if answers is None else {**shown, "answers": answers}

@@ -93,7 +93,7 @@ def _stored(config, method, mesh, splits, train_ids, resident_limit) -> Opened:
             f"teacher.store={path!r}: {config.method.name} shows a second view, whose answers are "
             "not stored; expected teacher.path alone"
         )
-    teacher = teachers.load_store(
+    teacher = teachers.open_image_store(
         path,
         train_fingerprint=data.fingerprint(splits["train"]),
         test_fingerprint=data.fingerprint(splits["test"]),

@@ -23,10 +23,10 @@ from distill_jax.models import language
 from distill_jax.models.language import lora
 from distill_jax.models.language.student import open_student
 from distill_jax.optim import optimizers, schedules
-from distill_jax.storage import place, reached
+from distill_jax.storage import reporting_unreachable, resolve_path
 from distill_jax.tasks.language.recipe import Comparison, Divergence, Network, TextRecipe, beside
 from distill_jax.tasks.language.rollouts import Rollout
-from distill_jax.teachers import Sparse
+from distill_jax.teachers import SparseFormat
 
 
 def _objective(config: ConfigDict) -> tuple[tuple[Divergence, ...], tuple[methods.Term, ...]]:
@@ -119,7 +119,7 @@ def compare(
     teachers: Sequence[language.Decoder],
     student: language.Decoder,
     vocab_size: int,
-    stored: Sparse | None = None,
+    stored: SparseFormat | None = None,
 ) -> tuple[Comparison, models.Flat, models.Flat, models.Flat]:
     """The comparison, and the arrays of (what is trained, the teachers, the student's base).
 
@@ -188,9 +188,9 @@ def placement(config: ConfigDict, mesh: Mesh, part: str) -> language.Placement |
 
 def folder_of(path: str | os.PathLike) -> pathlib.Path:
     """The checkpoint in a workdir of ours, or the folder itself."""
-    folder = place(path, "teacher.path")
+    folder = resolve_path(path, "teacher.path")
     inner = folder / "model"
-    with reached(folder, "teacher.path"):
+    with reporting_unreachable(folder, "teacher.path"):
         return inner if (inner / "config.json").is_file() else folder
 
 

@@ -35,7 +35,7 @@ class TextParts(Parts):
     """
 
     rows: text.Rows
-    answers: tuple[teachers.Sparse, teachers.Store] | None = None
+    answers: tuple[teachers.SparseFormat, teachers.AnswerStore] | None = None
 
     @property
     def _order(self) -> data.Order:
@@ -66,7 +66,7 @@ class TextParts(Parts):
         base, options = lora.base_of(self.teacher_variables), self.config.student
         if base:
             params = lora.merged(params, base, options.lora_alpha / options.lora_rank)
-        with storage.published(folder, "config.json") as here:
+        with storage.staging_folder(folder, "config.json") as here:
             language.write(here, config, params)
         definition = dataclasses.asdict(config)
         fingerprint = models.fingerprint_of(definition, params, parallel.fetch_to_first)
@@ -196,10 +196,10 @@ def _stored(
     vocab_size: int,
     rows: text.Rows,
     entries: list[dict[str, Any]],
-) -> tuple[tuple[teachers.Sparse, teachers.Store], list[dict[str, Any]]]:
+) -> tuple[tuple[teachers.SparseFormat, teachers.AnswerStore], list[dict[str, Any]]]:
     """The answers of a store, and what a manifest says of them; `entries` of the teacher beside."""
     path = config.teacher.store
-    sparse, files = teachers.load_text_store(
+    sparse, files = teachers.open_text_store(
         path,
         rows=text.fingerprint(rows),
         tokenizer=tokenizer.fingerprint,
@@ -243,13 +243,13 @@ def tokenizer_of(config: ConfigDict) -> tuple[text.Tokenizer, int]:
 
 def _has_tokenizer(folder: str) -> bool:
     return any(
-        (storage.place(folder, "teacher.path") / name).is_file()
+        (storage.resolve_path(folder, "teacher.path") / name).is_file()
         for name in ("tokenizer.json", "tokenizer.model")
     )
 
 
 def _has_template(tokenizer: text.Tokenizer) -> bool:
-    beside = storage.place(tokenizer.path, "data.tokenizer").with_name("chat_template.jinja")
+    beside = storage.resolve_path(tokenizer.path, "data.tokenizer").with_name("chat_template.jinja")
     return "chat_template" in tokenizer.settings or beside.is_file()
 
 

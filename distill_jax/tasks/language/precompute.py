@@ -35,7 +35,7 @@ def write(
       config: resolved, of the later runs: data, tokenizer, teacher and its temperature; draws come
         from its seed, whatever the later runs have.
       where: the folder of the store.
-      answers: "sampled:DRAWS" or "top_k:IDS", as `teachers.Sparse.parse` reads it.
+      answers: "sampled:DRAWS" or "top_k:IDS", as `teachers.SparseFormat.parse` reads it.
       dtype: of the log-probabilities of "top_k".
       part_size: rows a part; 0 for about 64 MiB.
 
@@ -44,7 +44,7 @@ def write(
 
     Raises:
       UsageError: the config has another method, no single teacher or no single temperature,
-        something does not fit, or as `teachers.write_text_store`.
+        something does not fit, or as `teachers.precompute_text`.
     """
     if config.method.name != "soft_target":
         raise UsageError(
@@ -62,7 +62,7 @@ def write(
     tokenizer, shared = text_parts.tokenizer_of(config)
     text_parts.check_vocabulary(tokenizer, shared, {f"teacher {config.teacher.path[0]!r}": teacher})
     rows = text_parts.splits_of(config, tokenizer)["train"]
-    sparse = teachers.Sparse.parse(answers, shared, dtype, key="--answers")
+    sparse = teachers.SparseFormat.parse(answers, shared, dtype, key="--answers")
     graphdef, params, _ = models.split(teacher)
     network = Network(teacher.config, graphdef)
     entry = text_parts.described(config, config.teacher.path[0], teacher)
@@ -71,7 +71,7 @@ def write(
     def answer(params, batch):
         hidden, head = states(network.read(params, batch))
         length = batch["tokens"].shape[1]
-        found = teachers.sparse_answers(
+        found = teachers.compute_sparse_answers(
             sparse,
             hidden,
             head,
@@ -86,7 +86,7 @@ def write(
         batch = {"id": ids, **rows.batch(ids)}
         return answer(params, parallel.put_rows(batch, parallel.batch_sharding(mesh)))
 
-    manifest = teachers.write_text_store(
+    manifest = teachers.precompute_text(
         where,
         sparse=sparse,
         seed=config.seed,

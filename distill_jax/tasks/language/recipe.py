@@ -21,7 +21,7 @@ from distill_jax.methods.states import Reading
 from distill_jax.models.language import DecoderConfig, lora
 from distill_jax.parallel import batch_sharding, put_rows, replicated
 from distill_jax.tasks.language.rollouts import Rollout
-from distill_jax.teachers import GIVEN, Sparse
+from distill_jax.teachers import ANSWER_PREFIX, SparseFormat
 from distill_jax.training.recipe import Batch, Flat, Moment, Recipe
 from distill_jax.training.state import TrainState
 
@@ -116,7 +116,7 @@ class Comparison:
     terms: tuple[Term, ...]
     vocab_size: int
     mesh: Mesh | None = None
-    stored: Sparse | None = None
+    stored: SparseFormat | None = None
 
     @property
     def teacher(self) -> Network | None:
@@ -165,7 +165,7 @@ class Comparison:
           teacher_params: those of the teachers `beside` each other, {} without one, and
             `lora.frozen` ones of the student.
           batch: "tokens", "positions", "segments" and "targets", int32 [B, T], and the stored
-            answers, by names that begin with GIVEN.
+            answers, by names that begin with ANSWER_PREFIX.
           weights: float32 [B, T].
           adapters: of the terms; None leaves all but the first divergence out.
           temperature: of the divergences.
@@ -183,7 +183,7 @@ class Comparison:
         }
         if self.stored:
             flat = {
-                name: batch[GIVEN + name].reshape(-1, *shape)
+                name: batch[ANSWER_PREFIX + name].reshape(-1, *shape)
                 for name, (shape, _) in self.stored.arrays.items()
             }
             return losses.vocab_sparse_kl(

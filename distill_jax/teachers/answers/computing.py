@@ -21,7 +21,7 @@ DTYPES = ("bfloat16", "float16", "float32")
 
 
 @dataclasses.dataclass(frozen=True)
-class Asked:
+class AnswerComputation:
     """A teacher and what it is asked: the functions that answer, jitted, and their description."""
 
     saved: models.Saved

@@ -31,11 +31,11 @@ from distill_jax.teachers.answers.manifest import (
 from distill_jax.teachers.answers.schemes import Finite, Seeded, key_implementation
 from distill_jax.teachers.views import View
 
-GIVEN = "teacher/"  # before the names of answers that come with a batch
+ANSWER_PREFIX = "teacher/"  # before the names of answers that come with a batch
 VERIFY_BYTES = 8 * 2**30  # a larger store is verified part by part, when a part is first used
 
 
-class Store:
+class AnswerStore:
     """The files of a finished store, memory-mapped; it can be sent to another process."""
 
     def __init__(self, path: str | os.PathLike, manifest: dict[str, Any], verified: bool):
@@ -88,7 +88,7 @@ class Store:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Stored:
+class StoredTeacher:
     """A teacher whose answers are read; to training what `online.Teachers` is.
 
     Attributes:
@@ -103,10 +103,10 @@ class Stored:
     fingerprints: tuple[str, ...]
     parameters: tuple[int, ...]
     scheme: Finite | Seeded
-    store: Store
+    store: AnswerStore
 
-    own = False
-    stored = True
+    own_average = False
+    precomputed = True
     weights = (1.0,)
 
     @property
@@ -131,12 +131,13 @@ class Stored:
         """{}: a store has answers and no parameters."""
         return {}
 
-    def answers(self, variables: Mapping[str, jax.Array], view: View) -> list[Outputs]:
+    def outputs(self, variables: Mapping[str, jax.Array], view: View) -> list[Outputs]:
         """The stored answers to a view; pure and `jit`-able.
 
         Args:
           variables: what `resident` gave, on the devices; {} where answers come with the batch.
-          view: the view, with the answers in `given`, by names that begin with GIVEN, if streamed.
+          view: the view; where answers are streamed, its `stored_answers` hold them by names that
+            begin with ANSWER_PREFIX.
 
         Returns:
           One answer, float32: logits [B, K] and the stored taps.
@@ -145,7 +146,7 @@ class Stored:
             index = self.scheme.index(view.draws)
             arrays = {name: array[view.ids, index] for name, array in variables.items()}
         else:
-            arrays = {name: view.given[GIVEN + name] for name in self.shapes}
+            arrays = {name: view.stored_answers[ANSWER_PREFIX + name] for name in self.shapes}
         arrays = {name: array.astype(jnp.float32) for name, array in arrays.items()}
         return [Outputs(logits=arrays.pop("logits"), taps=arrays)]
 
@@ -163,11 +164,11 @@ class Stored:
           draws: of the batch, as of `schemes.host_draws`.
 
         Returns:
-          By names that begin with GIVEN: [B, ...], as stored.
+          By names that begin with ANSWER_PREFIX: [B, ...], as stored.
         """
         self._expect(Finite)
         index = np.broadcast_to(self.scheme.index(draws), len(ids))
-        return {GIVEN + name: self.store.take(name, ids, index) for name in self.shapes}
+        return {ANSWER_PREFIX + name: self.store.take(name, ids, index) for name in self.shapes}
 
     def rows(self, start_step: int, count: int) -> tuple[np.ndarray, np.ndarray, Arrays]:
         """What `count` steps of a training need of a `Seeded` store.
@@ -178,11 +179,12 @@ class Stored:
 
         Returns:
           ids int32 [n, B]; key data of the views uint32 [n, words], for
-          `jax.random.wrap_key_data`; and by names that begin with GIVEN the answers [n, B, ...].
+          `jax.random.wrap_key_data`; and by names that begin with ANSWER_PREFIX the answers
+          [n, B, ...].
         """
         self._expect(Seeded)
         rows = (start_step + np.arange(count)) % self.scheme.steps
-        answers = {GIVEN + name: self.store.take(name, rows) for name in self.shapes}
+        answers = {ANSWER_PREFIX + name: self.store.take(name, rows) for name in self.shapes}
         return self.store.take("ids", rows), self.store.take("keys", rows), answers
 
     def test_answers(self) -> Arrays:
@@ -233,7 +235,7 @@ def check(
             raise refusal(path, f"{fault}; storing the answers again repairs that part alone")
 
 
-def load(
+def open_image_store(
     path: str | os.PathLike,
     *,
     train_fingerprint: str,
@@ -248,7 +250,7 @@ def load(
     train_ids: np.ndarray | None = None,
     seed: int | None = None,
     verify: bool | None = None,
-) -> Stored:
+) -> StoredTeacher:
     """Opens a finished store for a training.
 
     Args:
@@ -306,12 +308,12 @@ def load(
             f"made for the views that jax {manifest['software'][0]['jax']} draws; jax "
             f"{jax.__version__} draws others from the same keys",
         )
-    return Stored(
+    return StoredTeacher(
         specs=(Spec.from_json(manifest["teacher"]["spec"]),),
         fingerprints=(manifest["teacher"]["fingerprint"],),
         parameters=(manifest["teacher"]["parameters"],),
         scheme=scheme,
-        store=opened(path, manifest, verify),
+        store=open_store(path, manifest, verify),
     )
 
 
@@ -326,13 +328,15 @@ def _check_finished(path: str | os.PathLike, manifest: Mapping[str, Any]) -> Non
         )
 
 
-def opened(path: str | os.PathLike, manifest: dict[str, Any], verify: bool | None = None) -> Store:
+def open_store(
+    path: str | os.PathLike, manifest: dict[str, Any], verify: bool | None = None
+) -> AnswerStore:
     """The files of a finished store.
 
     Args:
       path: the folder.
       manifest: its own.
-      verify: as in `load`.
+      verify: as in `open_image_store`.
 
     Raises:
       UsageError: it is not finished, or damaged.
@@ -341,4 +345,4 @@ def opened(path: str | os.PathLike, manifest: dict[str, Any], verify: bool | Non
     total = sum(f["bytes"] for part in manifest["parts"].values() for f in part["files"].values())
     verify = total <= VERIFY_BYTES if verify is None else verify
     check(pathlib.Path(path), manifest, names_of_parts(manifest), hashes=verify)
-    return Store(path, manifest, verify)
+    return AnswerStore(path, manifest, verify)

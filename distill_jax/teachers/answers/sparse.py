@@ -28,7 +28,7 @@ _LEAST_LOG = -60000.0  # float16 holds it, and its exponential is 0
 
 
 @dataclasses.dataclass(frozen=True)
-class Sparse:
+class SparseFormat:
     """What is kept of each token's distribution over a vocabulary.
 
     Attributes:
@@ -46,7 +46,9 @@ class Sparse:
     dtype: str = "float16"
 
     @classmethod
-    def parse(cls, said: str, vocab_size: int, dtype: str = "float16", *, key: str) -> "Sparse":
+    def parse(
+        cls, said: str, vocab_size: int, dtype: str = "float16", *, key: str
+    ) -> "SparseFormat":
         """Of "sampled", "sampled:50", "top_k" or "top_k:64".
 
         Raises:
@@ -156,8 +158,8 @@ class Sparse:
         return drawn.reshape(-1, self.count, 2)
 
 
-def answers(
-    sparse: Sparse,
+def compute_sparse_answers(
+    sparse: SparseFormat,
     hidden: Array,
     head: Array,
     uniforms: Array | None,
@@ -181,7 +183,7 @@ def answers(
       mesh: the devices.
 
     Returns:
-      The arrays of `Sparse.arrays`, [N, ...], and "finite", bool [N].
+      The arrays of `SparseFormat.arrays`, [N, ...], and "finite", bool [N].
     """
     parts = mesh.shape["tensor"]
     head = jnp.pad(head, ((0, 0), (0, -head.shape[1] % parts)))

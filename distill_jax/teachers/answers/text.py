@@ -19,14 +19,14 @@ from distill_jax.errors import UsageError
 from distill_jax.teachers.answers import manifest as manifests
 from distill_jax.teachers.answers import writing
 from distill_jax.teachers.answers.manifest import FORMAT, Arrays, read_manifest, refuse_other
-from distill_jax.teachers.answers.reading import GIVEN, Store, opened
-from distill_jax.teachers.answers.sparse import Sparse
+from distill_jax.teachers.answers.reading import ANSWER_PREFIX, AnswerStore, open_store
+from distill_jax.teachers.answers.sparse import SparseFormat
 
 
-def write(
+def precompute_text(
     path: str | os.PathLike,
     *,
-    sparse: Sparse,
+    sparse: SparseFormat,
     seed: int,
     temperature: float,
     teacher: dict[str, Any],
@@ -119,7 +119,7 @@ def _fetched(calls: Iterator[dict[str, Any]]) -> Iterator[Arrays]:
     yield jax.device_get(ahead)
 
 
-def described(path: str | os.PathLike) -> tuple[Sparse, dict[str, Any]]:
+def describe_text_store(path: str | os.PathLike) -> tuple[SparseFormat, dict[str, Any]]:
     """What is kept in a store of text, and its manifest.
 
     Raises:
@@ -130,10 +130,10 @@ def described(path: str | os.PathLike) -> tuple[Sparse, dict[str, Any]]:
         raise manifests.refusal(path, "holds answers to images; expected a store of text")
     scheme, vocabulary = manifest["scheme"], manifest["data"]["vocabulary"]
     count = scheme.get("draws") or scheme["ids"]
-    return Sparse(scheme["scheme"], count, vocabulary, manifest["dtype"]), manifest
+    return SparseFormat(scheme["scheme"], count, vocabulary, manifest["dtype"]), manifest
 
 
-def load(
+def open_text_store(
     path: str | os.PathLike,
     *,
     rows: str,
@@ -141,7 +141,7 @@ def load(
     vocab_size: int,
     temperature: float,
     teacher: str | None = None,
-) -> tuple[Sparse, Store]:
+) -> tuple[SparseFormat, AnswerStore]:
     """Opens a finished store for a training.
 
     Args:
@@ -158,7 +158,7 @@ def load(
     Raises:
       UsageError: the store was made for something else, is not finished, or is damaged.
     """
-    sparse, manifest = described(path)
+    sparse, manifest = describe_text_store(path)
     expected = {
         "teacher": teacher,
         "tokenizer": tokenizer,
@@ -167,9 +167,9 @@ def load(
         "temperature": temperature,
     }
     refuse_other(path, manifest, expected)
-    return sparse, opened(path, manifest)
+    return sparse, open_store(path, manifest)
 
 
-def gather(files: Store, names: Sequence[str], rows: np.ndarray) -> Arrays:
-    """The stored answers to some rows, by names that begin with GIVEN: [n, T, ...]."""
-    return {GIVEN + name: files.take(name, rows) for name in names}
+def gather_answers(files: AnswerStore, names: Sequence[str], rows: np.ndarray) -> Arrays:
+    """The stored answers to some rows, by names that begin with ANSWER_PREFIX: [n, T, ...]."""
+    return {ANSWER_PREFIX + name: files.take(name, rows) for name in names}

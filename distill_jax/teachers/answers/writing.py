@@ -37,7 +37,7 @@ from jax.sharding import Mesh
 from distill_jax import __version__, data, models
 from distill_jax.storage import write_atomically
 from distill_jax.teachers.answers import manifest as manifests
-from distill_jax.teachers.answers.computing import Asked
+from distill_jax.teachers.answers.computing import AnswerComputation
 from distill_jax.teachers.answers.manifest import Arrays, refusal
 from distill_jax.teachers.answers.schemes import Finite, Seeded, key_implementation
 
@@ -49,7 +49,7 @@ _TORN = re.compile(r"\.(manifest\.json|.+\.npy)\..+")
 Note = Callable[[str], None]
 
 
-def write(
+def precompute_views(
     path: str | os.PathLike,
     *,
     saved: models.Saved,
@@ -72,7 +72,7 @@ def write(
       train: the full training split.
       test: the test split.
       augment: a crop and a flip, or less.
-      dtype: of the stored answers to the training images, one of `asking.DTYPES`.
+      dtype: of the stored answers to the training images, one of `computing.DTYPES`.
       taps: which taps to store beside the logits.
       batch_size: views in one call of the teacher.
       compute_dtype: "float32" or "bfloat16", of the teacher's computation.
@@ -88,24 +88,26 @@ def write(
         disk is too small, or an answer does not fit `dtype`.
     """
     scheme = Finite.of(augment)
-    asked = Asked(saved, train, test, augment, dtype, tuple(taps), compute_dtype, batch_size, mesh)
-    answers = asked.all_views(scheme)
+    computation = AnswerComputation(
+        saved, train, test, augment, dtype, tuple(taps), compute_dtype, batch_size, mesh
+    )
+    answers = computation.all_views(scheme)
 
     def part(first: int, count: int, size: int) -> Arrays:
         images, _ = train.batch(np.arange(first, first + count))
         return answers(np.concatenate([images, images[-1:].repeat(size - count, axis=0)]), count)
 
-    manifest = asked.manifest(
+    manifest = computation.manifest(
         {"scheme": scheme.kind, "padding": scheme.padding, "flip": scheme.flip},
         items=len(train),
         inner=scheme.count,
         part_size=part_size,
     )
-    plain = {"test": lambda: asked.identity(test, np.arange(len(test)))}
+    plain = {"test": lambda: computation.identity(test, np.arange(len(test)))}
     return write_parts(pathlib.Path(path), manifest, part, plain, note)
 
 
-def write_seeded(
+def precompute_steps(
     path: str | os.PathLike,
     *,
     saved: models.Saved,
@@ -130,14 +132,16 @@ def write_seeded(
       seed: of the training.
       batch_size: B, of the training.
       steps: S; a training goes over them again and again.
-      part_size: steps a part; 0 as in `write`.
+      part_size: steps a part; 0 as in `precompute_views`.
 
-    The other arguments, the result and the errors are those of `write`.
+    The other arguments, the result and the errors are those of `precompute_views`.
     """
     scheme = Seeded(steps, batch_size, seed)
-    asked = Asked(saved, train, test, augment, dtype, tuple(taps), compute_dtype, batch_size, mesh)
+    computation = AnswerComputation(
+        saved, train, test, augment, dtype, tuple(taps), compute_dtype, batch_size, mesh
+    )
     held_out = np.setdiff1d(np.arange(len(train), dtype=np.int32), train_ids)
-    answers = asked.steps()
+    answers = computation.steps()
     order = data.Order(train_ids, seed)
     crops = data.Crops.of(augment.resized_crop, seed)
     feed = data.training_feed(train, order, batch_size, resident=False, workers=0, crops=crops)
@@ -149,7 +153,7 @@ def write_seeded(
             found = answers((batch["image"] for batch in batches), keys)
         return {**found, "ids": ids, "keys": keys}
 
-    manifest = asked.manifest(
+    manifest = computation.manifest(
         {
             "scheme": scheme.kind,
             **dataclasses.asdict(scheme),
@@ -163,8 +167,8 @@ def write_seeded(
         held_out=len(held_out),
     )
     plain = {
-        "test": lambda: asked.identity(test, np.arange(len(test))),
-        "held_out": lambda: {"ids": held_out, **asked.identity(train, held_out)},
+        "test": lambda: computation.identity(test, np.arange(len(test))),
+        "held_out": lambda: {"ids": held_out, **computation.identity(train, held_out)},
     }
     return write_parts(pathlib.Path(path), manifest, part, plain, note)
 
@@ -183,7 +187,7 @@ def write_parts(
       manifest: of the store without parts.
       part: (first item, count, items of a whole part) -> its arrays.
       plain: the other parts, by name.
-      note: of `write`.
+      note: of `precompute_views`.
 
     Returns:
       The manifest of the finished store.

@@ -15,15 +15,15 @@ from distill_jax.training.checkpoints.on_disk import MANIFEST, Damaged
 
 
 def exists(path: Any) -> bool:
-    return bool(gcs.names(path))
+    return bool(gcs.list_names(path))
 
 
 def _numbered(directory: Any) -> dict[int, bool]:
     """The steps that have anything, and whether that is a checkpoint."""
     found: dict[int, bool] = {}
-    for name in gcs.names(directory):
+    for name in gcs.list_names(directory):
         if re.fullmatch(r"0|[1-9][0-9]*", name):
-            found[int(name)] = MANIFEST in gcs.names(directory / name)
+            found[int(name)] = MANIFEST in gcs.list_names(directory / name)
     return found
 
 
@@ -63,15 +63,15 @@ def manifest(sealed: Any) -> bytes:
 
 
 def files(folder: Any) -> list[tuple[str, Any]]:
-    return [(name, folder / name) for name in gcs.objects(folder)]
+    return [(name, folder / name) for name in gcs.list_objects(folder)]
 
 
-names = gcs.names
+names = gcs.list_names
 read = gcs.read
 write = gcs.write
-digest = gcs.digest
+digest = gcs.sha256
 move = gcs.move
-remove = gcs.remove
+remove = gcs.remove_all
 
 
 def trash(directory: Any, step: int) -> Any:
@@ -79,4 +79,4 @@ def trash(directory: Any, step: int) -> Any:
 
 
 def withdraw(directory: Any, step: int) -> None:
-    gcs.remove_one(directory / str(step) / MANIFEST)
+    gcs.remove_object(directory / str(step) / MANIFEST)

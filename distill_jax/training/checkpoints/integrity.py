@@ -27,7 +27,7 @@ from collections.abc import Callable, Iterable
 
 from distill_jax.errors import UsageError
 from distill_jax.storage import is_remote
-from distill_jax.storage.gcs import Unreachable
+from distill_jax.storage.gcs import BucketError
 from distill_jax.training.checkpoints import in_bucket, on_disk
 from distill_jax.training.checkpoints.on_disk import MANIFEST, Damaged
 
@@ -244,7 +244,7 @@ def retain(
             remove(kind.trash(directory, step))
         except (
             OSError,
-            Unreachable,
+            BucketError,
         ) as error:  # the new checkpoint is safe, and the next save tries again
             warn(f"checkpoint {step} in {directory} could not be deleted: {cause(error)}")
 
@@ -277,7 +277,7 @@ def _set_aside(path: pathlib.Path, reason: object, then: str, warn: Callable[[st
     try:
         _kind(path).move(path, aside)
         done = f"set aside as {aside.name}"
-    except (OSError, Unreachable) as error:
+    except (OSError, BucketError) as error:
         done = f"it could not be renamed ({cause(error)})"
     warn(f"checkpoint {path.name} in {path.parent} is damaged: {reason}; {done}; {then}")
 

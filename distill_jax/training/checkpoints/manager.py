@@ -39,7 +39,7 @@ import orbax.checkpoint as ocp
 from distill_jax import storage
 from distill_jax.errors import UsageError
 from distill_jax.processes import coordination
-from distill_jax.storage.gcs import Unreachable
+from distill_jax.storage.gcs import BucketError
 from distill_jax.training.checkpoints import integrity
 from distill_jax.training.checkpoints.integrity import free_space
 
@@ -102,7 +102,7 @@ class Checkpoints:
     ):
         if keep_last < 1:
             raise UsageError(f"keep_last={keep_last!r}: at least 1 checkpoint must be kept")
-        place = storage.place(directory, "checkpoints")
+        place = storage.resolve_path(directory, "checkpoints")
         self._directory = place if storage.is_remote(place) else place.absolute()
         self._keep_last = keep_last
         self._keep_best = keep_best
@@ -278,7 +278,7 @@ class Checkpoints:
             self._checkpointer.close()
         self._checkpointer = ocp.AsyncCheckpointer(_handler(), timeout_secs=_TIMEOUT_SECONDS)
         kept = "unknown"
-        with contextlib.suppress(Unreachable):
+        with contextlib.suppress(BucketError):
             if coordination.is_first():
                 integrity.clear(integrity.unsealed(self._directory, step))
             kept = ", ".join(map(str, self.steps())) or "none"

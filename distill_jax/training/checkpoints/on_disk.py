@@ -13,7 +13,7 @@ import pathlib
 import re
 import shutil
 
-from distill_jax.storage import flush
+from distill_jax.storage import fsync
 
 MANIFEST = "MANIFEST.sha256"
 
@@ -69,17 +69,17 @@ def settle(written: pathlib.Path) -> None:
     """Returns when the content of all files in a folder is on the disk."""
     for folder, _, names in os.walk(written):
         for name in names:
-            flush(pathlib.Path(folder, name))
+            fsync(pathlib.Path(folder, name))
 
 
 def finish(written: pathlib.Path, content: str, sealed: pathlib.Path) -> None:
     """Writes the manifest, and gives the folder its name when all of it is on the disk."""
     (written / MANIFEST).write_text(content, encoding="utf-8", newline="")
-    flush(written / MANIFEST)
+    fsync(written / MANIFEST)
     for folder, _, _ in os.walk(written, topdown=False):
-        flush(pathlib.Path(folder))
+        fsync(pathlib.Path(folder))
     os.rename(written, sealed)
-    flush(sealed.parent)
+    fsync(sealed.parent)
 
 
 def manifest(sealed: pathlib.Path) -> bytes:
@@ -135,7 +135,7 @@ def digest(path: pathlib.Path) -> str:
 def move(path: pathlib.Path, target: pathlib.Path) -> None:
     """Renames a folder, beside itself."""
     os.rename(path, target)
-    flush(path.parent)
+    fsync(path.parent)
 
 
 def trash(directory: pathlib.Path, step: int) -> pathlib.Path:

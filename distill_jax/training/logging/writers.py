@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from distill_jax.errors import UsageError
-from distill_jax.storage import place, write_atomically
+from distill_jax.storage import resolve_path, write_atomically
 
 
 class MetricsLog:
@@ -119,7 +119,7 @@ def read(path: str | os.PathLike) -> list[dict[str, Any]]:
     Raises:
       UsageError: the file is missing, or a line before the last is damaged.
     """
-    path = place(path, "metrics")
+    path = resolve_path(path, "metrics")
     try:
         lines = path.read_bytes().splitlines(keepends=True)
     except OSError as error:

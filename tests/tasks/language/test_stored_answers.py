@@ -17,7 +17,7 @@ from distill_jax.errors import UsageError
 from distill_jax.planning import abstract, memory, step_flops
 from distill_jax.runs import experiment, workdir
 from distill_jax.tasks.language import precompute as store_text
-from distill_jax.teachers import GIVEN
+from distill_jax.teachers import ANSWER_PREFIX
 from distill_jax.teachers.answers import manifest as manifests
 from distill_jax.teachers.answers import text, writing
 
@@ -114,7 +114,7 @@ def test_each_process_reads_the_answers_of_its_own_rows(config, whole, monkeypat
         own = rows[process * size // 2 : (process + 1) * size // 2]
         np.testing.assert_array_equal(batch["id"], own)
         for name, array in stored.items():
-            np.testing.assert_array_equal(batch[GIVEN + name], array[own])
+            np.testing.assert_array_equal(batch[ANSWER_PREFIX + name], array[own])
 
 
 @pytest.mark.parametrize("kept", ["sampled:50", "store"])
@@ -134,7 +134,7 @@ def test_a_plan_has_the_answers_in_place_of_the_teacher(config, whole, kept):
         for name, planned in run.batches.items():
             assert (planned.shape[1:], planned.dtype) == (batch[name].shape, batch[name].dtype)
     else:
-        answers = {name: a for name, a in run.batches.items() if name.startswith(GIVEN)}
+        answers = {name: a for name, a in run.batches.items() if name.startswith(ANSWER_PREFIX)}
         assert memory.bytes_per_device(answers) == 8 * 32 * 50 * (2 + 1)  # 320 ids are of two bytes
 
 
@@ -180,22 +180,22 @@ def test_what_cannot_be_stored_is_said_before_anything_is_written(
 
 
 def test_other_vocabularies_and_tokenizers_are_refused(whole, config):
-    sparse, manifest = text.described(whole)
+    sparse, manifest = text.describe_text_store(whole)
     data = manifest["data"]
     given = {
         "rows": data["train"]["fingerprint"], "tokenizer": data["tokenizer"], "vocab_size": REAL,
         "temperature": 2.0,
     }  # fmt: skip
-    assert text.load(whole, **given)[0] == sparse
+    assert text.open_text_store(whole, **given)[0] == sparse
     for name, value in (("tokenizer", "0" * 64), ("vocab_size", 299)):
         with pytest.raises(UsageError, match="made for (tokenizer|vocabulary)="):
-            text.load(whole, **{**given, name: value})
+            text.open_text_store(whole, **{**given, name: value})
 
 
 def test_a_store_of_images_is_none_of_text(tmp_path):
     (tmp_path / "manifest.json").write_bytes(manifests.rendered({"format": 1, "data": {}}))
     with pytest.raises(UsageError, match="holds answers to images; expected a store of text"):
-        text.described(tmp_path)
+        text.describe_text_store(tmp_path)
 
 
 def test_a_run_goes_on_with_the_answers_that_it_began_with():

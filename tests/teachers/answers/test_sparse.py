@@ -9,7 +9,7 @@ from scipy.special import log_softmax, logsumexp
 from distill_jax import losses, parallel
 from distill_jax.errors import UsageError
 from distill_jax.losses.vocab.chunks import Readout
-from distill_jax.teachers import Sparse, sparse_answers
+from distill_jax.teachers import SparseFormat, compute_sparse_answers
 
 REAL, TOKENS = 11, 16
 
@@ -31,7 +31,7 @@ def log_p(temperature):
 def kept(sparse, uniforms=None, mesh=(1, 1, 1), temperature=1.0):
     @jax.jit
     def answer(hidden, head, uniforms):
-        return sparse_answers(
+        return compute_sparse_answers(
             sparse, hidden, head, uniforms, readout=Readout(2.0, 1.5), temperature=temperature,
             mesh=parallel.make_mesh(*mesh),
         )  # fmt: skip
@@ -41,7 +41,7 @@ def kept(sparse, uniforms=None, mesh=(1, 1, 1), temperature=1.0):
 
 @pytest.mark.parametrize("mesh", [(1, 1, 1), (2, 2, 2)])
 def test_the_likeliest_and_the_rest(mesh):
-    found = kept(Sparse("top_k", 4, REAL, "float32"), mesh=mesh, temperature=2.0)
+    found = kept(SparseFormat("top_k", 4, REAL, "float32"), mesh=mesh, temperature=2.0)
     expected = log_p(2.0)
     order = np.argsort(-expected, axis=1)
     np.testing.assert_array_equal(found["ids"], order[:, :4])
@@ -52,7 +52,7 @@ def test_the_likeliest_and_the_rest(mesh):
 
 
 def test_draws_fall_where_the_summed_probabilities_say():
-    sparse, p = Sparse("sampled", 6, REAL), np.exp(log_p(1.0))
+    sparse, p = SparseFormat("sampled", 6, REAL), np.exp(log_p(1.0))
     uniforms = np.float32(np.random.default_rng(6).uniform(size=(TOKENS, 6, 2)))
     runs = [range(0, 4), range(4, 8), range(8, 11)]
     for mesh in ((1, 1, 1), (2, 2, 2)):
@@ -72,7 +72,10 @@ def test_draws_fall_where_the_summed_probabilities_say():
 
 def test_the_mean_gradient_of_many_stores_is_that_of_the_exact_divergence():
     student, teacher = networks()
-    sparse, shared = Sparse("sampled", 5, REAL), dict(weights=np.ones(TOKENS), vocab_size=REAL)
+    sparse, shared = (
+        SparseFormat("sampled", 5, REAL),
+        dict(weights=np.ones(TOKENS), vocab_size=REAL),
+    )
     labels = np.zeros(TOKENS, np.int32)
 
     def exact(hidden):
@@ -94,12 +97,12 @@ def test_the_mean_gradient_of_many_stores_is_that_of_the_exact_divergence():
 
 
 def test_draws_are_a_function_of_the_seed_and_of_the_number_of_the_row():
-    sparse = Sparse("sampled", 3, REAL)
+    sparse = SparseFormat("sampled", 3, REAL)
     whole = sparse.uniforms(1, jnp.arange(4), 5).reshape(4, 5, 3, 2)
     part = sparse.uniforms(1, jnp.array([2, 0]), 5).reshape(2, 5, 3, 2)
     np.testing.assert_array_equal(part, whole[np.array([2, 0])])
     assert not np.array_equal(whole, sparse.uniforms(2, jnp.arange(4), 5).reshape(4, 5, 3, 2))
-    assert Sparse("top_k", 3, REAL).uniforms(1, jnp.arange(4), 5) is None
+    assert SparseFormat("top_k", 3, REAL).uniforms(1, jnp.arange(4), 5) is None
 
 
 def test_rare_ids_are_drawn_as_often_as_they_should_be():
@@ -108,7 +111,7 @@ def test_rare_ids_are_drawn_as_often_as_they_should_be():
     vocab, rare, draws = 40_000, 20_000, 60_000
     p = np.full(vocab, 3e-8)
     p[: vocab - rare] = (1 - 3e-8 * rare) / (vocab - rare)
-    sparse = Sparse("sampled", draws, vocab)
+    sparse = SparseFormat("sampled", draws, vocab)
     uniforms = np.random.default_rng(3).uniform(size=(1, draws, 2))
     runs = 1 - np.float64(3e-8 * rare * 0.9) * uniforms[..., :1]
     found = jax.jit(sparse.of)(
@@ -121,9 +124,9 @@ def test_rare_ids_are_drawn_as_often_as_they_should_be():
 
 
 def test_bytes_a_token():
-    assert Sparse("sampled", 50, 128256).nbytes == 50 * (4 + 1)
-    assert Sparse("sampled", 300, 50257).nbytes == 300 * (2 + 2)
-    assert Sparse("top_k", 64, 128256).nbytes == 64 * (4 + 2) + 2
+    assert SparseFormat("sampled", 50, 128256).nbytes == 50 * (4 + 1)
+    assert SparseFormat("sampled", 300, 50257).nbytes == 300 * (2 + 2)
+    assert SparseFormat("top_k", 64, 128256).nbytes == 64 * (4 + 2) + 2
 
 
 @pytest.mark.parametrize(
@@ -137,5 +140,5 @@ def test_bytes_a_token():
 )
 def test_what_is_no_kind_is_named(said, words):
     with pytest.raises(UsageError, match=words):
-        Sparse.parse(said, REAL, key="x")
-    assert str(Sparse.parse("top_k:7", REAL, key="x")) == "top_k:7"
+        SparseFormat.parse(said, REAL, key="x")
+    assert str(SparseFormat.parse("top_k:7", REAL, key="x")) == "top_k:7"

@@ -58,8 +58,8 @@ def contents(folder: pathlib.Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
 
 
-def opened(folder: pathlib.Path, **options) -> reading.Stored:
-    return reading.load(
+def opened(folder: pathlib.Path, **options) -> reading.StoredTeacher:
+    return reading.open_image_store(
         folder,
         train_fingerprint=data.fingerprint(some("train", 20)),
         test_fingerprint=data.fingerprint(some("test", 6)),
@@ -73,7 +73,7 @@ def opened(folder: pathlib.Path, **options) -> reading.Stored:
 def whole(tmp_path_factory) -> pathlib.Path:
     """A finished store; tests change copies of it."""
     folder = tmp_path_factory.mktemp("whole")
-    writing.write(folder / "store", **arguments(folder))
+    writing.precompute_views(folder / "store", **arguments(folder))
     return folder / "store"
 
 
@@ -117,14 +117,16 @@ def test_a_writer_that_was_stopped_goes_on_where_it_stopped(whole, tmp_path):
             raise Stop
 
     with pytest.raises(Stop):
-        writing.write(tmp_path / "store", **arguments(tmp_path, note=note))
+        writing.precompute_views(tmp_path / "store", **arguments(tmp_path, note=note))
     assert lines[-1].endswith("part 00000 is written, 2 of 4")
     with pytest.raises(UsageError, match="2 of 4 parts are missing; .* goes on where it stopped"):
         opened(tmp_path / "store")
     kept = (tmp_path / "store" / "logits-00000.npy").stat().st_ino
     lines.clear()
     # Without a part size it goes on with that of the store.
-    writing.write(tmp_path / "store", **arguments(tmp_path, part_size=0, note=lines.append))
+    writing.precompute_views(
+        tmp_path / "store", **arguments(tmp_path, part_size=0, note=lines.append)
+    )
     assert [line.rsplit(": ")[-1] for line in lines] == [
         "part 00001 is written, 3 of 4",
         "part 00002 is written, 4 of 4",
@@ -132,7 +134,7 @@ def test_a_writer_that_was_stopped_goes_on_where_it_stopped(whole, tmp_path):
     assert (tmp_path / "store" / "logits-00000.npy").stat().st_ino == kept
     assert contents(tmp_path / "store") == contents(whole)
     lines.clear()
-    writing.write(tmp_path / "store", **arguments(tmp_path, note=lines.append))
+    writing.precompute_views(tmp_path / "store", **arguments(tmp_path, note=lines.append))
     assert len(lines) == 1 and lines[0].endswith("finished; all 4 parts are intact")
     assert contents(tmp_path / "store") == contents(whole)
 
@@ -152,7 +154,7 @@ def replace_or_die(source, target):
 folder = pathlib.Path(sys.argv[1])
 given = test_store.arguments(folder)
 os.replace = replace_or_die
-writing.write(folder / "store", **given)
+writing.precompute_views(folder / "store", **given)
 """
 
 
@@ -174,7 +176,7 @@ def test_a_writer_that_was_killed_leaves_whole_parts(whole, tmp_path):
     assert any(name.startswith(f".{file}.") for name in left)
     for name, content in left.items():
         assert name.startswith(".") or name == "manifest.json" or content == contents(whole)[name]
-    writing.write(tmp_path / "store", **arguments(tmp_path))
+    writing.precompute_views(tmp_path / "store", **arguments(tmp_path))
     assert contents(tmp_path / "store") == contents(whole)
 
 
@@ -222,7 +224,7 @@ def test_a_changed_byte_of_a_file_is_noticed_and_repaired(copy, whole, tmp_path,
     with pytest.raises(UsageError, match=rf"teacher.store=.*{file} is damaged: its SHA-256"):
         opened(copy)
     lines = []
-    writing.write(copy, **arguments(tmp_path, note=lines.append))
+    writing.precompute_views(copy, **arguments(tmp_path, note=lines.append))
     assert f"{file} is damaged" in lines[0] and len(lines) == 2
     assert contents(copy) == contents(whole)
 
@@ -247,7 +249,7 @@ def test_a_file_that_is_cut_or_gone_is_noticed_and_repaired(copy, whole, tmp_pat
     with pytest.raises(UsageError, match=file):
         opened(copy, verify=verify)
     (copy / file).rmdir()
-    writing.write(copy, **arguments(tmp_path))
+    writing.precompute_views(copy, **arguments(tmp_path))
     assert contents(copy) == contents(whole)
 
 
@@ -296,13 +298,13 @@ def test_a_store_of_other_answers_is_not_written_into(whole, tmp_path, name):
     before = contents(whole)
     match = rf"teacher.store=.*: made for {name}=.*; this run has "
     with pytest.raises(UsageError, match=match):
-        writing.write(whole, **arguments(tmp_path, **CHANGES[name](tmp_path)))
+        writing.precompute_views(whole, **arguments(tmp_path, **CHANGES[name](tmp_path)))
     assert contents(whole) == before
 
 
 def test_parts_of_another_size_are_refused(whole, tmp_path):
     with pytest.raises(UsageError, match="has parts of 8; this run has 5"):
-        writing.write(whole, **arguments(tmp_path, part_size=5))
+        writing.precompute_views(whole, **arguments(tmp_path, part_size=5))
 
 
 def test_a_folder_of_other_things_is_not_written_into(tmp_path):
@@ -310,9 +312,9 @@ def test_a_folder_of_other_things_is_not_written_into(tmp_path):
     folder.mkdir()
     (folder / "thesis.tex").write_text("")
     with pytest.raises(UsageError, match="expected a new folder.*found 'thesis.tex'"):
-        writing.write(folder, **arguments(tmp_path))
+        writing.precompute_views(folder, **arguments(tmp_path))
     with pytest.raises(UsageError, match="expected a new folder.*found 'thesis.tex'"):
-        writing.write(folder / "thesis.tex", **arguments(tmp_path))
+        writing.precompute_views(folder / "thesis.tex", **arguments(tmp_path))
     assert [path.name for path in folder.iterdir()] == ["thesis.tex"]
 
 
@@ -320,7 +322,7 @@ def test_a_writer_killed_before_its_first_manifest_begins_anew(whole, tmp_path):
     folder = tmp_path / "store"
     folder.mkdir()
     (folder / ".manifest.json.x1y2").write_text("{")
-    writing.write(folder, **arguments(tmp_path))
+    writing.precompute_views(folder, **arguments(tmp_path))
     assert contents(folder) == contents(whole)
 
 
@@ -328,7 +330,7 @@ def test_a_disk_that_is_too_small_is_refused_before_anything_is_written(tmp_path
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=15_000))
     with pytest.raises(UsageError, match="teacher.store=.* 1.5e-05 GB free; expected the 1.*e-05"):
-        writing.write(tmp_path / "store", **arguments(tmp_path))
+        writing.precompute_views(tmp_path / "store", **arguments(tmp_path))
     assert not (tmp_path / "store").exists()
 
 
@@ -345,8 +347,8 @@ def test_a_disk_that_fills_up_leaves_whole_parts(whole, tmp_path, monkeypatch):
         patch.setattr(writing, "write_atomically", write_atomically)
         match = "cannot be written: No space left on device; 2 of 4 parts are whole, and the same"
         with pytest.raises(UsageError, match=match):
-            writing.write(tmp_path / "store", **arguments(tmp_path))
-    writing.write(tmp_path / "store", **arguments(tmp_path))
+            writing.precompute_views(tmp_path / "store", **arguments(tmp_path))
+    writing.precompute_views(tmp_path / "store", **arguments(tmp_path))
     assert contents(tmp_path / "store") == contents(whole)
 
 
@@ -354,9 +356,9 @@ def test_answers_that_float16_does_not_hold_are_refused(tmp_path):
     loud = network(tmp_path / "loud", scale=1e6)
     match = r"dtype='float16': holds numbers to 65504, and logits .* reach .*; expected 'float32'"
     with pytest.raises(UsageError, match=match):
-        writing.write(tmp_path / "half", **arguments(tmp_path, saved=loud))
+        writing.precompute_views(tmp_path / "half", **arguments(tmp_path, saved=loud))
     for dtype in ("bfloat16", "float32"):
-        writing.write(tmp_path / dtype, **arguments(tmp_path, saved=loud, dtype=dtype))
+        writing.precompute_views(tmp_path / dtype, **arguments(tmp_path, saved=loud, dtype=dtype))
     peak = np.abs(opened(tmp_path / "float32").test_answers()["logits"]).max()
     assert 65504 < peak < np.inf
 
@@ -365,7 +367,9 @@ def test_answers_that_float16_does_not_hold_are_refused(tmp_path):
 def test_answers_that_are_not_finite_are_refused(tmp_path, scale):
     saved = network(tmp_path / "broken", scale=scale)
     with pytest.raises(UsageError, match="logits of the teacher are not all finite"):
-        writing.write(tmp_path / "store", **arguments(tmp_path, saved=saved, dtype="float32"))
+        writing.precompute_views(
+            tmp_path / "store", **arguments(tmp_path, saved=saved, dtype="float32")
+        )
 
 
 @pytest.mark.parametrize(
@@ -383,18 +387,18 @@ def test_answers_that_are_not_finite_are_refused(tmp_path, scale):
 )
 def test_what_cannot_be_stored_is_refused(tmp_path, changes, message):
     with pytest.raises(UsageError, match=message):
-        writing.write(tmp_path / "store", **arguments(tmp_path, **changes))
+        writing.precompute_views(tmp_path / "store", **arguments(tmp_path, **changes))
     assert not (tmp_path / "store").exists()
 
 
 def test_a_teacher_of_other_images_is_refused(tmp_path):
     larger = data.load("digits", "test", image_size=12)
     with pytest.raises(UsageError, match=r"takes \(8, 8, 1\) .* test images are \(12, 12, 1\)"):
-        writing.write(tmp_path / "store", **arguments(tmp_path, test=larger))
+        writing.precompute_views(tmp_path / "store", **arguments(tmp_path, test=larger))
 
 
 def test_many_devices_store_what_one_stores(whole, tmp_path):
-    writing.write(
+    writing.precompute_views(
         tmp_path / "store", **arguments(tmp_path, mesh=parallel.make_mesh(), batch_size=40)
     )
     for name in ("logits-00001.npy", "test-pooled.npy"):

@@ -51,13 +51,13 @@ def opened(path, **changes):
         "augment": AUGMENT,
         "num_classes": 10,
     }
-    return reading.load(path, **expected | changes)
+    return reading.open_image_store(path, **expected | changes)
 
 
 @pytest.fixture(scope="module")
 def finite(folder):
     """The store of all views of all digits."""
-    writing.write(folder / "finite", **given(folder, part_size=300))
+    writing.precompute_views(folder / "finite", **given(folder, part_size=300))
     return opened(folder / "finite")
 
 
@@ -65,7 +65,7 @@ def finite(folder):
 def seeded(folder):
     """The store of five mixed steps."""
     steps = {"train_ids": TRAIN_IDS, "seed": SEED, "batch_size": BATCH, "steps": 5, "part_size": 2}
-    writing.write_seeded(folder / "seeded", **given(folder, augment=MIXED, **steps))
+    writing.precompute_steps(folder / "seeded", **given(folder, augment=MIXED, **steps))
     return opened(folder / "seeded", augment=MIXED)
 
 
@@ -106,7 +106,7 @@ def test_a_training_gets_the_same_answers_resident_streamed_and_online(finite, o
     draws = data.draw(schemes.view_key(SEED, step), BATCH, AUGMENT)
     images = seen(ids, draws)
     answers = jax.jit(
-        lambda variables, given: finite.answers(variables, View(images, ids, draws, given))[0]
+        lambda variables, given: finite.outputs(variables, View(images, ids, draws, given))[0]
     )
     resident = answers(jax.device_put(finite.resident()), {})
     assert_same(resident, online(images), atol=1e-6)
@@ -122,29 +122,31 @@ def test_answers_are_kept_to_the_precision_of_their_dtype(
     folder, online, dtype, tolerance, tmp_path
 ):
     options = data.Augment(crop_padding=2, padding_mode="reflect")
-    writing.write(tmp_path / "store", **given(folder, augment=options, dtype=dtype, part_size=700))
+    writing.precompute_views(
+        tmp_path / "store", **given(folder, augment=options, dtype=dtype, part_size=700)
+    )
     teacher = opened(tmp_path / "store", augment=options, dtype=dtype)
     ids = np.array([0, 699, 700, 1296, 5])
     draws = data.draw(jax.random.key(0), 5, options)
     view = View(seen(ids, draws, options), ids, draws, teacher.gather(ids, jax.device_get(draws)))
-    assert view.given["teacher/logits"].dtype == jnp.dtype(dtype)
-    found, expected = teacher.answers({}, view)[0], online(view.images)
+    assert view.stored_answers["teacher/logits"].dtype == jnp.dtype(dtype)
+    found, expected = teacher.outputs({}, view)[0], online(view.images)
     assert_same(found, expected, rtol=tolerance * 1.01, atol=1e-6)
     np.testing.assert_array_equal(
         teacher.resident()["logits"][ids, teacher.scheme.index(jax.device_get(draws))],
-        view.given["teacher/logits"],
+        view.stored_answers["teacher/logits"],
     )
 
 
 @pytest.mark.parametrize("options", [data.Augment(flip=True), data.Augment()], ids=["flip", "none"])
 def test_fewer_draws_make_fewer_views(folder, online, tmp_path, options):
-    writing.write(tmp_path / "store", **given(folder, augment=options))
+    writing.precompute_views(tmp_path / "store", **given(folder, augment=options))
     teacher = opened(tmp_path / "store", augment=options)
     ids = np.array([4, 2])
     draws = data.draw(jax.random.key(1), 2, options)
     view = View(seen(ids, draws, options), ids, draws, teacher.gather(ids, jax.device_get(draws)))
     for variables in ({}, jax.device_put(teacher.resident())):
-        assert_same(teacher.answers(variables, view)[0], online(view.images), atol=1e-6)
+        assert_same(teacher.outputs(variables, view)[0], online(view.images), atol=1e-6)
 
 
 def test_evaluation_gets_the_answers_to_images_as_they_are(finite, seeded, online):
@@ -181,7 +183,7 @@ def test_a_store_of_steps_has_the_examples_keys_and_answers_of_the_training(seed
         key, _ = jax.random.split(jax.random.fold_in(jax.random.key(SEED), step))
         np.testing.assert_array_equal(keys[step], jax.random.key_data(key))
         batch = {name: array[step] for name, array in answers.items()}
-        found = seeded.answers({}, View(jnp.zeros(()), ids[step], {}, batch))[0]
+        found = seeded.outputs({}, View(jnp.zeros(()), ids[step], {}, batch))[0]
         assert_same(found, view_and_answer(ids[step], keys[step]), atol=2e-6)
 
 
@@ -199,7 +201,7 @@ def test_a_stored_teacher_stands_in_for_one_that_answers_online(finite, seeded, 
         assert teacher.specs == (saved.spec,)
         assert teacher.fingerprints == (saved.fingerprint,)
         assert teacher.parameters == (models.parameter_count(saved.params),)
-        assert (teacher.weights, teacher.own, teacher.stored) == ((1.0,), False, True)
+        assert (teacher.weights, teacher.own_average, teacher.precomputed) == ((1.0,), False, True)
         assert teacher.params({}) == {}
         shapes = teacher.abstract(7)
         assert (shapes.logits.shape, shapes.taps["pooled"].shape) == ((7, 10), (7, 16))

@@ -26,7 +26,7 @@ from distill_jax.models.language.config import DecoderConfig
 from distill_jax.models.language.decoder import Decoder, Placement, abstract, assemble
 from distill_jax.models.language.huggingface import names, tensor_files
 from distill_jax.models.language.huggingface.families import from_huggingface
-from distill_jax.storage import place, reached
+from distill_jax.storage import reporting_unreachable, resolve_path
 
 
 def load(
@@ -54,8 +54,8 @@ def load(
         tensor is missing, unexpected or of another shape, a file is truncated, an index points
         outside the folder, or there are only pickles. All of it is found before a tensor is read.
     """
-    folder = place(path, key)
-    with reached(folder, key):
+    folder = resolve_path(path, key)
+    with reporting_unreachable(folder, key):
         folder.exists()
     try:
         config = _config(folder)
@@ -81,7 +81,7 @@ def blank(
     """
     del layout
     try:
-        config = _config(place(path, key))
+        config = _config(resolve_path(path, key))
     except UsageError as error:
         raise UsageError(f"{key}={str(path)!r}: {error}") from error
     kept = _kept(shapes(config), param_dtype, quantize)

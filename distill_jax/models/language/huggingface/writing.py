@@ -1,7 +1,7 @@
 """Writing a decoder as a Hugging Face folder that transformers loads, to the same logits.
 
-Writing is atomic, see `distill_jax.storage.replacing`. A tensor at a time comes from the devices to
-the first host, which writes it.
+Writing is atomic, see `storage.replacing_folder`. A tensor at a time comes from the devices to the
+first host, which writes it.
 """
 
 import contextlib
@@ -25,7 +25,7 @@ from distill_jax.models.language.decoder import Decoder
 from distill_jax.models.language.huggingface import names, tensor_files
 from distill_jax.models.language.huggingface.families import to_huggingface
 from distill_jax.processes import coordination
-from distill_jax.storage import replacing
+from distill_jax.storage import replacing_folder
 
 #: Files of a tokenizer, which may lie beside a checkpoint.
 TOKENIZER = (
@@ -95,7 +95,7 @@ def write(
     """
     kind = jnp.dtype(dtype or params["embedding"].dtype)
     content = to_huggingface(config, dtype=kind.name, extra=extra)
-    written = replacing(path, lambda name: bool(_OURS.fullmatch(name)), "a checkpoint", key)
+    written = replacing_folder(path, lambda name: bool(_OURS.fullmatch(name)), "a checkpoint", key)
     with written if coordination.is_first() else contextlib.nullcontext() as saving:
         if saving:
             text = json.dumps(content, indent=2, sort_keys=True) + "\n"

@@ -20,7 +20,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from distill_jax.errors import UsageError
-from distill_jax.storage import flush, write_atomically
+from distill_jax.storage import fsync, write_atomically
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -149,7 +149,7 @@ class Responses:
                 whole.flush()
                 os.fsync(whole.fileno())
             os.replace(partial, path)
-            flush(self.root)
+            fsync(self.root)
         return path
 
     def _write_manifest(self) -> None:
