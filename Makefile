@@ -6,12 +6,12 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 SHELL = /bin/bash
 
-.PHONY: demo test test-slow check clean
+.PHONY: demo test test-slow check docs clean
 
 $(VENV)/.installed: setup.py pyproject.toml
 	@$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "Python 3.11 or newer is needed, this is " + sys.version.split()[0]'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[test]'
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[test,docs]'
 	touch $@
 
 demo: $(VENV)/.installed
@@ -28,7 +28,10 @@ test-slow: $(VENV)/.installed $(VENV)/.plan
 	$(BIN)/python -m pytest -n 2 -m "slow"
 	$(BIN)/python -m pytest -m "not slow" tests/storage
 
-check: $(VENV)/.installed
+docs: $(VENV)/.installed
+	$(BIN)/python -m sphinx -q -W --keep-going docs docs/_build
+
+check: $(VENV)/.installed docs
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
