@@ -1,32 +1,52 @@
 # make demo: train a teacher, a baseline and a student on real data.   make test: the test suite.
 # Both make .venv and install what they need; python3 (3.11 to 3.13) is all they ask for.
+#
+#   make test          the checks, and the tests that take less than about ten seconds each
+#   make test-slow     the rest of what each push runs
+#   make test-nightly  more cases of what each push checks by a few
+#   make ci            all that a push runs, in one pass (.ci/run)
+#   make check         lint, format, layers and docs
+#   make docs          the documentation site, in docs/_build
 
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 SHELL = /bin/bash
+INSTALL = $(BIN)/pip install --quiet --disable-pip-version-check --editable
 
-.PHONY: demo test test-slow check docs clean
+# Two workers; a file stays in one, which makes its fixtures once. tests/conftest.py sorts the files.
+PYTEST = $(BIN)/python -m pytest -n 2 --dist loadscope --no-loadscope-reorder
 
-$(VENV)/.installed: setup.py pyproject.toml
+.PHONY: demo test test-slow test-nightly ci check docs clean
+
+$(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "Python 3.11 or newer is needed, this is " + sys.version.split()[0]'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[test,docs]'
+
+$(VENV)/.installed: setup.py pyproject.toml | $(VENV)/bin/python
+	$(INSTALL) '.[test,docs]'
 	touch $@
+
+# Besides: the compilers for chips that are not here, and the client of gs://.
+$(VENV)/.installed-all: setup.py pyproject.toml | $(VENV)/bin/python
+	$(INSTALL) '.[test,docs,plan,plan-gpu,gcs]'
+	touch $(VENV)/.installed $@
 
 demo: $(VENV)/.installed
 	$(BIN)/python -m experiments.demo.run --workdir=runs/demo
 
-test: $(VENV)/.installed check
-	$(BIN)/python -m pytest -n 2 -m "not slow"
+test: check
+	$(PYTEST) -m "not slow and not nightly"
 
-$(VENV)/.plan: $(VENV)/.installed
-	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[plan,plan-gpu,gcs]'
-	touch $@
+test-slow: $(VENV)/.installed-all
+	$(PYTEST) -m "slow and not nightly"
 
-test-slow: $(VENV)/.installed $(VENV)/.plan
-	$(BIN)/python -m pytest -n 2 -m "slow"
-	$(BIN)/python -m pytest -m "not slow" tests/storage
+test-nightly: $(VENV)/.installed-all
+	$(PYTEST) -m "nightly"
+
+ci: $(VENV)/.installed-all
+	$(MAKE) check
+	$(PYTEST) -m "not nightly"
 
 docs: $(VENV)/.installed
 	$(BIN)/python -m sphinx -q -W --keep-going docs docs/_build

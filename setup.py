@@ -24,7 +24,7 @@ GPU_COMPILER = [
 TFDS_PREPARE = ["tensorflow-cpu>=2.18", "importlib_resources>=6"]
 TEST = [
     "pytest>=8.3",
-    "pytest-xdist>=3.6",
+    "pytest-xdist>=3.7",
     "hypothesis>=6.100",
     "scipy>=1.13",
     "ruff>=0.9",

@@ -5,13 +5,13 @@ import pathlib
 import re
 import subprocess
 import sys
-from importlib.metadata import version
 from typing import Any
 
 import compiling
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ["XLA_FLAGS"] = compiling.flags(8, os.environ.get("XLA_FLAGS", ""))
+os.environ.update(compiling.cache_environment())  # for the processes that tests start, too
 
 # No test reaches a real cloud: without `emulator` everything ends at a closed port.
 NOWHERE = "127.0.0.1:9"
@@ -27,21 +27,23 @@ os.environ.update(
 )
 os.environ.pop("GOOGLE_APPLICATION_CREDENTIALS", None)
 
-import jax
 import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 
-def compilation_cache() -> pathlib.Path:
-    """Where compiled programs are kept from one test run to the next, one folder a jaxlib."""
-    base = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
-    folder = os.environ.get("DISTILL_JAX_TEST_CACHE") or f"{base}/distill_jax/tests"
-    return pathlib.Path(folder) / f"jaxlib-{version('jaxlib')}"
+def pytest_configure(config) -> None:
+    compiling.write_cache_entries_atomically()
+    if not hasattr(config, "workerinput"):  # once, not in every worker of xdist
+        compiling.bound_cache()
 
 
-jax.config.update("jax_compilation_cache_dir", str(compilation_cache()))
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+def pytest_collection_modifyitems(items) -> None:
+    """Runs the files with the most slow tests first: a long file begun last keeps one core idle."""
+    slow: dict[str, int] = {}
+    for item in items:
+        slow[item.path] = slow.get(item.path, 0) + (item.get_closest_marker("slow") is not None)
+    items.sort(key=lambda item: -slow[item.path])  # stable: files and tests keep their order
 
 
 @pytest.fixture(scope="session")

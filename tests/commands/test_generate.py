@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import pathlib
 import random
 import shutil
@@ -10,6 +11,7 @@ import subprocess
 import sys
 import time
 
+import compiling
 import generation_reference as reference
 import jax
 import jax.numpy as jnp
@@ -226,7 +228,6 @@ def test_torn_and_missing_shards_are_made_again(done, settings, teacher, tmp_pat
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 SCRIPT = """
 import json, sys, jax
-jax.config.update("jax_compilation_cache_dir", sys.argv[4])
 from distill_jax import models, parallel
 from distill_jax.commands import generate
 settings = json.loads(sys.argv[1])
@@ -239,9 +240,9 @@ generate.write(generate.Settings(**settings), sys.argv[2], sys.argv[3], mesh=mes
 def start(settings, teacher, workdir) -> subprocess.Popen:
     """A writer in a process of its own."""
     said = json.dumps(dataclasses.asdict(settings))
-    arguments = [said, teacher, workdir, jax.config.jax_compilation_cache_dir]
-    command = [sys.executable, "-c", SCRIPT, *map(str, arguments)]
-    return subprocess.Popen(command, stdout=subprocess.DEVNULL, cwd=ROOT)
+    command = [sys.executable, "-c", SCRIPT, said, str(teacher), str(workdir)]
+    environment = os.environ | compiling.cache_environment(write=False)  # it may be killed
+    return subprocess.Popen(command, stdout=subprocess.DEVNULL, cwd=ROOT, env=environment)
 
 
 def killed_after_two_shards(process, workdir, moments) -> bool:
@@ -270,7 +271,7 @@ def test_a_killed_run_resumes_to_the_same_bytes(teacher, tmp_path):
         assert (workdir / path.name).read_bytes() == path.read_bytes()
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_ten_kills_end_in_the_same_bytes(teacher, tmp_path):
     settings = settings_for(tmp_path, shard=1, samples=6, max_new_tokens=8)
     began = time.monotonic()

@@ -55,7 +55,6 @@ def machine(tmp_path):
         "PYTHONPATH": str(ROOT),
         "JAX_PLATFORMS": "cpu",
         "XLA_FLAGS": "--xla_force_host_platform_device_count=1",
-        "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".pytest_cache" / "xla"),
         "NOTED": str(tmp_path / "noted"),
         "PIDS": str(tmp_path / "pids"),
         "SLURM_JOB_ID": str(os.getpid()),  # of which JAX makes the port

@@ -53,7 +53,9 @@ def outcome(workdir) -> tuple:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "kind", [pytest.param("plain", marks=pytest.mark.nightly), "adapted", "on_policy", "stored"]
+)
 def test_two_processes_take_the_steps_of_one(config, tmp_path, kind):
     own = dict(KINDS[kind])
     config = {**config, "student": own.pop("student", config["student"])}
@@ -70,11 +72,12 @@ def test_two_processes_take_the_steps_of_one(config, tmp_path, kind):
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 def test_a_stopped_run_goes_on_in_one_process(config, tmp_path):
     long = {"training__steps": 400, "evaluation__every_epochs": 0.0, "checkpoint__every_steps": 10}
     file = written(changed(config, **long), tmp_path)
     arguments = ["train", f"--config={file}", f"--workdir={tmp_path / 'stopped'}"]
-    run = Run(tmp_path / "logs", arguments, processes=2)
+    run = Run(tmp_path / "logs", arguments, processes=2, killed=True)
     run.until(lambda: (tmp_path / "stopped" / "checkpoints" / "10").exists())
     run.processes[1].send_signal(signal.SIGTERM)
     assert run.codes() == [0, 0], run.said()

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -100,15 +101,20 @@ def test_a_run_stopped_between_everything_resumes_to_the_same_bits(
 PARTS = ("params", "stats", "adapters", "memory", "optimizer", "average", "sums", "step")
 
 
-@pytest.mark.parametrize(
-    "left_out",
-    [
-        pytest.param(name, marks=[pytest.mark.slow] * (name not in ("params", "optimizer")))
-        for name in (*PARTS, "position")
-    ],
-)
+@pytest.fixture(scope="module")
+def stopped(config, tmp_path_factory):
+    """The workdir of a run that was stopped at step 21."""
+    workdir = tmp_path_factory.mktemp("stopped") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        stopped_at_21(patch)
+        with pytest.raises(loop.Preempted):
+            experiment.run(config, workdir)
+    return workdir
+
+
+@pytest.mark.parametrize("left_out", ["nothing", *PARTS, "position"])
 def test_every_part_of_the_saved_state_is_needed(
-    config, undisturbed, tmp_path, monkeypatch, left_out
+    config, undisturbed, stopped, tmp_path, monkeypatch, left_out
 ):
     """A resume that forgets one part ends elsewhere, so the tests above see each of them."""
     start = Session.start
@@ -116,16 +122,18 @@ def test_every_part_of_the_saved_state_is_needed(
     def forgetful(self):
         fresh = jax.tree.map(jnp.copy, getattr(self.parts.initial, left_out, None))
         now, at, position = start(self)
-        if at == 0:
-            return now, at, position
+        assert at == 21
         if left_out == "position":
             return now, at, 0
         kept = {name: getattr(now, name) for name in state.TrainState.__dataclass_fields__}
-        return state.TrainState(**kept | {left_out: fresh}), at, position
+        if left_out != "nothing":
+            kept[left_out] = fresh
+        return state.TrainState(**kept), at, position
 
     monkeypatch.setattr(Session, "start", forgetful)
-    resumed = stop_and_resume(config, tmp_path / "run", monkeypatch, stopped_at_21)
-    assert resumed != undisturbed
+    shutil.copytree(stopped, tmp_path / "run")
+    experiment.run(config, tmp_path / "run")
+    assert (outcome(tmp_path / "run") == undisturbed) == (left_out == "nothing")
 
 
 def test_a_forgotten_best_score_selects_another_model(config, tmp_path, monkeypatch):
@@ -229,8 +237,9 @@ def until(condition, process, seconds: float = 120) -> None:
 
 
 @pytest.mark.slow
-def test_twenty_kills_end_in_the_same_bits(config, tmp_path):
-    """SIGKILL at 20 random moments, start-up and saving included; resumed each time."""
+@pytest.mark.parametrize("count", [5, pytest.param(20, marks=pytest.mark.nightly)])
+def test_kills_at_any_moment_end_in_the_same_bits(config, tmp_path, count):
+    """SIGKILL at random moments, start-up and saving included; resumed each time."""
     config = changed(config, training__steps=600, checkpoint__every_steps=25)
     file = written(config, tmp_path / "mine.py")
     cache = environment(tmp_path / "cache")
@@ -238,15 +247,15 @@ def test_twenty_kills_end_in_the_same_bits(config, tmp_path):
     subprocess.run(command(file, tmp_path / "undisturbed"), check=True, env=cache)
     lasts = time.monotonic() - began
     expected = outcome(tmp_path / "undisturbed")
-    moments = random.Random(20)
+    moments = random.Random(count)
     kills, run = 0, 0
-    while kills < 20:
+    while kills < count:
         run += 1
         workdir = tmp_path / f"run{run}"
         while not (workdir / "result.json").exists():
             process = subprocess.Popen(command(file, workdir), env=cache, stderr=subprocess.DEVNULL)
             try:
-                limit = moments.uniform(0.2, lasts) if kills < 20 else 600
+                limit = moments.uniform(0.2, lasts) if kills < count else 600
                 assert process.wait(timeout=limit) == 0
             except subprocess.TimeoutExpired:
                 process.kill()

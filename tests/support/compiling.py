@@ -1,9 +1,13 @@
-"""How the tests have XLA compile: for eight CPU devices or some other number, and quickly.
+"""How XLA compiles in the tests: for eight CPU devices or another number, quickly, and once.
 
-Most of their time goes into compiling for the CPU, which takes half as long without some of its
-optimisations. What a run ends in is tested with all of them too, in test_resume.py.
+Compiling for the CPU takes most of the tests' time; without some optimisations it takes half as
+long. test_resume.py also checks with all of them what a run ends in. Compiled programs stay in a
+cache outside the checkout, which test runs, parallel workers and the processes of tests share.
 """
 
+import os
+import pathlib
+import uuid
 from importlib.metadata import version
 
 QUICK = {"xla_backend_optimization_level": "0", "xla_cpu_parallel_codegen_split_count": "1"}
@@ -21,3 +25,61 @@ def flags(devices: int, given: str = "") -> str:
     wanted = {"xla_force_host_platform_device_count": str(devices)} | QUICK
     more = (f"--{name}={value}" for name, value in wanted.items() if name not in given)
     return " ".join([given, *more]).strip()
+
+
+#: Bytes of compiled programs kept from one test run to the next.
+CACHE_LIMIT = 4 * 2**30
+
+
+def cache_folder() -> pathlib.Path:
+    """The folder of compiled programs, one for each version of jaxlib.
+
+    `DISTILL_JAX_TEST_CACHE` names another one than `distill_jax/tests` in the user's cache folder.
+    """
+    base = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
+    folder = os.environ.get("DISTILL_JAX_TEST_CACHE") or f"{base}/distill_jax/tests"
+    return pathlib.Path(folder) / f"jaxlib-{version('jaxlib')}"
+
+
+def cache_environment(*, write: bool = True) -> dict[str, str]:
+    """The variables with which JAX uses the cache.
+
+    Args:
+      write: whether the process adds programs. JAX writes a file in place: a process that a test
+        kills could leave half of one, so it only reads.
+    """
+    return {
+        "JAX_COMPILATION_CACHE_DIR": str(cache_folder()),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": os.environ.get("MINC", "0.1")
+        if write
+        else "1e9",
+    }
+
+
+def write_cache_entries_atomically() -> None:
+    """Makes this process rename each finished file into the cache.
+
+    JAX writes in place, and a parallel worker could read half a program.
+    """
+    from jax._src import lru_cache
+
+    def put(cache, key: str, value: bytes) -> None:
+        path = pathlib.Path(cache._path) / f"{key}{lru_cache._CACHE_SUFFIX}"
+        if not path.exists():
+            unfinished = path.with_name(f".{uuid.uuid4().hex}")
+            unfinished.write_bytes(value)
+            unfinished.rename(path)
+
+    lru_cache.LRUCache.put = put
+
+
+def bound_cache(limit: int = CACHE_LIMIT) -> None:
+    """Deletes what was written first until the folder holds at most `limit` bytes."""
+    files = [(path, path.stat()) for path in cache_folder().glob("*-cache")]
+    files.sort(key=lambda file: file[1].st_mtime)
+    excess = sum(status.st_size for _, status in files) - limit
+    for path, status in files:
+        if excess <= 0:
+            return
+        path.unlink(missing_ok=True)
+        excess -= status.st_size

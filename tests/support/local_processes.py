@@ -31,13 +31,10 @@ def written(config: dict, folder: pathlib.Path, name: str = "mine.py") -> pathli
 
 def environment(devices: int, **more: str) -> dict[str, str]:
     """Of a process with so many CPU devices."""
-    cache = ROOT / ".pytest_cache" / "xla"
     return os.environ | {
         "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
         "JAX_PLATFORMS": "cpu",
         "XLA_FLAGS": compiling.flags(devices),
-        "JAX_COMPILATION_CACHE_DIR": str(cache),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.3",
         **more,
     }
 
@@ -51,6 +48,7 @@ class Run:
       processes: how many.
       devices: of each process.
       flags: more arguments of single processes, by their number.
+      killed: whether the test kills some; they only read the cache of compiled programs.
     """
 
     def __init__(
@@ -62,9 +60,11 @@ class Run:
         devices: int = 1,
         flags: dict[int, list[str]] | None = None,
         timeout: float = 30,
+        killed: bool = False,
     ):
         folder.mkdir(parents=True, exist_ok=True)
         address = f"localhost:{free_port()}"
+        own = environment(devices, **compiling.cache_environment(write=not killed))
         self.logs = [folder / f"log{number}" for number in range(processes)]
         self.processes = []
         for number, log in enumerate(self.logs):
@@ -76,9 +76,7 @@ class Run:
             command += (flags or {}).get(number, [])
             with open(log, "w") as stream:
                 self.processes.append(
-                    subprocess.Popen(
-                        command, env=environment(devices), stdout=stream, stderr=stream, cwd=folder
-                    )
+                    subprocess.Popen(command, env=own, stdout=stream, stderr=stream, cwd=folder)
                 )
 
     def until(self, condition) -> None:

@@ -101,3 +101,24 @@ def networks(parts) -> tuple[language.Decoder, language.Decoder]:
     arrays = jax.device_put(jax.device_get((parts.initial.params, parts.teacher_variables)))
     pairs = zip((compared.student, compared.teacher), arrays, strict=True)
     return tuple(language.assemble(network.config, params) for network, params in pairs)
+
+
+def alone(function, length: int = 64):
+    """Compiles a function of one document, [1, T] ids, once for documents of every length.
+
+    Zeros fill up the document to `length`: a decoder looks back only, so that they change nothing.
+
+    Args:
+      function: ids [1, length] -> arrays with the tokens on their second last axis.
+
+    Returns:
+      ids [T] -> those arrays in float64, with T tokens.
+    """
+    compiled = jax.jit(function)
+
+    def of_document(ids):
+        padded = np.zeros((1, length), np.int32)
+        padded[0, : len(ids)] = ids
+        return jax.tree.map(lambda a: np.float64(a)[..., : len(ids), :], compiled(padded))
+
+    return of_document

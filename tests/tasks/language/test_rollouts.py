@@ -103,7 +103,10 @@ def test_a_row_is_its_prompt_and_what_the_student_writes(parts):
 
 def test_the_teacher_judges_what_the_student_wrote_and_no_label_does(parts, config):
     batch = next(parts.batches(0))
-    student, teacher = small_texts.networks(parts)
+    student, teacher = (
+        small_texts.alone(lambda ids, model=model: model.logits(model(ids).hidden)[0, :, :300])
+        for model in small_texts.networks(parts)
+    )
     total, count = 0.0, 0
     for number, row in enumerate(greedy_rows(parts, batch)):
         if row is None:
@@ -112,10 +115,7 @@ def test_the_teacher_judges_what_the_student_wrote_and_no_label_does(parts, conf
             places = np.flatnonzero(batch["mask"][number][real])
         else:
             ids, places = row[0][:-1], range(row[1] - 1, len(row[0]) - 1)
-        z_s, z_t = (
-            np.float64(m.logits(m(jnp.asarray(ids, jnp.int32)[None]).hidden))[0, :, :300] / 2.0
-            for m in (student, teacher)
-        )
+        z_s, z_t = (model(ids) / 2.0 for model in (student, teacher))
         for place in places:
             p, q = log_softmax(z_t[place]), log_softmax(z_s[place])
             total += 4.0 * np.sum(softmax(z_t[place]) * (p - q))

@@ -41,17 +41,16 @@ def by_documents(parts, batch, temperature):
     Returns:
       {"soft", "hard", "kl", "teacher", "agreement", "count"}.
     """
-    student, teacher = small_texts.networks(parts)
     real = parts.recipe.comparison.vocab_size
+    student, teacher = (
+        small_texts.alone(lambda ids, model=model: model.logits(model(ids).hidden)[0, :, :real])
+        for model in small_texts.networks(parts)
+    )
     sums = dict.fromkeys(("soft", "hard", "kl", "teacher", "agreement", "count"), 0.0)
     for row in range(len(batch["tokens"])):
         for segment in range(1, batch["segments"][row].max() + 1):
             here = batch["segments"][row] == segment
-            tokens = jnp.asarray(batch["tokens"][row][here][None])
-            z_s, z_t = (
-                np.float64(model.logits(model(tokens).hidden))[0, :, :real]
-                for model in (student, teacher)
-            )
+            z_s, z_t = (model(batch["tokens"][row][here]) for model in (student, teacher))
             learned = batch["mask"][row][here]
             targets = batch["targets"][row][here]
             for place in np.flatnonzero(learned):

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import small_texts
-from scipy.special import log_softmax, softmax
+from scipy.special import log_softmax
 from small_runs import changed
 
 from distill_jax import config as configs
@@ -36,14 +36,24 @@ def summed(config, name, **options):
     return {**config, "method": method}
 
 
-def relations(decoder, decoded, layer):
+def outputs_of(decoder, layer, vocab_size):
+    """A function of one document: its logits, its states, and what `layer` attends with."""
+
+    def outputs(ids):
+        decoded = decoder(ids)
+        positions = jnp.arange(ids.shape[1])[None]
+        projected = decoder.project(decoded, layer, positions)
+        # One relation head: all heads of a token are one vector.
+        flat = [x.reshape(x.shape[1], -1) for x in projected]
+        return decoder.logits(decoded.hidden)[0, :, :vocab_size], decoded.states[:, 0], flat
+
+    return small_texts.alone(outputs)
+
+
+def relations(projected):
     """Mean-free reference: log-probabilities of the relation of queries, keys, and values."""
-    positions = jnp.arange(decoded.hidden.shape[1])[None]
-    query, key, value = (np.float64(x)[0] for x in decoder.project(decoded, layer, positions))
-    # One relation head: all heads of a token side by side.
-    flat = [x.reshape(len(x), -1) for x in (query, key, value)]
     found = []
-    for x in flat:
+    for x in projected:
         scores = x @ x.T / np.sqrt(x.shape[1])
         found.append([log_softmax(row[: place + 1]) for place, row in enumerate(scores)])
     return found
@@ -51,27 +61,24 @@ def relations(decoder, decoded, layer):
 
 def by_documents(parts, batch):
     """Sums over the learned tokens, each document by itself: divergence, states, relations."""
-    networks = parts.recipe.comparison
-    student, teacher = small_texts.networks(parts)
+    student, teacher = (
+        outputs_of(decoder, layer, parts.recipe.comparison.vocab_size)
+        for decoder, layer in zip(small_texts.networks(parts), (1, 0), strict=True)
+    )
     kernels = np.float64(parts.initial.adapters["hidden_states/projections"])
     sums = dict.fromkeys(("soft", "states", "relations", "count"), 0.0)
     for row in range(len(batch["tokens"])):
         for segment in range(1, batch["segments"][row].max() + 1):
             here = batch["segments"][row] == segment
-            tokens = jnp.asarray(batch["tokens"][row][here][None])
-            own, other = student(tokens), teacher(tokens)
-            z_s, z_t = (
-                np.float64(model.logits(made.hidden))[0, :, : networks.vocab_size] / 2.0
-                for model, made in ((student, own), (teacher, other))
-            )
-            r_s, r_t = relations(student, own, 1), relations(teacher, other, 0)
+            tokens = batch["tokens"][row][here]
+            (z_s, own, q_s), (z_t, other, q_t) = student(tokens), teacher(tokens)
+            r_s, r_t = relations(q_s), relations(q_t)
             for place in np.flatnonzero(batch["mask"][row][here]):
-                p, q = log_softmax(z_t[place]), log_softmax(z_s[place])
-                sums["soft"] += 4.0 * np.sum(softmax(z_t[place]) * (p - q))
+                p, q = log_softmax(z_t[place] / 2), log_softmax(z_s[place] / 2)
+                sums["soft"] += 4.0 * np.sum(np.exp(p) * (p - q))
                 for number, (i, j) in enumerate(((0, 1), (2, 2))):
-                    mapped = np.float64(own.states[i, 0, place]) @ kernels[number]
-                    wanted = np.float64(other.states[j, 0, place])
-                    sums["states"] += np.mean((mapped - wanted) ** 2) / 2
+                    mapped = own[i, place] @ kernels[number]
+                    sums["states"] += np.mean((mapped - other[j, place]) ** 2) / 2
                 for a, b in zip(r_s, r_t, strict=True):
                     sums["relations"] += np.sum(np.exp(b[place]) * (b[place] - a[place])) / 3
                 sums["count"] += 1

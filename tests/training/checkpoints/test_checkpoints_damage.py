@@ -122,7 +122,9 @@ DAMAGES = (
 )
 
 
-@pytest.mark.parametrize(("seed", "count"), [(0, 27), pytest.param(1, 200, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("seed", "count"), [(0, 27), pytest.param(1, 200, marks=pytest.mark.nightly)]
+)
 def test_no_random_damage_is_ever_used(pristine, tmp_path, seed, count):
     rng = np.random.default_rng(seed)
     lines = []

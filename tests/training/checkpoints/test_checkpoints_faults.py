@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 
+import compiling
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -46,7 +47,9 @@ def command(script: str, *arguments: object) -> list[str]:
 
 def environment(devices: int = 1) -> dict[str, str]:
     flags = f"--xla_force_host_platform_device_count={devices}"
-    return {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
+    of_cache = compiling.cache_environment(write=False)  # some are killed
+    own = {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
+    return {**os.environ, **own, **of_cache}
 
 
 FULL_DISK = """
@@ -158,7 +161,7 @@ while True:
 """
 
 
-@pytest.mark.parametrize(("seed", "kills"), [(0, 2), pytest.param(1, 6, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(("seed", "kills"), [(0, 2), pytest.param(1, 6, marks=pytest.mark.nightly)])
 def test_a_kill_at_any_moment_leaves_only_whole_or_unsealed_checkpoints(tmp_path, seed, kills):
     rng = random.Random(seed)
     run = tmp_path / "checkpoints"
