@@ -56,7 +56,7 @@ def write(where: str | os.PathLike, out: str | os.PathLike, which: str) -> dict[
         }
     extra = {"bos_token_id": tokenizer.bos, "eos_token_id": tokenizer.eos}
     with staging_folder(out, "config.json") as folder:
-        language.save(folder, model, extra=extra, beside=beside, key="--out")
+        language.save(folder, model, extra_config=extra, extra_files=beside, key="--out")
     return {
         "path": str(out),
         "family": model.config.family,

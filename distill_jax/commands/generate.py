@@ -188,7 +188,7 @@ def write(
         param_dtype=dtype,
         dtype=dtype,
         quantize=settings.quantize,
-        layout=lambda name, shape: parallel.sharding(name, shape, mesh),
+        sharding_fn=lambda name, shape: parallel.sharding(name, shape, mesh),
         mesh=mesh,
     )
     _check_ids(settings, tokenizer, model.config)

@@ -17,7 +17,7 @@ import numpy as np
 from distill_jax import losses
 from distill_jax.errors import UsageError
 from distill_jax.methods.base import Arrays, Method, choice_option, integer_option, register
-from distill_jax.models.language import Decoded, Decoder, DecoderConfig
+from distill_jax.models.language import Decoder, DecoderConfig, DecoderOutput
 
 RELATIONS = ("qq", "kk", "vv", "qk")
 
@@ -34,7 +34,7 @@ class Reading:
     """
 
     decoder: Decoder
-    decoded: Decoded
+    decoded: DecoderOutput
     positions: jax.Array
     segments: jax.Array
 
@@ -219,7 +219,7 @@ class AttentionRelations(OnStates):
     def _vectors(reading: Reading, layer: int, heads: int) -> dict[str, tuple[jax.Array, ...]]:
         """The two sides of every relation, each [B, T, heads, H]."""
         config = reading.decoder.config
-        query, key, value = reading.decoder.project(
+        query, key, value = reading.decoder.attention_inputs(
             reading.decoded, layer % config.layers, reading.positions
         )
         shared = jnp.repeat(key, config.heads // config.kv_heads, axis=2)

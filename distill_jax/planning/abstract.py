@@ -92,12 +92,12 @@ def _batches(mesh: Mesh, shapes: dict[str, tuple[tuple[int, ...], Any]], ahead: 
 
 def _text(config: ConfigDict, mesh: Mesh) -> Abstract:
     def make_teachers():
-        return objective.open_teachers(config, mesh, language.blank)
+        return objective.open_teachers(config, mesh, language.load_zeros)
 
     def make_student(teachers):
         first = teachers[0] if teachers else None
         vocab_size = sizes[0] if sizes else 0
-        return objective.open_own(config, mesh, first, vocab_size, language.blank)
+        return objective.open_own(config, mesh, first, vocab_size, language.load_zeros)
 
     opened = nnx.eval_shape(make_teachers)
     sizes = [teacher.config.vocab_size for teacher in opened]

@@ -105,7 +105,7 @@ def test_a_teacher_of_8_bits_writes_what_its_rounded_weights_say(settings, teach
             params[name] = jnp.asarray(np.rint(value / scale) * scale, jnp.float32)
     rounded = tmp_path / "rounded"
     shutil.copytree(teacher, rounded)
-    weights = language.assemble(model.config, params)
+    weights = language.from_params(model.config, params)
     language.save(tmp_path / "weights", weights)
     shutil.copy(tmp_path / "weights" / "model.safetensors", rounded)
     write(dataclasses.replace(settings, quantize="int8"), teacher, tmp_path / "a")

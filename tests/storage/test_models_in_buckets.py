@@ -58,7 +58,8 @@ def test_a_decoder_in_a_bucket_is_the_one_on_a_disk(bucket, decoder, monkeypatch
     )  # blocks of rows, also of one that is longer
     for placed in (None, layout):
         here, there = (
-            models.split(language.load(path, layout=placed))[1] for path in (decoder, str(bucket))
+            models.split(language.load(path, sharding_fn=placed))[1]
+            for path in (decoder, str(bucket))
         )
         assert here.keys() == there.keys()
         for name in here:

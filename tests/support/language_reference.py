@@ -40,7 +40,7 @@ def write(folder: pathlib.Path, name: str, **changes) -> pathlib.Path:
     return folder
 
 
-def forward(model: language.Decoder, tokens: np.ndarray, **options) -> language.Decoded:
+def forward(model: language.Decoder, tokens: np.ndarray, **options) -> language.DecoderOutput:
     """A compiled forward pass."""
     graphdef, state = nnx.split(model)
     return _forward(graphdef, state, tokens, options)

@@ -64,7 +64,7 @@ def make_teacher(folder: pathlib.Path, config: language.DecoderConfig = TEACHER)
     # Standard deviation 0.02 would make every distribution flat.
     _, params, _ = split(language.create(config, seed=3))
     params = {name: v if "norm" in name else 8 * v for name, v in params.items()}
-    language.save(folder, language.assemble(config, params))
+    language.save(folder, language.from_params(config, params))
     write_tokenizer(folder)
     return folder
 
@@ -100,7 +100,7 @@ def networks(parts) -> tuple[language.Decoder, language.Decoder]:
     compared = parts.recipe.comparison
     arrays = jax.device_put(jax.device_get((parts.initial.params, parts.teacher_variables)))
     pairs = zip((compared.student, compared.teacher), arrays, strict=True)
-    return tuple(language.assemble(network.config, params) for network, params in pairs)
+    return tuple(language.from_params(network.config, params) for network, params in pairs)
 
 
 def alone(function, length: int = 64):

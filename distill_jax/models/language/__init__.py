@@ -13,35 +13,35 @@ dropout.
 from distill_jax.models.language.cache import Cache, init_cache
 from distill_jax.models.language.config import DecoderConfig, RopeScaling
 from distill_jax.models.language.decoder import (
-    Decoded,
     Decoder,
-    Placement,
+    DecoderOutput,
+    ShardingFn,
     abstract,
-    assemble,
     create,
     from_layers,
+    from_params,
 )
 from distill_jax.models.language.huggingface.families import from_huggingface, to_huggingface
-from distill_jax.models.language.huggingface.reading import blank, from_llama2c, load
-from distill_jax.models.language.huggingface.writing import save, write
+from distill_jax.models.language.huggingface.reading import from_llama2c, load, load_zeros
+from distill_jax.models.language.huggingface.writing import save, save_params
 
 __all__ = [
     "Cache",
-    "Decoded",
     "Decoder",
     "DecoderConfig",
-    "Placement",
+    "DecoderOutput",
     "RopeScaling",
+    "ShardingFn",
     "abstract",
-    "assemble",
-    "blank",
     "create",
     "from_huggingface",
     "from_layers",
     "from_llama2c",
+    "from_params",
     "init_cache",
     "load",
+    "load_zeros",
     "save",
+    "save_params",
     "to_huggingface",
-    "write",
 ]

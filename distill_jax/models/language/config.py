@@ -217,7 +217,7 @@ class DecoderConfig:
         """The factor of the attention logits."""
         return self.head_dim**-0.5 if self.attention_scale is None else self.attention_scale
 
-    def kinds(self) -> tuple[bool, ...]:
+    def sliding_layers(self) -> tuple[bool, ...]:
         """Whether each layer has the window."""
         return tuple(self.sliding[i % len(self.sliding)] for i in range(self.layers))
 
@@ -263,7 +263,7 @@ def runs(config: DecoderConfig) -> tuple[Run, ...]:
     Gemma 3's 26 layers (five with a window, one without) are 4 repeats of six, then 2 of one;
     Qwen2's windows from layer 28 on make two runs.
     """
-    found, rest = [], config.kinds()
+    found, rest = [], config.sliding_layers()
     while rest:
         size = period(rest)
         if 2 * size > len(rest) and size > 1:

@@ -39,12 +39,12 @@ from distill_jax.models.language.remat import POLICIES
 #: The matrices of a layer, by the part that they are in.
 PROJECTIONS = {"attention": ("query", "key", "value", "output"), "mlp": ("gate", "up", "down")}
 #: (flat name of a parameter, its shape) -> how it is laid out over devices; None for the default.
-Placement = Callable[[str, tuple[int, ...]], Sharding | None]
+ShardingFn = Callable[[str, tuple[int, ...]], Sharding | None]
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Decoded:
+class DecoderOutput:
     """What a decoder makes of tokens [B, T].
 
     Attributes:
@@ -132,7 +132,7 @@ class Decoder(nnx.Module):
         positions: Array | None = None,
         segments: Array | None = None,
         cache: Cache | None = None,
-    ) -> Decoded:
+    ) -> DecoderOutput:
         """Hidden states of tokens.
 
         Args:
@@ -162,7 +162,7 @@ class Decoder(nnx.Module):
                 self._turns(positions, local),
                 look(*asked, index, segments, cache, local=local),
             )
-            for local in set(self.config.kinds())
+            for local in set(self.config.sliding_layers())
         }
         states, keys, values = [x[None]], [], []
         for i, run in enumerate(runs(self.config)):
@@ -175,9 +175,11 @@ class Decoder(nnx.Module):
         if cache is not None:
             new = length if segments is None else jnp.sum(segments != 0, axis=1, dtype=jnp.int32)
             cache = Cache(tuple(keys), tuple(values), cache.lengths + new)
-        return Decoded(self.final_norm(x), jnp.concatenate(states), cache)
+        return DecoderOutput(self.final_norm(x), jnp.concatenate(states), cache)
 
-    def project(self, decoded: Decoded, layer: int, positions: Array) -> tuple[Array, ...]:
+    def attention_inputs(
+        self, decoded: DecoderOutput, layer: int, positions: Array
+    ) -> tuple[Array, ...]:
         """What the attention of one layer mixes, from the stream that enters it.
 
         Args:
@@ -191,7 +193,7 @@ class Decoder(nnx.Module):
         run, row = places(self.config)[layer]
         graphdef, stacked = nnx.split(self.runs[run])
         block = nnx.merge(graphdef, jax.tree.map(lambda a: a[row], stacked))
-        local = bool(self.config.kinds()[layer])
+        local = bool(self.config.sliding_layers()[layer])
         return block.start(decoded.states[layer], self._turns(positions, local))
 
     def _check(self, tokens, positions, segments, cache) -> None:
@@ -282,14 +284,14 @@ class Decoder(nnx.Module):
 
 
 def create(
-    config: DecoderConfig, *, seed: int = 0, layout: Placement | None = None, **options: Any
+    config: DecoderConfig, *, seed: int = 0, sharding_fn: ShardingFn | None = None, **options: Any
 ) -> Decoder:
     """A decoder with random parameters: weights N(0, 0.02^2), norms 1, biases 0 (as GPT-2).
 
     Args:
       config: what it is.
       seed: of the parameters.
-      layout: where each parameter goes; they are drawn in the memory of the host.
+      sharding_fn: the sharding of each parameter; they are drawn in the memory of the host.
       **options: dtype, param_dtype, remat, attention and mesh of `Decoder`.
     """
 
@@ -297,13 +299,13 @@ def create(
         rngs = nnx.Rngs(params=jax.random.key(seed, impl="threefry2x32"))
         return Decoder(config, rngs=rngs, **options)
 
-    if layout is None:
+    if sharding_fn is None:
         return make()
     with jax.default_device(jax.local_devices(backend="cpu")[0]):
         params = split(make())[1]
     for name, value in params.items():
-        params[name] = parallel.put(value, layout(name, value.shape))
-    return assemble(config, params, **options)
+        params[name] = parallel.put(value, sharding_fn(name, value.shape))
+    return from_params(config, params, **options)
 
 
 def abstract(config: DecoderConfig, **options: Any) -> Decoder:
@@ -321,7 +323,7 @@ def projections(model: Decoder) -> Iterator[tuple[str, Linear]]:
                     yield f"runs/{run}/{part}/{name}", linear
 
 
-def assemble(config: DecoderConfig, params: Mapping[str, Array], **options: Any) -> Decoder:
+def from_params(config: DecoderConfig, params: Mapping[str, Array], **options: Any) -> Decoder:
     """A decoder of given parameters.
 
     Args:
@@ -358,7 +360,7 @@ def from_layers(
         raise UsageError(
             f"{key}={chosen!r}: expected numbers of layers, from 0 to {config.layers - 1}"
         )
-    sliding = tuple(config.kinds()[i] for i in chosen)
+    sliding = tuple(config.sliding_layers()[i] for i in chosen)
     window = config.window if any(sliding) else None
     smaller = config.replace(layers=len(chosen), sliding=sliding, window=window)
     _, params, _ = split(model)
@@ -377,4 +379,4 @@ def from_layers(
         "attention": model.implementation,
         "mesh": model.layout and model.layout.mesh,
     }
-    return assemble(smaller, taken, **inherited | options)
+    return from_params(smaller, taken, **inherited | options)

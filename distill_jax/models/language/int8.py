@@ -37,14 +37,14 @@ def scale_name(name: str) -> str:
     return f"{name}_scale"
 
 
-def shapes(own: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+def scale_shapes(own: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
     """The shapes of the scales, by their names, of the shapes of a decoder's parameters."""
     return {
         scale_name(name): (*shape[:-2], shape[-1]) for name, shape in own.items() if is_kernel(name)
     }
 
 
-def quantized(kernel: Array) -> tuple[Array, Array]:
+def quantize(kernel: Array) -> tuple[Array, Array]:
     """Integers and scales of a matrix.
 
     Args:

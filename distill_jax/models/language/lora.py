@@ -1,8 +1,8 @@
 """Low-rank adaptation of a decoder (Hu et al., 2021, LoRA): y = x W + (x A) B * alpha / rank.
 
     student = adapt(load("/models/Llama-3.2-1B"), rank=8, alpha=16.0, seed=0)
-    trained, base = apart(models.split(student)[1])       # trained: A and B alone
-    dense = merged(trained, base, alpha / rank)           # the parameters of a plain decoder
+    trained, base = split_adapters(models.split(student)[1])  # trained: A and B alone
+    dense = merge_adapters(trained, base, alpha / rank)       # the parameters of a plain decoder
 
 W stays as it was; A and B of every adapted matrix are trained, stacked over the layers as W is. A
 run keeps the base beside its teacher's arrays (`frozen`, `joined`), so that it is in no gradient,
@@ -109,7 +109,7 @@ def adapt(
     return adapted
 
 
-def apart(params: Mapping[str, Array]) -> tuple[Flat, Flat]:
+def split_adapters(params: Mapping[str, Array]) -> tuple[Flat, Flat]:
     """What is trained of an adapted decoder, and its base; all and nothing of another decoder."""
     trained = {name: value for name, value in params.items() if _MARK in name}
     if not trained:
@@ -183,14 +183,14 @@ class Merged:
         return dense
 
 
-def merged(
+def merge_adapters(
     params: Mapping[str, Array], base: Mapping[str, Array], scale: float
 ) -> dict[str, Merged]:
     """The parameters of a plain decoder that computes what the adapted one does.
 
     Args:
       params: the adapters.
-      base: of the same decoder, from `apart`.
+      base: of the same decoder, from `split_adapters`.
       scale: alpha / rank.
 
     Returns:

@@ -12,10 +12,10 @@ from distill_jax.models.language import int8, lora
 from distill_jax.models.language.config import DecoderConfig
 from distill_jax.models.language.decoder import (
     Decoder,
-    Placement,
-    assemble,
+    ShardingFn,
     create,
     from_layers,
+    from_params,
 )
 from distill_jax.models.language.huggingface.reading import load
 from distill_jax.models.registry import typed_options
@@ -113,7 +113,7 @@ def open_student(
     *,
     seed: int,
     dtype: DTypeLike,
-    layout: Placement | None = None,
+    sharding_fn: ShardingFn | None = None,
     load: Callable[..., Decoder] = load,
     **kept: Any,
 ) -> Decoder:
@@ -125,8 +125,8 @@ def open_student(
       vocab_size: of a new model.
       seed: of the parameters of a new model, or of the adapters.
       dtype: in which it computes. What is trained is float32; what is frozen is of this dtype.
-      layout: where each parameter goes.
-      load: reads a folder; `checkpoint.blank` where only shapes are wanted.
+      sharding_fn: the sharding of each parameter; by default all are on one device.
+      load: reads a folder; `load_zeros` where only shapes are wanted.
       **kept: remat, attention and mesh of `Decoder`.
 
     Raises:
@@ -138,14 +138,20 @@ def open_student(
     kept = {"dtype": dtype, **kept}
     if options["path"]:
         model = load(
-            options["path"], key="student.path", param_dtype=param_dtype, layout=layout, **kept
+            options["path"],
+            key="student.path",
+            param_dtype=param_dtype,
+            sharding_fn=sharding_fn,
+            **kept,
         )
         if options["layers"]:
             model = from_layers(model, options["layers"], **kept)
     elif options["layers"]:
         model = _of_teacher(options["layers"], teacher, param_dtype, **kept)
     else:
-        return create(_of_sizes(options, teacher, vocab_size), seed=seed, layout=layout, **kept)
+        return create(
+            _of_sizes(options, teacher, vocab_size), seed=seed, sharding_fn=sharding_fn, **kept
+        )
     if not rank:
         return model
     return lora.adapt(
@@ -168,7 +174,7 @@ def _of_teacher(
         )
     model = from_layers(teacher, layers, **kept)
     params = {name: value.astype(param_dtype) for name, value in split(model)[1].items()}
-    return assemble(model.config, params, param_dtype=param_dtype, **kept)
+    return from_params(model.config, params, param_dtype=param_dtype, **kept)
 
 
 def _of_sizes(

@@ -59,7 +59,7 @@ def open_teachers(
     Args:
       config: resolved.
       mesh: the devices.
-      load: reads a folder; `language.blank` where only shapes are wanted.
+      load: reads a folder; `language.load_zeros` where only shapes are wanted.
 
     Raises:
       UsageError: one cannot be used.
@@ -72,7 +72,7 @@ def open_teachers(
             param_dtype=dtype,
             dtype=dtype,
             quantize=config.teacher.quantize,
-            layout=placement(config, mesh, "teacher"),
+            sharding_fn=placement(config, mesh, "teacher"),
             attention=config.training.attention,
             mesh=mesh,
         )
@@ -104,7 +104,7 @@ def open_own(
         teacher,
         vocab_size,
         seed=config.seed,
-        layout=None if load is language.blank else placement(config, mesh, "student"),
+        sharding_fn=None if load is language.load_zeros else placement(config, mesh, "student"),
         load=load,
         dtype=jnp.dtype(config.training.compute_dtype),
         remat=config.training.remat,
@@ -133,7 +133,7 @@ def compare(
     """
     divergences, terms = _objective(config)
     graphdef, params, _ = models.split(student)
-    trained, base = lora.apart(params)
+    trained, base = lora.split_adapters(params)
     online = teachers if divergences and stored is None else ()
     networks, weights = _of_teachers(config, online)
     own = Network(student.config, graphdef)
@@ -177,7 +177,7 @@ def where(config: ConfigDict, mesh: Mesh, arrays: models.Flat, part: str) -> Any
     return parallel.shardings({part: arrays}, mesh, config.mesh.replicate)[part]
 
 
-def placement(config: ConfigDict, mesh: Mesh, part: str) -> language.Placement | None:
+def placement(config: ConfigDict, mesh: Mesh, part: str) -> language.ShardingFn | None:
     """Where the parameters of "student" or "teacher" go; None for the only device."""
     if mesh.size == 1:
         return None

@@ -65,9 +65,9 @@ class TextParts(Parts):
         config = self.recipe.comparison.student.config
         base, options = lora.base_of(self.teacher_variables), self.config.student
         if base:
-            params = lora.merged(params, base, options.lora_alpha / options.lora_rank)
+            params = lora.merge_adapters(params, base, options.lora_alpha / options.lora_rank)
         with storage.staging_folder(folder, "config.json") as here:
-            language.write(here, config, params)
+            language.save_params(here, config, params)
         definition = dataclasses.asdict(config)
         fingerprint = models.fingerprint_of(definition, params, parallel.fetch_to_first)
         return coordination.broadcast_from_first(lambda: fingerprint)
@@ -75,7 +75,7 @@ class TextParts(Parts):
     def load(self, folder: str | os.PathLike) -> tuple[models.Flat, models.Flat]:
         """Of an adapted student the merged kernels, and adapters that add nothing to them."""
         layout = objective.placement(self.config, self.mesh, "student")
-        params = models.split(language.load(folder, key="--workdir", layout=layout))[1]
+        params = models.split(language.load(folder, key="--workdir", sharding_fn=layout))[1]
         params |= {
             name: jnp.zeros_like(value)
             for name, value in self.initial.params.items()

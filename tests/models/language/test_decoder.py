@@ -135,7 +135,7 @@ def test_rematerialisation_keeps_less_and_changes_no_gradient(experts):
 
     def compiled(remat):
         def loss(params):
-            model = language.assemble(config, params, remat=remat)
+            model = language.from_params(config, params, remat=remat)
             return jnp.sum(model(tokens).hidden[..., 5])
 
         return jax.jit(jax.grad(loss)).lower(params).compile()
@@ -150,7 +150,7 @@ def test_rematerialisation_keeps_less_and_changes_no_gradient(experts):
 
 
 def test_bfloat16_computes_in_bfloat16_and_stays_near_float32(gpt2):
-    half = language.assemble(gpt2.config, reference.parameters(gpt2), dtype=jnp.bfloat16)
+    half = language.from_params(gpt2.config, reference.parameters(gpt2), dtype=jnp.bfloat16)
     decoded = reference.forward(half, reference.TOKENS)
     assert decoded.hidden.dtype == jnp.bfloat16
     exact = np.asarray(reference.forward(gpt2, reference.TOKENS).hidden)
@@ -186,7 +186,7 @@ def test_a_decoder_of_chosen_layers_has_those_layers():
     teacher = language.create(SMALL, seed=2)
     student = language.from_layers(teacher, (0, 3, 4))
     assert student.config.layers == 3
-    assert student.config.kinds() == (True, False, True)
+    assert student.config.sliding_layers() == (True, False, True)
     # The teacher's runs are (window, none) x 2 and one more; the student's three of one layer.
     old, new = reference.parameters(teacher), reference.parameters(student)
     name = "attention/query/kernel"

@@ -168,7 +168,7 @@ def test_layers_come_in_few_runs():
 def test_patterns_of_windows_are_compared_by_what_they_say():
     long = DecoderConfig(**SIZES, window=4, sliding=(True, False, True, False, True))
     assert long == DecoderConfig(**SIZES, window=4, sliding=(True, False))
-    assert long.kinds() == (True, False, True, False, True)
+    assert long.sliding_layers() == (True, False, True, False, True)
 
 
 @pytest.mark.parametrize(

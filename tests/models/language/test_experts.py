@@ -125,7 +125,7 @@ TOKENS = np.random.default_rng(2).integers(0, 32, (8, 5)).astype(np.int32)
 @functools.cache
 def on_one_device(width: int):
     config = CONFIG.replace(mlp_dim=width)
-    return compared(language.assemble(config, wide(config)), TOKENS)
+    return compared(language.from_params(config, wide(config)), TOKENS)
 
 
 @pytest.mark.parametrize(
@@ -146,7 +146,7 @@ def test_shards_give_the_states_and_gradients_of_one_device(mesh, width):
         for name, value in wide(config).items()
     }
     tokens = jax.device_put(TOKENS, parallel.batch_sharding(mesh))
-    hidden, gradients = compared(language.assemble(config, params, mesh=mesh), tokens)
+    hidden, gradients = compared(language.from_params(config, params, mesh=mesh), tokens)
     states, expected = on_one_device(width)
     np.testing.assert_allclose(hidden, states, rtol=1e-4, atol=1e-5)
     for name, value in gradients.items():
@@ -158,7 +158,7 @@ def test_shards_give_the_states_and_gradients_of_one_device(mesh, width):
 def test_gradients_of_experts_are_scattered_over_fsdp_and_summed_in_shards(mesh):
     mesh = parallel.make_mesh(*mesh)
     graphdef, params, _ = models.split(language.create(CONFIG, seed=0))
-    graphdef = models.split(language.assemble(CONFIG, params, mesh=mesh))[0]
+    graphdef = models.split(language.from_params(CONFIG, params, mesh=mesh))[0]
     where = parallel.shardings({"student": params}, mesh)["student"]
     given = {
         name: jax.ShapeDtypeStruct(value.shape, value.dtype, sharding=where[name])
@@ -199,10 +199,10 @@ def test_integers_in_shards_give_the_logits_of_one_device(tmp_path):
     alone = reference.logits(language.load(folder, quantize="int8"), tokens)
     mesh = parallel.make_mesh(2, 2, 2)
 
-    def layout(name, shape):
+    def sharding_fn(name, shape):
         return parallel.sharding(name, shape, mesh)
 
-    model = language.load(folder, quantize="int8", layout=layout, mesh=mesh)
+    model = language.load(folder, quantize="int8", sharding_fn=sharding_fn, mesh=mesh)
     placed = jax.device_put(tokens, parallel.batch_sharding(mesh))
     np.testing.assert_allclose(reference.logits(model, placed), alone, rtol=1e-5, atol=2e-5)
 

@@ -48,7 +48,7 @@ def test_what_the_golden_checkpoints_use_changes_their_logits(models, name, chan
         # One run for the two that there were.
         first = key.replace("runs/1/", "runs/0/")
         params[first] = np.concatenate([params[first], params.pop(key)])
-    other = language.assemble(model.config.replace(**changes), params)
+    other = language.from_params(model.config.replace(**changes), params)
     expected = np.asarray(reference.golden(name)["logits"])
     assert np.abs(reference.logits(other, reference.TOKENS) - expected).max() > 1e-2
 

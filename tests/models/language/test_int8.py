@@ -40,7 +40,7 @@ def test_a_quantized_model_is_the_dense_one_of_its_rounded_weights(tmp_path, nam
     assert held.keys() - original.keys() == {
         f"{k}_scale" for k in original if "/kernel" in k and "router" not in k
     }
-    again = language.assemble(
+    again = language.from_params(
         dense.config, {k: jnp.asarray(v, jnp.float32) for k, v in rounded.items()}
     )
     expected = reference.logits(again, reference.TOKENS)
@@ -55,7 +55,7 @@ def test_a_matrix_is_rounded_to_its_nearest_integers_and_zeros_stay():
     kernel[:, 0] = [-12.7, 0.04, 0.06, 1.0, 6.35]
     kernel[:, 2] = 1e-30
     kernel[:, 3] = [3e38, 0, -3e38, 1e38, 1]
-    q, scale = int8.quantized(jnp.asarray(kernel))
+    q, scale = int8.quantize(jnp.asarray(kernel))
     np.testing.assert_allclose(scale[jnp.array([0, 1])], [0.1, 0.0], rtol=1e-6)
     assert q[:3, 0].tolist() == [-127, 0, 1] and int(q[3, 0]) == 10
     assert q[:, 1].tolist() == [0] * 5 and q[:, 2].tolist() == [127] * 5
@@ -87,15 +87,15 @@ def test_shards_are_quantized_in_place(tmp_path):
         np.array(jax.devices()[:4]).reshape(2, 2), ("a", "b"), axis_types=(AxisType.Auto,) * 2
     )
 
-    def layout(name, shape):
+    def sharding_fn(name, shape):
         wanted = (None, "a", "b") if name.endswith("/kernel") else ()
         wanted = (None, "b") if name.endswith("_scale") else wanted
         return NamedSharding(mesh, PartitionSpec(*wanted))
 
-    placed = reference.parameters(language.load(folder, quantize="int8", layout=layout))
+    placed = reference.parameters(language.load(folder, quantize="int8", sharding_fn=sharding_fn))
     for name, value in reference.parameters(language.load(folder, quantize="int8")).items():
         np.testing.assert_array_equal(placed[name], value, err_msg=name)
-        assert placed[name].sharding.is_equivalent_to(layout(name, value.shape), value.ndim)
+        assert placed[name].sharding.is_equivalent_to(sharding_fn(name, value.shape), value.ndim)
 
 
 def test_the_dense_model_is_never_there(tmp_path, monkeypatch):

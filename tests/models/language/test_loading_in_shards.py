@@ -32,9 +32,9 @@ def test_every_value_lands_where_the_rules_say(tmp_path, config, quantize):
     language.save(tmp_path / "model", language.create(config, seed=2))
     plain = models.split(language.load(tmp_path / "model", quantize=quantize))[1]
     mesh = parallel.make_mesh(data=2, fsdp=2, tensor=2)
-    found = models.split(language.load(tmp_path / "model", layout=place(mesh), quantize=quantize))[
-        1
-    ]
+    found = models.split(
+        language.load(tmp_path / "model", sharding_fn=place(mesh), quantize=quantize)
+    )[1]
     for name, value in plain.items():
         assert found[name].sharding.spec == parallel.sharding(name, value.shape, mesh).spec
         np.testing.assert_array_equal(found[name], value, err_msg=name)
@@ -55,7 +55,7 @@ def test_each_part_is_read_once(tmp_path, monkeypatch, config):
         return part
 
     monkeypatch.setattr(tensor_files.Stored, "__getitem__", counted)
-    language.load(tmp_path / "model", layout=place(parallel.make_mesh(data=2, fsdp=4)))
+    language.load(tmp_path / "model", sharding_fn=place(parallel.make_mesh(data=2, fsdp=4)))
     assert sum(read) == total  # though two devices keep each of it
     assert (
         max(read) == 64 * 32 // 4
@@ -73,7 +73,7 @@ def peak():
 jax.block_until_ready(jnp.zeros(8) + 1)
 before = peak()
 model = language.load(sys.argv[1], param_dtype=jnp.bfloat16,
-                      layout=lambda name, shape: parallel.sharding(name, shape, mesh))
+                      sharding_fn=lambda name, shape: parallel.sharding(name, shape, mesh))
 print(peak() - before, sum(v.nbytes for v in models.split(model)[1].values()))
 """
 

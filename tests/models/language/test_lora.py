@@ -29,7 +29,7 @@ def trained(model, **options):
     """The graph, adapters of random A and B, and the base of an adapted model."""
     adapted = lora.adapt(model, rank=RANK, alpha=ALPHA, **options)
     graphdef, params, _ = models.split(adapted)
-    adapters, base = lora.apart(params)
+    adapters, base = lora.split_adapters(params)
     random = np.random.default_rng(0)
     adapters = {
         name: jnp.asarray(random.normal(0, 0.3, value.shape), jnp.float32)
@@ -61,12 +61,12 @@ def test_the_adapted_model_is_the_dense_one_with_the_product_added(load, name):
     assert len(adapters) == 2 * len(kernels)
     expected = dense_of(adapters, base)
     dense = {name: jnp.asarray(value, jnp.float32) for name, value in expected.items()}
-    wanted = reference.logits(language.assemble(model.config, dense), reference.TOKENS)
+    wanted = reference.logits(language.from_params(model.config, dense), reference.TOKENS)
     adapted = models.merge(graphdef, {**adapters, **base})
     found = reference.logits(adapted, reference.TOKENS)
     np.testing.assert_allclose(found, wanted, rtol=1e-6, atol=FAMILIES[name])
     assert np.abs(found - reference.logits(model, reference.TOKENS)).max() > 0.01
-    merged = lora.merged(adapters, base, SCALE)
+    merged = lora.merge_adapters(adapters, base, SCALE)
     assert list(merged) == list(reference.parameters(model))
     for key, value in merged.items():
         assert value.dtype == np.float32
@@ -90,7 +90,7 @@ def test_the_gradients_are_those_of_the_dense_matrices_by_the_chain_rule(load, n
         return loss(models.merge(graphdef, {**adapters, **base})(reference.TOKENS).hidden)
 
     def of_dense(params):
-        return loss(language.assemble(model.config, params)(reference.TOKENS).hidden)
+        return loss(language.from_params(model.config, params)(reference.TOKENS).hidden)
 
     found = jax.jit(jax.grad(of_adapters))(adapters)
     dense = {name: jnp.asarray(v, jnp.float32) for name, v in dense_of(adapters, base).items()}
@@ -122,7 +122,7 @@ def test_at_first_nothing_is_added_and_the_base_is_not_touched(load):
     for name, value in after.items():
         np.testing.assert_array_equal(value, before[name])
     starts = []
-    for name, value in lora.apart(reference.parameters(adapted))[0].items():
+    for name, value in lora.split_adapters(reference.parameters(adapted))[0].items():
         assert value.dtype == jnp.float32
         if name.endswith("b/kernel"):
             assert not np.any(value)
@@ -132,10 +132,14 @@ def test_at_first_nothing_is_added_and_the_base_is_not_touched(load):
         assert abs(np.mean(value)) < 0.3 * bound
         starts.append(np.asarray(value).ravel()[:16])
     assert len(np.unique(np.stack(starts)[:, 0])) == len(starts) == 7
-    again = lora.apart(reference.parameters(lora.adapt(model, rank=RANK, alpha=ALPHA, seed=5)))
-    other = lora.apart(reference.parameters(lora.adapt(model, rank=RANK, alpha=ALPHA, seed=6)))
+    again = lora.split_adapters(
+        reference.parameters(lora.adapt(model, rank=RANK, alpha=ALPHA, seed=5))
+    )
+    other = lora.split_adapters(
+        reference.parameters(lora.adapt(model, rank=RANK, alpha=ALPHA, seed=6))
+    )
     name = "runs/0/mlp/up/low_rank/a/kernel"
-    first = lora.apart(reference.parameters(adapted))[0][name]
+    first = lora.split_adapters(reference.parameters(adapted))[0][name]
     np.testing.assert_array_equal(again[0][name], first)
     assert np.any(other[0][name] != first)
 

@@ -39,7 +39,7 @@ def placed(params, mesh):
 def test_shards_are_written_as_whole_arrays_are(tmp_path, config, dtype):
     whole = models.split(language.create(config, seed=2))[1]
     own = placed(whole, parallel.make_mesh(data=2, fsdp=2, tensor=2))
-    language.write(tmp_path / "shards", config, own, dtype=dtype, shard_bytes=20_000)
+    language.save_params(tmp_path / "shards", config, own, dtype=dtype, shard_bytes=20_000)
     files = sorted((tmp_path / "shards").glob("*.safetensors"))
     assert len(files) > 1
     found = {}
@@ -64,7 +64,7 @@ def test_the_fingerprint_is_that_of_the_merged_arrays(monkeypatch, large):
     params = models.split(model)[1]
     generator = np.random.default_rng(0)
     params = {n: jnp.asarray(generator.normal(size=v.shape), v.dtype) for n, v in params.items()}
-    trained, base = lora.apart(placed(params, parallel.make_mesh(fsdp=8)))
+    trained, base = lora.split_adapters(placed(params, parallel.make_mesh(fsdp=8)))
     definition = dataclasses.asdict(CONFIG)
 
     digest = hashlib.sha256(json.dumps(definition, sort_keys=True).encode())
@@ -75,7 +75,7 @@ def test_the_fingerprint_is_that_of_the_merged_arrays(monkeypatch, large):
             a, b = (np.asarray(params[f"{stem}{end}/kernel"]) for end in "ab")
             dense = dense + np.float32(4.0) * (a @ b)
         digest.update(f"\n{name} float32 {list(dense.shape)}\n".encode() + dense.tobytes())
-    merged = lora.merged(trained, base, 4.0)
+    merged = lora.merge_adapters(trained, base, 4.0)
     for fetch in (parallel.fetch_slice, parallel.fetch_to_first):
         assert models.fingerprint_of(definition, merged, fetch) == digest.hexdigest()
 
@@ -122,7 +122,7 @@ for name, shape in reading.shapes(config).items():
 jax.block_until_ready(params)
 before = peak()
 models.fingerprint_of(dataclasses.asdict(config), params, parallel.fetch_to_first)
-language.write(sys.argv[1], config, params)
+language.save_params(sys.argv[1], config, params)
 print(peak() - before, sum(v.nbytes for v in params.values()))
 """
 

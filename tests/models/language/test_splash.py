@@ -119,7 +119,7 @@ def test_a_decoder_by_the_kernel_is_the_decoder(sizes, remat):
 
     def run(asked, mesh, remat):
         def loss(params):
-            model = language.assemble(CONFIG, params, attention=asked, mesh=mesh, remat=remat)
+            model = language.from_params(CONFIG, params, attention=asked, mesh=mesh, remat=remat)
             hidden = model(tokens, segments=segments).hidden
             return jnp.sum(jnp.where(real, hidden * slope, 0)), hidden
 

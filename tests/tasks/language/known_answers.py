@@ -86,7 +86,7 @@ def write_model(folder: pathlib.Path, answers: tuple[str, ...]) -> pathlib.Path:
         name: fixed.get(name, 0 * value if name.endswith(silent) else value)
         for name, value in params.items()
     }
-    language.save(folder, language.assemble(config, params))
+    language.save(folder, language.from_params(config, params))
     write_tokenizer(folder)
     return folder
 

@@ -34,7 +34,7 @@ def write_base(folder, seed):
     params["runs/0/mlp/down/kernel"] *= (small_texts.TEACHER.mlp_dim / wide.mlp_dim) ** 0.5
     teacher = models.split(language.create(small_texts.TEACHER, seed=3))[1]
     params["embedding"] = 8 * teacher["embedding"]
-    language.save(folder, language.assemble(wide, params))
+    language.save(folder, language.from_params(wide, params))
     small_texts.write_tokenizer(folder)
 
 
@@ -196,7 +196,7 @@ def test_a_teacher_of_8_bits_is_scored_as_its_rounded_weights_say(config, folder
         if name.endswith("/kernel"):
             scale = np.abs(np.float64(value)).max(1, keepdims=True) / 127
             dense[name] = jnp.asarray(np.rint(value / scale) * scale, jnp.float32)
-    rounded = language.assemble(small_texts.TEACHER, dense)
+    rounded = language.from_params(small_texts.TEACHER, dense)
     student = language.load(folders / "base")
     total = count = 0.0
     for batch in parts.evaluators["test"]._batches():

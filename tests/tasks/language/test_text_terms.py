@@ -42,7 +42,7 @@ def outputs_of(decoder, layer, vocab_size):
     def outputs(ids):
         decoded = decoder(ids)
         positions = jnp.arange(ids.shape[1])[None]
-        projected = decoder.project(decoded, layer, positions)
+        projected = decoder.attention_inputs(decoded, layer, positions)
         # One relation head: all heads of a token are one vector.
         flat = [x.reshape(x.shape[1], -1) for x in projected]
         return decoder.logits(decoded.hidden)[0, :, :vocab_size], decoded.states[:, 0], flat

@@ -159,14 +159,14 @@ def _read_window(layers: int, family: Family, content: Mapping[str, Any]) -> dic
 
 
 def to_huggingface(
-    config: DecoderConfig, *, dtype: str = "float32", extra: Mapping[str, Any] | None = None
+    config: DecoderConfig, *, dtype: str = "float32", extra_config: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
     """The config.json that says this, for transformers 4 and 5.
 
     Args:
       config: its `family` names the architecture.
       dtype: of the parameters in the file.
-      extra: more keys of `HARMLESS`, such as eos_token_id.
+      extra_config: more keys of `HARMLESS`, such as eos_token_id.
 
     Raises:
       UsageError: the family is unknown, or has no such option as the config asks for.
@@ -198,7 +198,7 @@ def to_huggingface(
     if content.get("head_dim") == config.dim // config.heads and config.family in _IMPLIED:
         del content["head_dim"]
     content |= _written_window(config, family)
-    content |= extra or {}
+    content |= extra_config or {}
     _check_round_trip(content, config)
     return content
 
@@ -208,7 +208,7 @@ _IMPLIED = ("qwen2", "phi3", "olmo2")
 
 
 def _written_window(config: DecoderConfig, family: Family) -> dict[str, Any]:
-    kinds = config.kinds()
+    kinds = config.sliding_layers()
     known = _WINDOW_KEYS[family.windows]
     window: dict[str, Any] = {"sliding_window": config.window} if known else {}
     if "layer_types" in known:

@@ -23,7 +23,7 @@ from distill_jax.errors import UsageError
 from distill_jax.models.functional import split
 from distill_jax.models.language import int8
 from distill_jax.models.language.config import DecoderConfig
-from distill_jax.models.language.decoder import Decoder, Placement, abstract, assemble
+from distill_jax.models.language.decoder import Decoder, ShardingFn, abstract, from_params
 from distill_jax.models.language.huggingface import names, tensor_files
 from distill_jax.models.language.huggingface.families import from_huggingface
 from distill_jax.storage import reporting_unreachable, resolve_path
@@ -33,7 +33,7 @@ def load(
     path: str | os.PathLike,
     *,
     param_dtype: DTypeLike = jnp.float32,
-    layout: Placement | None = None,
+    sharding_fn: ShardingFn | None = None,
     quantize: str = "none",
     key: str = "path",
     **options: Any,
@@ -43,7 +43,7 @@ def load(
     Args:
       path: the folder, with config.json and safetensors, single or sharded with an index.
       param_dtype: to which every tensor is converted, on the device.
-      layout: where each parameter goes.
+      sharding_fn: the sharding of each parameter; by default all are on one device.
       quantize: "none", or "int8" for the matrices of the layers, see `int8`; each is quantized on
         the device as it is read, so that there is never a dense model.
       key: what an error calls the path.
@@ -59,17 +59,17 @@ def load(
         folder.exists()
     try:
         config = _config(folder)
-        params = _read(folder, config, param_dtype, layout, quantize)
+        params = _read(folder, config, param_dtype, sharding_fn, quantize)
     except UsageError as error:
         raise UsageError(f"{key}={str(path)!r}: {error}") from error
-    return assemble(config, params, param_dtype=param_dtype, **options)
+    return from_params(config, params, param_dtype=param_dtype, **options)
 
 
-def blank(
+def load_zeros(
     path: str | os.PathLike,
     *,
     param_dtype: DTypeLike = jnp.float32,
-    layout: Placement | None = None,
+    sharding_fn: ShardingFn | None = None,
     quantize: str = "none",
     key: str = "path",
     **options: Any,
@@ -77,16 +77,16 @@ def blank(
     """The decoder that `load` gives, of zeros, from config.json alone.
 
     Within `jax.eval_shape` it is one of shapes, which takes no memory whatever its size. Arguments
-    and errors are those of `load`, but for the tensors; the layout is not used.
+    and errors are those of `load`, but for the tensors; `sharding_fn` is not used.
     """
-    del layout
+    del sharding_fn
     try:
         config = _config(resolve_path(path, key))
     except UsageError as error:
         raise UsageError(f"{key}={str(path)!r}: {error}") from error
     kept = _kept(shapes(config), param_dtype, quantize)
     params = {name: jnp.zeros(kind.shape, kind.dtype) for name, kind in kept.items()}
-    return assemble(config, params, param_dtype=param_dtype, **options)
+    return from_params(config, params, param_dtype=param_dtype, **options)
 
 
 def _config(folder: pathlib.Path) -> DecoderConfig:
@@ -99,7 +99,7 @@ def _kept(
     own: Mapping[str, tuple[int, ...]], dtype: DTypeLike, quantize: str
 ) -> dict[str, jax.ShapeDtypeStruct]:
     """What is kept of parameters of these shapes: they themselves, or integers and scales."""
-    scales = int8.shapes(own) if quantize == "int8" else {}
+    scales = int8.scale_shapes(own) if quantize == "int8" else {}
     dtypes = dict.fromkeys(own, dtype) | dict.fromkeys(scales, jnp.float32)
     dtypes |= {name: jnp.int8 for name in own if int8.scale_name(name) in scales}
     return {
@@ -117,7 +117,7 @@ def _read(
     folder: pathlib.Path,
     config: DecoderConfig,
     dtype: DTypeLike,
-    layout: Placement | None,
+    sharding_fn: ShardingFn | None,
     quantize: str,
 ) -> dict[str, Array]:
     stored = tensor_files.locate(folder)
@@ -135,7 +135,7 @@ def _read(
     _check(wanted, stored_shapes)
     params, where = {}, {}
     for name, kind in _kept(own, dtype, quantize).items():
-        where[name] = layout(name, kind.shape) if layout else None
+        where[name] = sharding_fn(name, kind.shape) if sharding_fn else None
         params[name] = _empty(kind.shape, kind.dtype, where[name])()
     for name, value in tensor_files.stream(stored):
         if spare and name == names.HEAD:
@@ -222,7 +222,7 @@ def _read_part(part: tensor_files.Stored, target: NamedSharding | None) -> Array
 def _update(where: tuple[Sharding | None, ...]) -> Callable[..., tuple[Array, ...]]:
     def update(held, part, place, transposed):
         part = part.T if transposed else part
-        new = (part.astype(held[0].dtype),) if len(held) == 1 else int8.quantized(part)
+        new = (part.astype(held[0].dtype),) if len(held) == 1 else int8.quantize(part)
 
         def put(old, value):
             value = jnp.expand_dims(value, tuple(range(len(place))))
@@ -304,4 +304,4 @@ def from_llama2c(
             raise UsageError(
                 f"{key}: an array gives {name} as {list(flat[name].shape)}, not {list(shape)}"
             )
-    return assemble(config, {name: jnp.asarray(v) for name, v in flat.items()}, **options)
+    return from_params(config, {name: jnp.asarray(v) for name, v in flat.items()}, **options)

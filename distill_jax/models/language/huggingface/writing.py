@@ -48,32 +48,32 @@ def save(
     *,
     dtype: DTypeLike | None = None,
     shard_bytes: int = 5 * 10**9,
-    extra: Mapping[str, Any] | None = None,
-    beside: Mapping[str, bytes] | None = None,
+    extra_config: Mapping[str, Any] | None = None,
+    extra_files: Mapping[str, bytes] | None = None,
     key: str = "path",
 ) -> None:
-    """Writes config.json and safetensors of a decoder; see `write`."""
-    write(
+    """Writes config.json and safetensors of a decoder; see `save_params`."""
+    save_params(
         path,
         model.config,
         split(model)[1],
         dtype=dtype,
         shard_bytes=shard_bytes,
-        extra=extra,
-        beside=beside,
+        extra_config=extra_config,
+        extra_files=extra_files,
         key=key,
     )
 
 
-def write(
+def save_params(
     path: str | os.PathLike,
     config: DecoderConfig,
     params: Mapping[str, Any],
     *,
     dtype: DTypeLike | None = None,
     shard_bytes: int = 5 * 10**9,
-    extra: Mapping[str, Any] | None = None,
-    beside: Mapping[str, bytes] | None = None,
+    extra_config: Mapping[str, Any] | None = None,
+    extra_files: Mapping[str, bytes] | None = None,
     key: str = "path",
 ) -> None:
     """Writes config.json and safetensors.
@@ -86,21 +86,21 @@ def write(
       params: by their flat names, as `parallel.fetch_to_first` takes them.
       dtype: of the file; by default that of the parameters.
       shard_bytes: above this much, several files and an index.
-      extra: more keys for config.json, such as bos_token_id and eos_token_id.
-      beside: contents of more files, by names in TOKENIZER.
+      extra_config: more keys for config.json, such as bos_token_id and eos_token_id.
+      extra_files: contents of more files, by names in TOKENIZER.
       key: what an error calls the path.
 
     Raises:
       UsageError: the folder holds other things, or the family has no such option as the model.
     """
     kind = jnp.dtype(dtype or params["embedding"].dtype)
-    content = to_huggingface(config, dtype=kind.name, extra=extra)
+    content = to_huggingface(config, dtype=kind.name, extra_config=extra_config)
     written = replacing_folder(path, lambda name: bool(_OURS.fullmatch(name)), "a checkpoint", key)
     with written if coordination.is_first() else contextlib.nullcontext() as saving:
         if saving:
             text = json.dumps(content, indent=2, sort_keys=True) + "\n"
             (saving / tensor_files.CONFIG).write_text(text)
-            for name, data in (beside or {}).items():
+            for name, data in (extra_files or {}).items():
                 (saving / name).write_bytes(data)
         _write(saving, config, params, kind, shard_bytes)
 

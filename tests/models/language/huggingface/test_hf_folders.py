@@ -80,18 +80,18 @@ def test_shards_are_loaded_into_place_on_a_mesh(sharded, llama):
         np.array(jax.devices()[:4]).reshape(2, 2), ("a", "b"), axis_types=(AxisType.Auto,) * 2
     )
 
-    def layout(name, shape):
+    def sharding_fn(name, shape):
         if name == "final_norm/scale":
             return None
         if len(shape) == 3:
             return NamedSharding(mesh, PartitionSpec(None, "a", "b"))
         return NamedSharding(mesh, PartitionSpec(None, "b") if len(shape) == 2 else PartitionSpec())
 
-    model = language.load(sharded, layout=layout)
+    model = language.load(sharded, sharding_fn=sharding_fn)
     placed = reference.parameters(model)
     for name, expected in reference.parameters(language.load(llama)).items():
         np.testing.assert_array_equal(placed[name], expected, err_msg=name)
-        wanted = layout(name, expected.shape)
+        wanted = sharding_fn(name, expected.shape)
         if wanted is not None:
             assert placed[name].sharding.is_equivalent_to(wanted, expected.ndim), name
     np.testing.assert_allclose(
@@ -143,7 +143,7 @@ def test_a_folder_is_replaced_whole_and_others_are_not_touched(llama, tmp_path):
     model = language.load(llama)
     out = tmp_path / "out"
     language.save(out, model, shard_bytes=8000)
-    language.save(out, model, extra={"eos_token_id": 3})
+    language.save(out, model, extra_config={"eos_token_id": 3})
     assert sorted(p.name for p in out.iterdir()) == ["config.json", "model.safetensors"]
     assert json.loads((out / "config.json").read_text())["eos_token_id"] == 3
     assert sorted(p.name for p in tmp_path.iterdir()) == ["llama", "out"]
