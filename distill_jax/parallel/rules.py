@@ -36,7 +36,7 @@ _IN_RUN = r"runs/\d+/\w+/"
 #: the second of four, which counts experts.
 RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
     # decoders
-    (r"(base/)?embedding", ("tensor", "fsdp")),
+    (r"embedding", ("tensor", "fsdp")),
     (r"untied_head", ("fsdp", "tensor")),
     (rf"{_IN_RUN}{_WIDENS}/kernel", (None, "fsdp", "tensor")),
     (rf"{_IN_RUN}{_NARROWS}/kernel", (None, "tensor", "fsdp")),

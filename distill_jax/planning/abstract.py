@@ -24,7 +24,6 @@ from distill_jax import data, methods, models, parallel, storage, teachers
 from distill_jax.config import schema
 from distill_jax.errors import UsageError
 from distill_jax.models import language
-from distill_jax.models.language import lora
 from distill_jax.planning import datasets
 from distill_jax.tasks.images import parts as image_parts
 from distill_jax.tasks.images.teacher import Opened
@@ -32,6 +31,7 @@ from distill_jax.tasks.language import objective
 from distill_jax.teachers import ANSWER_PREFIX
 from distill_jax.teachers.answers.sparse import KINDS
 from distill_jax.training.recipe import Recipe
+from distill_jax.training.state import Frozen
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,8 +43,8 @@ class Abstract:
       mesh: the devices.
       recipe: of the last stage of the method, the training itself.
       state: the `TrainState`.
-      teacher_variables: of the teachers.
-      store: the resident set, or {}.
+      frozen: the parameters that no step changes.
+      resident: the data set on the devices, or {}.
       batches: of `recipe.ahead` steps, [n, B, ...].
       total_steps: of the run; None where only the data can tell.
       unit: what a batch has so many of, "tokens" or "images".
@@ -56,8 +56,8 @@ class Abstract:
     mesh: Mesh
     recipe: Recipe
     state: Any
-    teacher_variables: Any
-    store: dict[str, Any]
+    frozen: Frozen
+    resident: dict[str, Any]
     batches: dict[str, Any]
     total_steps: int | None
     unit: str
@@ -112,13 +112,13 @@ def _text(config: ConfigDict, mesh: Mesh) -> Abstract:
     stored = _stored_answers(config, shared)
     if stored is not None:
         opened, shared = (), stored.vocab_size
-    comparison, params, frozen, base = objective.compare(
-        config, mesh, opened, student, shared, stored
+    comparison, params, frozen = objective.compare(config, mesh, opened, student, shared, stored)
+    frozen = Frozen(
+        student=_placed(frozen.student, objective.where(config, mesh, frozen.student, "student")),
+        teachers=_placed(
+            frozen.teachers, objective.where(config, mesh, frozen.teachers, "teacher")
+        ),
     )
-    frozen = _placed(frozen, objective.where(config, mesh, frozen, "teacher"))
-    if base:
-        base = lora.frozen(base)
-        frozen |= _placed(base, objective.where(config, mesh, base, "student"))
     adapters = jax.eval_shape(comparison.adapters, objective.adapters_key(config))
     rollout = objective.rollout_of(config, comparison, (), mesh)
     # How many steps are an epoch, the text would tell; the program does not depend on it.
@@ -129,7 +129,7 @@ def _text(config: ConfigDict, mesh: Mesh) -> Abstract:
     shapes["mask"] = (whole[0], jnp.dtype(bool))  # a step on text has no use for the ids of rows
     for name, (shape, dtype) in (stored.arrays if stored else {}).items():
         shapes[ANSWER_PREFIX + name] = ((*whole[0], *shape), dtype)
-    counted = {"student": models.parameter_count({**params, **base})}
+    counted = {"student": models.parameter_count({**params, **frozen.student})}
     if opened:
         counted["teacher"] = sum(
             models.parameter_count(models.split(language.abstract(teacher.config))[1])
@@ -140,8 +140,8 @@ def _text(config: ConfigDict, mesh: Mesh) -> Abstract:
         mesh=mesh,
         recipe=recipe,
         state=image_parts.initial_state(config, mesh, recipe, (params, {}, adapters, {})),
-        teacher_variables=frozen,
-        store={},
+        frozen=frozen,
+        resident={},
         batches=_batches(mesh, shapes, recipe.ahead),
         total_steps=config.training.steps or None,
         unit="tokens",
@@ -214,8 +214,8 @@ def _images(config: ConfigDict, mesh: Mesh) -> Abstract:
         mesh=mesh,
         recipe=recipe,
         state=image_parts.initial_state(config, mesh, recipe, arrays),
-        teacher_variables=variables,
-        store=store,
+        frozen=Frozen(teachers=variables),
+        resident=store,
         batches=_batches(mesh, shapes, recipe.ahead),
         total_steps=recipe.begin + recipe.steps,
         unit="images",

@@ -104,7 +104,7 @@ def _may_fit(config: ConfigDict, target: Target, change: Changes) -> bool:
         run = abstract.prepare(changed(config, change), target.devices)
     except UsageError:
         return False
-    held = memory.argument_bytes(run.state, run.teacher_variables, run.store, run.batches)
+    held = memory.argument_bytes(run.state, run.frozen, run.resident, run.batches)
     return sum(held.values()) < target.memory
 
 

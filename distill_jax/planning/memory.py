@@ -63,27 +63,23 @@ class Memory:
         return self.total <= self.limit
 
 
-def argument_bytes(state: Any, teacher_variables: Any, store: Any, batches: Any) -> dict[str, int]:
+def argument_bytes(state: Any, frozen: Any, resident: Any, batches: Any) -> dict[str, int]:
     """Bytes a device of the arguments of a step, by part.
 
     Args:
       state: a `TrainState`; as the others, of arrays or `jax.ShapeDtypeStruct`s with shardings.
-      teacher_variables: of the teachers.
-      store: the resident set.
+      frozen: the `Frozen` parameters of teachers and student.
+      resident: the data set on the devices.
       batches: of the steps of one call.
     """
     counters = (state.step, state.seed, state.sums, state.bad_step)
-    base, teacher = {}, teacher_variables
-    if isinstance(teacher, dict):  # of text; an adapted student's base stands beside the teacher
-        base = {name: value for name, value in teacher.items() if name.startswith("base/")}
-        teacher = {name: value for name, value in teacher.items() if name not in base}
     return {
-        "teacher": bytes_per_device(teacher),
-        "student": bytes_per_device((state.params, state.stats, base)),
+        "teacher": bytes_per_device(frozen.teachers),
+        "student": bytes_per_device((state.params, state.stats, frozen.student)),
         "optimizer": bytes_per_device(state.optimizer),
         "averages": bytes_per_device(state.average),
         "adapters": bytes_per_device((state.adapters, state.memory)),
-        "data": bytes_per_device(store),
+        "data": bytes_per_device(resident),
         "batch": bytes_per_device(batches),
         "counters": bytes_per_device(counters),
     }

@@ -93,7 +93,7 @@ def make_plan(config: ConfigDict, target: Target) -> Plan:
     config, notes = _kernels(config, target)
     run = abstract.prepare(config, target.devices)
     where = jax.tree.map(lambda a: a.sharding, run.state)
-    arguments = (run.state, run.teacher_variables, run.store, run.batches)
+    arguments = (run.state, run.frozen, run.resident, run.batches)
     lowered = compile_steps(run.recipe, run.mesh, where).lower(*arguments)
     held = memory.argument_bytes(*arguments)
     trained = {"student": run.state.params, "adapters": run.state.adapters}
@@ -197,7 +197,7 @@ def notes_of(run: abstract.Abstract, target: Target) -> list[str]:
     if target.shape:
         found += _parts_of_dimensions(run.mesh, target.shape)
     arrays = {"params": run.state.params, "adapters": run.state.adapters}
-    for name, shape, axis in _undivided((arrays, run.teacher_variables), run.mesh):
+    for name, shape, axis in _undivided((arrays, run.frozen), run.mesh):
         found.append(f"{name} {list(shape)} is whole over {axis}={run.mesh.shape[axis]}")
     return found
 

@@ -67,19 +67,19 @@ def _one(tree: Any) -> Any:
 
 
 def _step(run: Abstract) -> int:
-    def step(state, teacher_variables, store, batch):
-        return train_step(run.recipe, run.mesh, state, teacher_variables, store, batch)
+    def step(state, frozen, resident, batch):
+        return train_step(run.recipe, run.mesh, state, frozen, resident, batch)
 
-    return flops.count(step, run.state, run.teacher_variables, run.store, _one(run.batches))
+    return flops.count(step, run.state, run.frozen, run.resident, _one(run.batches))
 
 
 def _shown(run: Abstract) -> int:
     """Of making the batch: products where the student writes it, or images are transformed."""
 
-    def shown(state, teacher_variables, store, batch):
-        return run.recipe.shown(state, teacher_variables, store, batch, None)
+    def shown(state, frozen, resident, batch):
+        return run.recipe.shown(state, frozen, resident, batch, None)
 
-    return flops.count(shown, run.state, run.teacher_variables, run.store, _one(run.batches))
+    return flops.count(shown, run.state, run.frozen, run.resident, _one(run.batches))
 
 
 def _text_forward(run: Abstract) -> tuple[int, int]:
@@ -91,7 +91,7 @@ def _text_forward(run: Abstract) -> tuple[int, int]:
             weights = jnp.ones(batch["tokens"].shape, jnp.float32)
             return chosen.summed(params, frozen, batch, weights)[0]
 
-        return flops.count(forward, run.state.params, run.teacher_variables, batch)
+        return flops.count(forward, run.state.params, run.frozen, batch)
 
     student = count(alone)
     both = count(comparison) if comparison.teachers else student
@@ -115,4 +115,4 @@ def _image_forward(run: Abstract) -> tuple[int, int]:
         return 0, own
     if recipe.teachers.own_average:
         return own, own
-    return flops.count(teacher, run.teacher_variables, images), own
+    return flops.count(teacher, run.frozen.teachers, images), own

@@ -180,7 +180,7 @@ def _train(session: Session, stop_requested: Callable[[], bool]) -> dict[str, An
         if at == begin > 0:
             now = reset(now)
         placed = step.put_batches(batches, parts.mesh)
-        return steps(now, parts.teacher_variables, parts.store, placed)
+        return steps(now, parts.frozen, parts.resident, placed)
 
     now = loop.run_steps(
         now,

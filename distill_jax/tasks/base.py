@@ -27,8 +27,8 @@ class Parts(abc.ABC):
       mesh: the devices.
       recipes: what is fixed about a step, one for each stage of the method, in their order.
       initial: the state before the first step, on the devices; a run uses it up.
-      teacher_variables: arrays of the teachers, on the devices.
-      store: resident training set on the devices, or {}.
+      frozen: the parameters that no step changes, on the devices.
+      resident: the training set on the devices, or {}.
       evaluators: "validation" (where held out) and "test".
       steps_per_epoch: examples over batch size.
       description: {"teachers": ..., "data": ...} for the manifest.
@@ -38,8 +38,8 @@ class Parts(abc.ABC):
     mesh: Mesh
     recipes: tuple[Recipe, ...]
     initial: state.TrainState
-    teacher_variables: Any
-    store: dict[str, jax.Array]
+    frozen: state.Frozen
+    resident: dict[str, jax.Array]
     evaluators: Mapping[str, Evaluate]
     steps_per_epoch: float
     description: dict[str, Any]

@@ -1,12 +1,14 @@
 """A student as its own teacher: the moving average of its parameters answers."""
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
-import jax
+from jax import lax
 
 from distill_jax import models
 from distill_jax.models import Outputs, Spec
+from distill_jax.teachers.online import Variables
 from distill_jax.teachers.views import View
 
 
@@ -26,19 +28,18 @@ class AverageTeacher:
     precomputed = False
     weights = (1.0,)
 
-    def params(self, variables: dict[str, models.Flat]) -> models.Flat:
+    def params(self, variables: Sequence[Variables]) -> models.Flat:
         """The averaged parameters."""
-        return variables["params"]
+        return variables[0][0]
 
-    def outputs(self, variables: dict[str, models.Flat], view: View) -> list[Outputs]:
+    def outputs(self, variables: Sequence[Variables], view: View) -> list[Outputs]:
         """The average's answer to a view.
 
         Args:
-          variables: {"params", "stats"}, as in `TrainState.average`.
+          variables: one pair, the averaged parameters and statistics.
           view: the view.
         """
         inputs = models.normalise(view.images, self.spec.mean, self.spec.std)
-        found, _ = models.apply(
-            self.graphdef, variables["params"], variables["stats"], inputs, train=False
-        )
-        return [jax.lax.stop_gradient(found)]
+        ((params, stats),) = variables
+        outputs, _ = models.apply(self.graphdef, params, stats, inputs, train=False)
+        return [lax.stop_gradient(outputs)]

@@ -1,6 +1,7 @@
 """What a teacher is, for the step: it is asked about a view and answers."""
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import jax
@@ -30,8 +31,7 @@ class Teacher(Protocol):
 
     Attributes:
       weights: one a teacher, summing to 1.
-      own_average: whether the answers are the student's own average's, so that `variables` is
-        `TrainState.average`.
+      own_average: whether the answers are those of the student's own average.
       precomputed: whether the answers were given before, so that the pixels are not looked at.
     """
 
@@ -39,8 +39,8 @@ class Teacher(Protocol):
     own_average: bool
     precomputed: bool
 
-    def outputs(self, variables: Any, view: View) -> list[Outputs]:
+    def outputs(self, variables: Sequence[Any], view: View) -> list[Outputs]:
         """One `Outputs` a teacher for a view, without gradient."""
 
-    def params(self, variables: Any) -> Flat:
+    def params(self, variables: Sequence[Any]) -> Flat:
         """The first teacher's parameters, for methods that reuse a part of it; {} without."""

@@ -8,7 +8,7 @@ import optax
 
 from distill_jax.optim.optimizers import LearningRate
 from distill_jax.optim.schedules import Schedule
-from distill_jax.training.state import TrainState
+from distill_jax.training.state import Frozen, TrainState
 
 Flat = dict[str, jax.Array]
 Batch = dict[str, jax.Array]
@@ -86,14 +86,14 @@ class Recipe:
         return Moment(progress, done / self.steps_per_epoch, self.temperature.at(progress))
 
     def answers_ahead(
-        self, state: TrainState, teacher_variables: Any, store: Batch, batches: Batch
+        self, state: TrainState, frozen: Frozen, resident: Batch, batches: Batch
     ) -> Any:
         """The teachers' answers to the next K steps; called where `ahead` is above 1.
 
         Args:
           state: before the first of the steps.
-          teacher_variables: arrays of the teachers.
-          store: the resident set.
+          frozen: the parameters that no step changes.
+          resident: the data set on the devices, or {}.
           batches: of the K steps, [K, B, ...].
 
         Returns:
@@ -101,20 +101,20 @@ class Recipe:
         """
         raise NotImplementedError
 
-    def teacher_of(self, state: TrainState, teacher_variables: Any) -> Any:
-        """What the teacher's structure is applied to in a step."""
+    def frozen_at(self, state: TrainState, frozen: Frozen) -> Frozen:
+        """What is frozen during a step: a student that teaches itself adds its average."""
         del state
-        return teacher_variables
+        return frozen
 
     def shown(
-        self, state: TrainState, teacher_variables: Any, store: Batch, batch: Batch, answers: Any
+        self, state: TrainState, frozen: Frozen, resident: Batch, batch: Batch, answers: Any
     ) -> dict[str, Any]:
         """What a step shows to `loss`: arrays of B examples, [B, ...].
 
         Args:
           state: before the step.
-          teacher_variables: arrays of the teachers.
-          store: the resident set, or {}.
+          frozen: the parameters that the step does not change.
+          resident: the data set on the devices, or {}.
           batch: of the step.
           answers: the teachers' on this step, where they are known already, else None.
         """
@@ -123,7 +123,7 @@ class Recipe:
     def loss(
         self,
         now: Moment,
-        teacher_variables: Any,
+        frozen: Frozen,
         trainable: dict[str, Flat],
         kept: tuple[Flat, Flat],
         part: dict[str, Any],
@@ -133,7 +133,7 @@ class Recipe:
 
         Args:
           now: where the training stands.
-          teacher_variables: what the teachers' structure is applied to.
+          frozen: the parameters that the step does not change.
           trainable: {"student", "adapters"}.
           kept: the student's batch statistics and the method's memory, before.
           part: what `shown` gave, of some of the examples.

@@ -17,6 +17,21 @@ Flat = dict[str, jax.Array]
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
+class Frozen:
+    """The parameters that no step changes: never donated, and in no checkpoint.
+
+    Attributes:
+      student: the part of the student that is not trained, by name: the base under low-rank
+        adapters; {} where all of it is trained.
+      teachers: the arrays of each teacher, in the form that its structure takes.
+    """
+
+    student: Flat = dataclasses.field(default_factory=dict)
+    teachers: list[Any] = dataclasses.field(default_factory=list)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
 class TrainState:
     """The state between two steps. No random state: draws are functions of the seed and the step.
 

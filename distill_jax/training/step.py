@@ -18,15 +18,15 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from distill_jax.optim import optimizers
 from distill_jax.parallel import batch_sharding, put, put_rows, replicated, shardings
 from distill_jax.training.recipe import Batch, Recipe
-from distill_jax.training.state import TrainState
+from distill_jax.training.state import Frozen, TrainState
 
 
 def train_step(
     recipe: Recipe,
     mesh: Mesh,
     state: TrainState,
-    teacher_variables: Any,
-    store: Batch,
+    frozen: Frozen,
+    resident: Batch,
     batch: Batch,
     answers: Any = None,
 ) -> TrainState:
@@ -36,8 +36,8 @@ def train_step(
       recipe: what is fixed.
       mesh: the devices.
       state: before the step.
-      teacher_variables: arrays of the teachers; [] for none.
-      store: the resident set, or {}.
+      frozen: the parameters that no step changes: of the teachers, and of the student's base.
+      resident: the data set on the devices, or {}.
       batch: arrays [B, ...] of its examples.
       answers: the teachers' on this step, where they are known already.
 
@@ -45,8 +45,8 @@ def train_step(
       The state after it.
     """
     now = recipe.moment(state.step)
-    teacher_variables = recipe.teacher_of(state, teacher_variables)
-    shown = recipe.shown(state, teacher_variables, store, batch, answers)
+    frozen = recipe.frozen_at(state, frozen)
+    shown = recipe.shown(state, frozen, resident, batch, answers)
 
     # Every part takes every accumulate-th example, so that each device keeps a share of each part.
     parts = jax.tree.map(
@@ -62,7 +62,7 @@ def train_step(
         part, key = inputs
 
         def loss(trainable):
-            return recipe.loss(now, teacher_variables, trainable, kept, part, key)
+            return recipe.loss(now, frozen, trainable, kept, part, key)
 
         (_, (kept, metrics)), gradient = jax.value_and_grad(loss, has_aux=True)(trainable)
         gradient = jax.lax.with_sharding_constraint(gradient, shards)
@@ -149,25 +149,27 @@ def _fold(mesh: Mesh, body: Callable[[Any, Any], Any], carry: Any, items: Any) -
 def compile_steps(
     recipe: Recipe, mesh: Mesh, where: TrainState | None = None
 ) -> Callable[..., TrainState]:
-    """The jitted function of several steps: (state, teachers, store, batches [n, B, ...]) -> state.
+    """The jitted function of several steps: (state, frozen, resident, batches) -> state.
+
+    Its batches are [n, B, ...].
 
     The state is donated, and comes back as it lay: in shards by `where`, the tree of shardings, or
     whole on every device. One program is compiled for every n that it is called with. The teachers
     answer for `recipe.ahead` steps at a time, or for the largest number below it that divides n.
     """
 
-    def steps(state, teacher_variables, store, batches):
+    def steps(state, frozen, resident, batches):
         count = jax.tree.leaves(batches)[0].shape[0]
         group = max(k for k in range(1, min(recipe.ahead, count) + 1) if count % k == 0)
 
         def one(state, item):
             batch, answers = item
-            return train_step(recipe, mesh, state, teacher_variables, store, batch, answers)
+            return train_step(recipe, mesh, state, frozen, resident, batch, answers)
 
         def several(state, batches):
             answers = None
             if group > 1:
-                answers = recipe.answers_ahead(state, teacher_variables, store, batches)
+                answers = recipe.answers_ahead(state, frozen, resident, batches)
             return _fold(mesh, one, state, (batches, answers))
 
         if group == count:

@@ -47,7 +47,7 @@ def _ruled_out(config: Any, target: Any) -> Any:
     from distill_jax.planning import plan as planned
 
     run = abstract.prepare(config, target.devices)
-    held = memory.argument_bytes(run.state, run.teacher_variables, run.store, run.batches)
+    held = memory.argument_bytes(run.state, run.frozen, run.resident, run.batches)
     if sum(held.values()) < target.memory:
         return None
     gradients = memory.bytes_per_device(

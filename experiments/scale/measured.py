@@ -74,7 +74,7 @@ def _arguments(run: abstract.Abstract) -> tuple[Any, ...]:
         lambda: jnp.broadcast_to(jnp.arange(positions.shape[-1]), positions.shape),
     )
     given |= filled(batch, 1)  # one document a row, every token of which counts
-    teacher = jax.tree.map(drawn, run.teacher_variables)
+    teacher = jax.tree.map(drawn, run.frozen)
     return dataclasses.replace(run.state, **started, **random), teacher, {}, given
 
 

@@ -87,7 +87,7 @@ def prepare(name: str, task: Mapping[str, Any], folder: pathlib.Path) -> tuple[T
 
     def advance(now: state.TrainState, at: int, group: list[Any]) -> state.TrainState:
         placed = step.put_batches(group, parts.mesh)
-        return compiled(now, parts.teacher_variables, parts.store, placed)
+        return compiled(now, parts.frozen, parts.resident, placed)
 
     def turn(seconds: float) -> int:
         begun, deadline = hooks.at, time.perf_counter() + seconds

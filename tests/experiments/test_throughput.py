@@ -315,7 +315,7 @@ def test_two_steps_end_in_the_same_network(peers, task, tmp_path, kind):
     compiled = step.compile_steps(parts.recipe, parts.mesh)
     for batch in batches:
         placed = step.put_batches([batch], parts.mesh)
-        now = compiled(now, parts.teacher_variables, parts.store, placed)
+        now = compiled(now, parts.frozen, parts.resident, placed)
 
     config, device = task["config"], torch.device("cpu")
     trainer = peers.Trainer(peers.KINDS[kind], teacher, student, config, device)

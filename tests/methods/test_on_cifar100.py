@@ -136,7 +136,7 @@ def few_steps(config: dict, count: int):
     now = placed(parts.initial, parallel.replicated(parts.mesh))
     for _ in range(count):
         batch = step.put_batches([next(feed)], parts.mesh)
-        now = compiled(now, parts.teacher_variables, parts.store, batch)
+        now = compiled(now, parts.frozen, parts.resident, batch)
     return parts.initial, jax.device_get(now)
 
 

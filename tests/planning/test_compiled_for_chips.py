@@ -59,7 +59,7 @@ def test_gpus_are_compiled_for(tmp_path, kept_environment):
     assert {axis for c in found.messages for axis in c.axes} == {"fsdp", "tensor"}
     # What a device lacks of a parameter over fsdp comes to it in bfloat16, not in float32.
     gathered = sum(c.bytes for c in found.messages if c.kind == "all-gather")
-    leaves = jax.tree.leaves((run.state.params, run.teacher_variables))
+    leaves = jax.tree.leaves((run.state.params, run.frozen))
     lacking = sum(
         3 * np.prod(leaf.sharding.shard_shape(leaf.shape))
         for leaf in leaves
@@ -113,7 +113,7 @@ def test_on_a_tpu_the_kernel_keeps_no_logits(tmp_path, kept_environment, attenti
     )
     run = abstract.prepare(settings, opened.devices)
     where = jax.tree.map(lambda a: a.sharding, run.state)
-    given = (run.state, run.teacher_variables, run.store, run.batches)
+    given = (run.state, run.frozen, run.resident, run.batches)
     lowered = compile_steps(run.recipe, run.mesh, where).lower(*given)
     compiled, taken = memory.compile_step(lowered, "tpu")
     stats = compiled.memory_analysis()

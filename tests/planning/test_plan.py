@@ -48,7 +48,7 @@ def arguments(where, settings, mesh: dict) -> list[str]:
 )
 def test_the_parts_are_the_arguments_of_the_compiled_step(tmp_path, mesh):
     run = abstract.prepare(config(tmp_path, **mesh), jax.devices())
-    given = (run.state, run.teacher_variables, run.store, run.batches)
+    given = (run.state, run.frozen, run.resident, run.batches)
     where = jax.tree.map(lambda a: a.sharding, run.state)
     compiled = compile_steps(run.recipe, run.mesh, where).lower(*given).compile()
     held = memory.argument_bytes(*given)
@@ -146,7 +146,7 @@ def test_what_does_not_fit_names_a_change_that_does(tmp_path, local):
 def test_the_cheapest_change_is_tried_first_and_all_together_last(tmp_path, local):
     settings = config(tmp_path, teacher__compute_dtype="float32")
     run = abstract.prepare(settings, local.devices)
-    given = (run.state, run.teacher_variables, run.store, run.batches)
+    given = (run.state, run.frozen, run.resident, run.batches)
     roomy = dataclasses.replace(local, memory=sum(memory.argument_bytes(*given).values()) + 1)
     tried = []
 

@@ -92,13 +92,13 @@ def first_step(config: dict):
     batch = next(parts.batches(0))
     now = placed(parts.initial, parts.layout)
     batches = step.put_batches([batch], parts.mesh)
-    return parts, batch, compiled(now, parts.teacher_variables, {}, batches)
+    return parts, batch, compiled(now, parts.frozen, {}, batches)
 
 
 def networks(parts) -> tuple[language.Decoder, language.Decoder]:
     """Student and teacher of a run before its first step, on one device whatever its mesh."""
     compared = parts.recipe.comparison
-    arrays = jax.device_put(jax.device_get((parts.initial.params, parts.teacher_variables)))
+    arrays = jax.device_put(jax.device_get((parts.initial.params, parts.frozen.teachers[0])))
     pairs = zip((compared.student, compared.teacher), arrays, strict=True)
     return tuple(language.from_params(network.config, params) for network, params in pairs)
 

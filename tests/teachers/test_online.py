@@ -52,7 +52,7 @@ def values(two_teachers, combine: str, weights) -> tuple[np.ndarray, list[np.nda
     )
     parts = prepare(configs.resolve(config))
     images = jnp.asarray(parts.train.arrays()[0][:9], jnp.float32) / 255
-    answers = parts.recipe.teachers(parts.teacher_variables, images)
+    answers = parts.recipe.teachers(parts.frozen.teachers, images)
     student = Outputs(logits=jnp.asarray(np.random.default_rng(0).normal(size=(9, 10))), taps={})
     now = context(temperature=jnp.float32(3))
     got, _ = soft_values(parts.recipe, student, answers, now)

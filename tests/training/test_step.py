@@ -21,13 +21,13 @@ def trained(config: dict, steps: int, per_call: int = 1):
     parts = prepare(configs.resolve(config))
     size = parts.config.training.batch_size
     order = data.Order(parts.train_ids, parts.config.seed)
-    feed = data.training_feed(parts.train, order, size, resident=bool(parts.store), workers=0)
+    feed = data.training_feed(parts.train, order, size, resident=bool(parts.resident), workers=0)
     batches = feed.at(0)
     compiled = step.compile_steps(parts.recipe_at(0), parts.mesh, parts.layout)
     now = placed_state(parts.initial, parts.layout)
     for _ in range(steps // per_call):
         placed = step.put_batches([next(batches) for _ in range(per_call)], parts.mesh)
-        now = compiled(now, parts.teacher_variables, parts.store, placed)
+        now = compiled(now, parts.frozen, parts.resident, placed)
     return parts, now, compiled
 
 
@@ -108,7 +108,7 @@ def test_a_second_step_compiles_nothing(student):
 def test_the_teacher_does_not_change(student, digits_teacher):
     before = models.load(digits_teacher, key="teacher.path")
     parts, _, _ = trained(student, 5)
-    (params, stats), *_ = parts.teacher_variables
+    (params, stats), *_ = parts.frozen.teachers
     for name, value in before.params.items():
         np.testing.assert_array_equal(params[name], value)
     for name, value in before.stats.items():
@@ -131,8 +131,8 @@ def test_the_teacher_answers_in_evaluation_mode(convolutional_teacher):
     parts = prepare(configs.resolve(config))
     saved = models.load(convolutional_teacher, key="teacher.path")
     images = jnp.asarray(parts.train.arrays()[0][:32], jnp.float32) / 255
-    together = parts.recipe.teachers(parts.teacher_variables, images)[0].logits
-    alone = parts.recipe.teachers(parts.teacher_variables, images[:1])[0].logits
+    together = parts.recipe.teachers(parts.frozen.teachers, images)[0].logits
+    alone = parts.recipe.teachers(parts.frozen.teachers, images[:1])[0].logits
     np.testing.assert_allclose(together[:1], alone, atol=1e-5)  # no batch statistics, no dropout
     inputs = models.normalise(images, saved.spec.mean, saved.spec.std)
     graphdef = parts.recipe.teachers.graphdefs[0]
@@ -148,7 +148,7 @@ def test_no_gradient_reaches_the_teacher(digits_teacher):
         lambda variables: sum(
             jnp.sum(a.logits**2) for a in parts.recipe.teachers(variables, images)
         )
-    )(parts.teacher_variables)
+    )(parts.frozen.teachers)
     assert all(not np.any(leaf) for leaf in jax.tree.leaves(gradient))
 
 
@@ -175,7 +175,7 @@ def test_student_and_teacher_see_the_same_view(digits_teacher):
     now = placed_state(copied, parallel.replicated(parts.mesh))
     for _ in range(3):
         placed = step.put_batches([next(feed)], parts.mesh)
-        now = compiled(now, parts.teacher_variables, parts.store, placed)
+        now = compiled(now, parts.frozen, parts.resident, placed)
         assert float(now.sums["soft_loss"]) < 1e-9
     assert float(now.sums["gradient_norm"]) < 1e-3
 
@@ -224,5 +224,5 @@ def test_runs_of_other_seeds_share_one_program(digits_teacher):
         compiled = step.compile_steps(parts.recipe, parts.mesh)
         now = placed_state(parts.initial, parallel.replicated(parts.mesh))
         batch = step.put_batches([{"id": parts.train_ids[:64]}], parts.mesh)
-        texts.append(compiled.lower(now, parts.teacher_variables, parts.store, batch).as_text())
+        texts.append(compiled.lower(now, parts.frozen, parts.resident, batch).as_text())
     assert texts[0] == texts[1]

@@ -5,8 +5,8 @@
     dense = merge_adapters(trained, base, alpha / rank)       # the parameters of a plain decoder
 
 W stays as it was; A and B of every adapted matrix are trained, stacked over the layers as W is. A
-run keeps the base beside its teacher's arrays (`frozen`, `joined`), so that it is in no gradient,
-optimizer state, average or checkpoint. Our own and not qwix, since qwix 0.1.8 puts its arrays into
+run keeps the base among its frozen parameters, so that it is in no gradient, optimizer state,
+average or checkpoint. Our own and not qwix, since qwix 0.1.8 puts its arrays into
 the modules that it meets in a call, which under our scan are those of one layer and are gone after
 it. Left out on purpose: dropout before A; adapted embeddings, heads, routers and experts, all of
 which stay as they were: of a mixture of experts the attention alone is adapted.
@@ -28,7 +28,6 @@ from distill_jax.models.language.layers import Linear
 
 #: The matrices that can be adapted.
 TARGETS = tuple(name for names in PROJECTIONS.values() for name in names)
-_BASE = "base/"
 _MARK = "/low_rank/"
 
 
@@ -115,31 +114,6 @@ def split_adapters(params: Mapping[str, Array]) -> tuple[Flat, Flat]:
     if not trained:
         return dict(params), {}
     return trained, {name: value for name, value in params.items() if name not in trained}
-
-
-def frozen(base: Mapping[str, Array]) -> Flat:
-    """The base under names that can stand beside a teacher's."""
-    return {_BASE + name: value for name, value in base.items()}
-
-
-def base_of(variables: Mapping[str, Array]) -> Flat:
-    """The base that `frozen` put among other arrays; {} where it did not."""
-    return {
-        name.removeprefix(_BASE): value
-        for name, value in variables.items()
-        if name.startswith(_BASE)
-    }
-
-
-def joined(params: Mapping[str, Array], variables: Mapping[str, Array]) -> tuple[Flat, Flat]:
-    """The whole student and the teacher alone, of what is trained and of what is frozen.
-
-    Args:
-      params: the student's that are trained, or all of them.
-      variables: the teacher's, and `frozen` of the student's base.
-    """
-    teacher = {name: value for name, value in variables.items() if not name.startswith(_BASE)}
-    return {**base_of(variables), **params}, teacher
 
 
 @dataclasses.dataclass(frozen=True)

@@ -71,13 +71,13 @@ class ImageParts(Parts):
             self.train,
             self._order,
             self.config.training.batch_size,
-            resident=bool(self.store),
+            resident=bool(self.resident),
             workers=self.config.data.workers,
             process=process,
             processes=processes,
             crops=self._crops(self.config.seed),
         )
-        if isinstance(self.recipe.teachers, teachers.StoredTeacher) and not self.teacher_variables:
+        if isinstance(self.recipe.teachers, teachers.StoredTeacher) and not self.frozen.teachers:
             return self._with_answers(feed, position)
         return feed.at(position)
 
@@ -97,7 +97,7 @@ class ImageParts(Parts):
             (ids,), (key,), answers = teacher.rows(step_of, 1)
             answers = {name: a[0][part] for name, a in answers.items()}
             batch = {"id": ids[part]}
-            if not self.store:
+            if not self.resident:
                 position = step_of % teacher.scheme.steps * size
                 batch = data.load_rows(self.train, ids, part, crops, position)
             yield {**batch, "view_key": key, **answers}
@@ -172,8 +172,8 @@ def prepare(config: ConfigDict) -> ImageParts:
         train_ids=train_ids,
         recipes=recipes,
         initial=initial_state(config, mesh, recipes[0], arrays),
-        teacher_variables=opened.variables,
-        store=store,
+        frozen=state.Frozen(teachers=opened.variables),
+        resident=store,
         evaluators=evaluators,
         steps_per_epoch=steps_per_epoch,
         description={

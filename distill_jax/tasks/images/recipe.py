@@ -14,14 +14,14 @@ from distill_jax.methods import Context, Method, Stage
 from distill_jax.models import Outputs, Spec
 from distill_jax.teachers import Teacher, View, mean_probabilities
 from distill_jax.training.recipe import Batch, Flat, Moment, Recipe
-from distill_jax.training.state import TrainState
+from distill_jax.training.state import Frozen, TrainState
 
 
-def examples_of(batch: Batch, store: Batch) -> tuple[jax.Array, jax.Array]:
+def examples_of(batch: Batch, resident: Batch) -> tuple[jax.Array, jax.Array]:
     """Raw images and labels of a batch: its own, or those of its ids in the resident set."""
     if "image" in batch:
         return batch["image"], batch["label"]
-    return store["image"][batch["id"]], store["label"][batch["id"]]
+    return resident["image"][batch["id"]], resident["label"][batch["id"]]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -68,16 +68,20 @@ class ImageRecipe(Recipe):
         asked = self.method.needs_teacher and self.stage.values is not None
         return self.look_ahead if online and asked else 1
 
-    def teacher_of(self, state: TrainState, teacher_variables: Any) -> Any:
-        own = self.teachers is not None and self.teachers.own_average
-        return state.average if own else teacher_variables
+    def frozen_at(self, state: TrainState, frozen: Frozen) -> Frozen:
+        if self.teachers is not None and self.teachers.own_average:
+            average = state.average["params"], state.average["stats"]
+            return dataclasses.replace(frozen, teachers=[average])
+        return frozen
 
-    def view(self, seed: jax.Array, step: jax.Array, batch: Batch, store: Batch) -> dict[str, Any]:
+    def view(
+        self, seed: jax.Array, step: jax.Array, batch: Batch, resident: Batch
+    ) -> dict[str, Any]:
         """The view of a step: "images", "targets", "labels", "ids", "draws", "strong" if asked."""
         view_key = teachers.view_key(seed, step)
         if "view_key" in batch:  # the view of a stored answer, not of this run's own seed
             view_key = jax.random.wrap_key_data(batch["view_key"])
-        raw, labels = examples_of(batch, store)
+        raw, labels = examples_of(batch, resident)
         draws = augment.draw(view_key, labels.shape[0], self.augment)
         images, targets = augment.view(raw, labels, self.spec.num_classes, draws, self.augment)
         view = {"images": images, "targets": targets, "labels": labels, "ids": batch["id"]}
@@ -86,16 +90,16 @@ class ImageRecipe(Recipe):
             view["strong"] = data.strong_view(raw, more, self.augment)
         return {**view, "draws": draws}
 
-    def _answers(self, teacher_variables: Any, view: View) -> list[Outputs]:
-        return self.teachers.answers(parallel.gather_tree(teacher_variables, self.mesh), view)
+    def _answers(self, frozen: Frozen, view: View) -> list[Outputs]:
+        return self.teachers.outputs(parallel.gather_tree(frozen.teachers, self.mesh), view)
 
     def answers_ahead(
-        self, state: TrainState, teacher_variables: Any, store: Batch, batches: Batch
+        self, state: TrainState, frozen: Frozen, resident: Batch, batches: Batch
     ) -> list[Outputs]:
         """One `Outputs` a teacher, [K, B, ...], with the taps that the stage reads."""
         count = jax.tree.leaves(batches)[0].shape[0]
         steps = state.step + jnp.arange(count)
-        shown = jax.vmap(lambda step, batch: self.view(state.seed, step, batch, store))(
+        shown = jax.vmap(lambda step, batch: self.view(state.seed, step, batch, resident))(
             steps, batches
         )
 
@@ -108,7 +112,7 @@ class ImageRecipe(Recipe):
             return jnp.moveaxis(a.reshape(-1, count, *a.shape[1:]), 1, 0)
 
         view = View(merged(shown["images"]), merged(shown["ids"]), {}, {})
-        answers = self._answers(teacher_variables, view)
+        answers = self._answers(frozen, view)
         kept = [
             Outputs(a.logits, {name: a.taps[name] for name in a.taps if name in self.teacher_taps})
             for a in answers
@@ -116,20 +120,20 @@ class ImageRecipe(Recipe):
         return jax.tree.map(apart, kept)
 
     def shown(
-        self, state: TrainState, teacher_variables: Any, store: Batch, batch: Batch, answers: Any
+        self, state: TrainState, frozen: Frozen, resident: Batch, batch: Batch, answers: Any
     ) -> dict[str, Any]:
         """The view of a step without its draws, and "answers" where they are known already."""
-        shown = self.view(state.seed, state.step, batch, store)
+        shown = self.view(state.seed, state.step, batch, resident)
         draws = shown.pop("draws")
         if answers is None and self.teachers is not None and self.teachers.precomputed:
             view = View(shown["images"], shown["ids"], draws, batch)
-            answers = self._answers(teacher_variables, view)
+            answers = self._answers(frozen, view)
         return shown if answers is None else {**shown, "answers": answers}
 
     def loss(
         self,
         now: Moment,
-        teacher_variables: Any,
+        frozen: Frozen,
         trainable: dict[str, Flat],
         kept: tuple[Flat, Flat],
         part: dict[str, Any],
@@ -148,7 +152,7 @@ class ImageRecipe(Recipe):
 
         def teachers_on(images):
             view = View(images, part["ids"], {}, {})
-            return self._answers(teacher_variables, view)
+            return self._answers(frozen, view)
 
         def hard_values(student):
             return losses.cross_entropy(
@@ -173,7 +177,7 @@ class ImageRecipe(Recipe):
                 images=part["images"],
                 adapters=trainable["adapters"],
                 memory=memory,
-                teacher_params=self.teachers.params(teacher_variables) if answers else {},
+                teacher_params=self.teachers.params(frozen.teachers) if answers else {},
                 temperature=now.temperature,
                 epoch=now.epoch,
                 key=method_key,

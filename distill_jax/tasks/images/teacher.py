@@ -23,7 +23,7 @@ class Opened:
 
     Attributes:
       teacher: gives the answers in the step; None without one.
-      variables: what it is applied to, on the devices.
+      variables: what it is applied to, on the devices: an entry for each teacher.
       outputs: shapes of the answers to one image, one a teacher.
       params: the first teacher's parameters; {} where answers are stored.
       entries: one a teacher, for the manifest.
@@ -32,7 +32,7 @@ class Opened:
     """
 
     teacher: teachers.Teacher | None
-    variables: Any
+    variables: list[Any]
     outputs: list[Outputs]
     params: models.Flat
     entries: list[dict[str, Any]]
@@ -103,11 +103,11 @@ def _stored(config, method, mesh, splits, train_ids, resident_limit) -> Opened:
         batch_size=config.training.batch_size,
         train_ids=train_ids,
     )
-    variables = {}
+    variables = []
     finite = isinstance(teacher.scheme, teachers.Finite)
     wanted = config.teacher.resident
     if finite and (wanted == "yes" or wanted == "auto" and teacher.nbytes <= resident_limit):
-        variables = parallel.put(teacher.resident(), parallel.replicated(mesh))
+        variables = [parallel.put(teacher.resident(), parallel.replicated(mesh))]
 
     def answer(split: str) -> Answer:
         def logits(store, batch):

@@ -24,9 +24,10 @@ from distill_jax.models.language import lora
 from distill_jax.models.language.student import open_student
 from distill_jax.optim import optimizers, schedules
 from distill_jax.storage import reporting_unreachable, resolve_path
-from distill_jax.tasks.language.recipe import Comparison, Divergence, Network, TextRecipe, beside
+from distill_jax.tasks.language.recipe import Comparison, Divergence, Network, TextRecipe
 from distill_jax.tasks.language.rollouts import Rollout
 from distill_jax.teachers import SparseFormat
+from distill_jax.training.state import Frozen
 
 
 def _objective(config: ConfigDict) -> tuple[tuple[Divergence, ...], tuple[methods.Term, ...]]:
@@ -120,8 +121,8 @@ def compare(
     student: language.Decoder,
     vocab_size: int,
     stored: SparseFormat | None = None,
-) -> tuple[Comparison, models.Flat, models.Flat, models.Flat]:
-    """The comparison, and the arrays of (what is trained, the teachers, the student's base).
+) -> tuple[Comparison, models.Flat, Frozen]:
+    """The comparison, the student's parameters that are trained, and all parameters that are not.
 
     Args:
       config: resolved.
@@ -138,8 +139,8 @@ def compare(
     networks, weights = _of_teachers(config, online)
     own = Network(student.config, graphdef)
     comparison = Comparison(own, networks, weights, divergences, terms, vocab_size, mesh, stored)
-    arrays = beside([models.split(teacher)[1] for teacher in teachers]) if teachers else {}
-    return comparison, trained, arrays, base
+    arrays = [models.split(teacher)[1] for teacher in teachers]
+    return comparison, trained, Frozen(student=base, teachers=arrays)
 
 
 def _of_teachers(

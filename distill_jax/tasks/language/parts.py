@@ -63,7 +63,7 @@ class TextParts(Parts):
         """Of an adapted student a plain one, with the adapters merged, in float32."""
         del stats  # a decoder has none
         config = self.recipe.comparison.student.config
-        base, options = lora.base_of(self.teacher_variables), self.config.student
+        base, options = self.frozen.student, self.config.student
         if base:
             params = lora.merge_adapters(params, base, options.lora_alpha / options.lora_rank)
         with storage.staging_folder(folder, "config.json") as here:
@@ -104,22 +104,19 @@ def prepare(config: ConfigDict) -> TextParts:
     if config.teacher.store:
         answers, entries = _stored(config, tokenizer, shared, splits["train"], entries)
         sparse = answers[0]
-    comparison, params, teacher_params, base = objective.compare(
-        config, mesh, opened, student, shared, sparse
-    )
+    comparison, params, frozen = objective.compare(config, mesh, opened, student, shared, sparse)
     about = {}
-    if base:
+    if frozen.student:
         about["base"] = {
             "path": config.student.path or str(config.teacher.path[0]),
-            "fingerprint": _fingerprint(student.config, base),
-            "parameters": models.parameter_count(base),
+            "fingerprint": _fingerprint(student.config, frozen.student),
+            "parameters": models.parameter_count(frozen.student),
         }
-        frozen = lora.frozen(base)
-        where = objective.where(config, mesh, frozen, "student")
-        teacher_params |= parallel.put(frozen, where)
+        where = objective.where(config, mesh, frozen.student, "student")
+        frozen = dataclasses.replace(frozen, student=parallel.put(frozen.student, where))
     measured = objective.measured(config, comparison, opened)
     adapters = comparison.adapters(objective.adapters_key(config))
-    asked = questions.prepare(config, tokenizer, measured, teacher_params, mesh)
+    asked = questions.prepare(config, tokenizer, measured, frozen, mesh)
     if "validation" in asked and "validation" not in splits:
         raise UsageError(
             f"evaluation.prompts={config.evaluation.prompts!r}: data.validation="
@@ -137,7 +134,7 @@ def prepare(config: ConfigDict) -> TextParts:
     def evaluator(name: str, held_out: text.Rows) -> Evaluate:
         size = config.evaluation.batch_size
         feed = text.evaluation_feed(held_out, size, process=process, processes=processes)
-        evaluate = TextEvaluator(measured, teacher_params, mesh, lambda: feed)
+        evaluate = TextEvaluator(measured, frozen, mesh, lambda: feed)
         return prompts.beside(evaluate, asked[name]) if name in asked else evaluate
 
     return TextParts(
@@ -145,8 +142,8 @@ def prepare(config: ConfigDict) -> TextParts:
         mesh=mesh,
         recipes=(recipe,),
         initial=initial_state(config, mesh, recipe, (params, {}, adapters, {})),
-        teacher_variables=teacher_params,
-        store={},
+        frozen=frozen,
+        resident={},
         evaluators={name: evaluator(name, held_out) for name, held_out in splits.items()},
         steps_per_epoch=steps_per_epoch,
         description={

@@ -18,9 +18,9 @@ from jax.sharding import Mesh
 from distill_jax import generation, models
 from distill_jax.data import text
 from distill_jax.evaluation.text_metrics import METRICS
-from distill_jax.models.language import lora
 from distill_jax.tasks.language.recipe import Comparison, Network
 from distill_jax.training.recipe import Flat
+from distill_jax.training.state import Frozen
 
 SAMPLES = 5  # answers that are kept for a reader: those to the first prompts
 
@@ -53,7 +53,7 @@ class PromptEvaluator:
       questions: at least one.
       tokenizer: of the questions' ids.
       comparison: the networks, and how many ids are real.
-      teacher_params: as in `Comparison.summed`, on the devices.
+      frozen: as in `Comparison.summed`, on the devices.
       mesh: the devices that share a batch.
       metrics: names of `METRICS`.
       max_new_tokens: of the longest answer.
@@ -65,7 +65,7 @@ class PromptEvaluator:
         questions: Questions,
         tokenizer: text.Tokenizer,
         comparison: Comparison,
-        teacher_params: Flat,
+        frozen: Frozen,
         mesh: Mesh,
         *,
         metrics: Sequence[str],
@@ -75,7 +75,7 @@ class PromptEvaluator:
         self.questions = questions
         self._tokenizer = tokenizer
         self._comparison = comparison
-        self._teacher_params = teacher_params
+        self._frozen = frozen
         self._metrics = tuple(metrics)
         self._decoding = {
             "max_new_tokens": max_new_tokens,
@@ -98,12 +98,12 @@ class PromptEvaluator:
           also as "teacher_rouge_l" and so on; "samples", the first few: a list of {"prompt",
           "reference", "student"}, with one teacher also "teacher".
         """
-        params, teacher_params = lora.joined(params, self._teacher_params)
+        params = {**self._frozen.student, **params}
         answers = {"student": self._answers(self._comparison.student, params)}
         if self._comparison.teacher is not None:
             if self._of_teacher is None:
                 teacher = self._comparison.teacher
-                self._of_teacher = self._answers(teacher, teacher_params)
+                self._of_teacher = self._answers(teacher, self._frozen.teachers[0])
             answers["teacher"] = self._of_teacher
         asked = self.questions
         figures: dict[str, Any] = {"prompts": len(asked.prompts)}

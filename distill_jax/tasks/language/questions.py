@@ -12,7 +12,7 @@ from distill_jax.evaluation.text_metrics import unscorable
 from distill_jax.generation import decode
 from distill_jax.tasks.language.prompts import PromptEvaluator, Questions
 from distill_jax.tasks.language.recipe import Comparison
-from distill_jax.training.recipe import Flat
+from distill_jax.training.state import Frozen
 
 #: The key of the prompts that belong to each split. Those of "test" choose nothing.
 KEYS = {"validation": "prompts", "test": "test_prompts"}
@@ -22,7 +22,7 @@ def prepare(
     config: ConfigDict,
     tokenizer: text.Tokenizer,
     comparison: Comparison,
-    teacher_params: Flat,
+    frozen: Frozen,
     mesh: Mesh,
 ) -> dict[str, PromptEvaluator]:
     """What answers the prompts of each split that has any; writes nothing.
@@ -31,7 +31,7 @@ def prepare(
       config: resolved.
       tokenizer: of the run.
       comparison: the networks.
-      teacher_params: as in `Comparison.summed`, on the devices.
+      frozen: as in `Comparison.summed`, on the devices.
       mesh: the devices.
 
     Raises:
@@ -49,7 +49,7 @@ def prepare(
             _questions(config, name, tokenizer, comparison),
             tokenizer,
             comparison,
-            teacher_params,
+            frozen,
             mesh,
             metrics=chosen.metrics,
             max_new_tokens=chosen.max_new_tokens,

@@ -6,7 +6,7 @@ number of devices change nothing.
 """
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
@@ -18,12 +18,12 @@ from distill_jax import losses, models
 from distill_jax.losses.vocab import VocabDivergence
 from distill_jax.methods import Term
 from distill_jax.methods.states import Reading
-from distill_jax.models.language import DecoderConfig, lora
+from distill_jax.models.language import DecoderConfig
 from distill_jax.parallel import batch_sharding, put_rows, replicated
 from distill_jax.tasks.language.rollouts import Rollout
 from distill_jax.teachers import ANSWER_PREFIX, SparseFormat
 from distill_jax.training.recipe import Batch, Flat, Moment, Recipe
-from distill_jax.training.state import TrainState
+from distill_jax.training.state import Frozen, TrainState
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,32 +50,6 @@ def states(reading: Reading) -> tuple[jax.Array, jax.Array]:
     """Hidden states [B * T, D], and the head [D, V], in the compute dtype."""
     hidden = reading.decoded.hidden
     return hidden.reshape(-1, hidden.shape[-1]), reading.decoder.head.astype(hidden.dtype)
-
-
-def beside(params: Sequence[Mapping[str, Any]]) -> Flat:
-    """The arrays of several teachers in one dictionary: the first's names stay, others get "1/" ...
-
-    The rules of shards go by the end of a name, so that every teacher is laid out as one would be.
-    """
-    first, *more = params
-    others = {
-        f"{number}/{name}": value
-        for number, own in enumerate(more, start=1)
-        for name, value in own.items()
-    }
-    return {**first, **others}
-
-
-def apart(variables: Mapping[str, Any], count: int) -> list[Flat]:
-    """Back from `beside`: the arrays of each of `count` teachers."""
-    if count == 1:
-        return [dict(variables)]
-    found: list[Flat] = [{} for _ in range(count)]
-    for name, value in variables.items():
-        number, slash, own = name.partition("/")
-        place, own = (int(number), own) if slash and number.isdigit() else (0, name)
-        found[place][own] = value
-    return found
 
 
 @dataclasses.dataclass(frozen=True)
@@ -149,7 +123,7 @@ class Comparison:
     def summed(
         self,
         params: Flat,
-        teacher_params: Flat,
+        frozen: Frozen,
         batch: Batch,
         weights: jax.Array,
         *,
@@ -162,8 +136,7 @@ class Comparison:
 
         Args:
           params: the student's that are trained.
-          teacher_params: those of the teachers `beside` each other, {} without one, and
-            `lora.frozen` ones of the student.
+          frozen: the teachers' parameters, and those of the student that are not trained.
           batch: "tokens", "positions", "segments" and "targets", int32 [B, T], and the stored
             answers, by names that begin with ANSWER_PREFIX.
           weights: float32 [B, T].
@@ -172,7 +145,7 @@ class Comparison:
           soft_weight: of the sum of divergences and terms.
           hard_weight: of the cross-entropy with the targets.
         """
-        params, teacher_params = lora.joined(params, teacher_params)
+        params = {**frozen.student, **params}
         own = self.student.config
         student = self.student.read(params, batch)
         shared = {
@@ -201,8 +174,8 @@ class Comparison:
                 *states(student), cap=own.logit_cap, scale=own.logit_scale, **shared
             )
             return hard_weight * loss, measures
-        arrays = apart(jax.lax.stop_gradient(teacher_params), len(self.teachers))
-        read = [net.read(its, batch) for net, its in zip(self.teachers, arrays, strict=True)]
+        arrays = jax.lax.stop_gradient(frozen.teachers)
+        read = [net.read(own, batch) for net, own in zip(self.teachers, arrays, strict=True)]
         hidden, heads = zip(*map(states, read), strict=True)
 
         def diverge(divergence: Divergence, hard_weight: jax.Array | float):
@@ -257,13 +230,13 @@ class TextRecipe(Recipe):
         return ("loss", *self.comparison.measures, *own)
 
     def shown(
-        self, state: TrainState, teacher_variables: Any, store: Batch, batch: Batch, answers: Any
+        self, state: TrainState, frozen: Frozen, resident: Batch, batch: Batch, answers: Any
     ) -> dict[str, Any]:
         """The batch, and the weight of each token in the mean over the whole of it."""
-        del store, answers
+        del resident, answers
         flags = {}
         if self.rollout is not None:
-            params, _ = lora.joined(state.params, teacher_variables)
+            params = {**frozen.student, **state.params}
             decoder = models.merge(self.comparison.student.graphdef, params)
             # The first of the two keys of a step is the view's, which text has none of.
             key = jax.random.split(jax.random.fold_in(jax.random.key(state.seed), state.step))[0]
@@ -281,7 +254,7 @@ class TextRecipe(Recipe):
     def loss(
         self,
         now: Moment,
-        teacher_variables: Any,
+        frozen: Frozen,
         trainable: dict[str, Flat],
         kept: tuple[Flat, Flat],
         part: dict[str, Any],
@@ -295,7 +268,7 @@ class TextRecipe(Recipe):
             hard_weight = hard_weight * (1.0 - more["on_policy"])
         loss, measures = self.comparison.summed(
             trainable["student"],
-            teacher_variables,
+            frozen,
             part,
             part["weights"],
             adapters=trainable["adapters"],
@@ -311,7 +284,7 @@ class TextEvaluator:
 
     Args:
       comparison: the networks.
-      teacher_params: as in `Comparison.summed`, on the devices.
+      frozen: as in `Comparison.summed`, on the devices.
       mesh: the devices.
       batches: gives the split's host batches; rows that fill the last one up have no mask.
     """
@@ -319,17 +292,17 @@ class TextEvaluator:
     def __init__(
         self,
         comparison: Comparison,
-        teacher_params: Flat,
+        frozen: Frozen,
         mesh: Mesh,
         batches: Callable[[], Iterable[dict[str, np.ndarray]]],
     ):
-        self._teacher_params = teacher_params
+        self._frozen = frozen
         self._mesh = mesh
         self._batches = batches
 
-        def sums(params, teacher_params, batch):
+        def sums(params, frozen, batch):
             mask = batch["mask"].astype(jnp.float32)
-            _, measures = comparison.summed(params, teacher_params, batch, mask)
+            _, measures = comparison.summed(params, frozen, batch, mask)
             return {**measures, "tokens": jnp.sum(mask)}
 
         self._sums = jax.jit(sums, out_shardings=replicated(mesh))
@@ -340,9 +313,7 @@ class TextEvaluator:
         totals: dict[str, float] = {}
         for batch in self._batches():
             placed = put_rows(batch, batch_sharding(self._mesh))
-            for name, value in jax.device_get(
-                self._sums(params, self._teacher_params, placed)
-            ).items():
+            for name, value in jax.device_get(self._sums(params, self._frozen, placed)).items():
                 totals[name] = totals.get(name, 0.0) + float(value)
         return summarise(totals)
 

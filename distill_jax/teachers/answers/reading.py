@@ -127,15 +127,16 @@ class StoredTeacher:
         }
         return Outputs(logits=arrays.pop("logits"), taps=arrays)
 
-    def params(self, variables: Any) -> dict[str, jax.Array]:
+    def params(self, variables: Sequence[Any]) -> dict[str, jax.Array]:
         """{}: a store has answers and no parameters."""
         return {}
 
-    def outputs(self, variables: Mapping[str, jax.Array], view: View) -> list[Outputs]:
+    def outputs(self, variables: Sequence[Mapping[str, jax.Array]], view: View) -> list[Outputs]:
         """The stored answers to a view; pure and `jit`-able.
 
         Args:
-          variables: what `resident` gave, on the devices; {} where answers come with the batch.
+          variables: what `resident` gave, on the devices, as the one entry; empty where answers
+            come with the batch.
           view: the view; where answers are streamed, its `stored_answers` hold them by names that
             begin with ANSWER_PREFIX.
 
@@ -144,7 +145,7 @@ class StoredTeacher:
         """
         if variables:
             index = self.scheme.index(view.draws)
-            arrays = {name: array[view.ids, index] for name, array in variables.items()}
+            arrays = {name: array[view.ids, index] for name, array in variables[0].items()}
         else:
             arrays = {name: view.stored_answers[ANSWER_PREFIX + name] for name in self.shapes}
         arrays = {name: array.astype(jnp.float32) for name, array in arrays.items()}

@@ -171,13 +171,3 @@ def test_too_high_a_rank_is_refused(load):
     with pytest.raises(UsageError, match="student.lora_rank=13: expected at most 12"):
         lora.adapt(load("llama"), rank=13, alpha=1.0)
     lora.adapt(load("llama"), rank=13, alpha=1.0, targets=("gate",))
-
-
-def test_the_base_stands_beside_a_teacher_whose_names_are_the_same(load):
-    graphdef, adapters, base = trained(load("llama"))
-    teacher = {name: value + 1 for name, value in base.items()}
-    student, other = lora.joined(adapters, {**teacher, **lora.frozen(base)})
-    assert student.keys() == {*adapters, *base} and other.keys() == teacher.keys()
-    np.testing.assert_array_equal(student["embedding"], base["embedding"])
-    np.testing.assert_array_equal(other["embedding"], teacher["embedding"])
-    assert lora.joined(base, teacher) == (base, teacher)

@@ -129,11 +129,11 @@ def test_stored_steps_are_seen_with_the_crops_that_were_answered(config, undistu
 def test_a_plan_of_crops_has_streamed_images():
     config = changed(CONFIG, data__name="cifar10", data__image_size=0)
     streamed = abstract.prepare(configs.resolve(config), jax.devices()[:1])
-    assert not streamed.store
+    assert not streamed.resident
     image = streamed.batches["image"]
     assert (image.shape, image.dtype) == ((1, 8, 32, 32, 3), jnp.uint8)
     resident = changed(config, data__augment__resized_crop=0.0)
-    assert abstract.prepare(configs.resolve(resident), jax.devices()[:1]).store
+    assert abstract.prepare(configs.resolve(resident), jax.devices()[:1]).resident
 
 
 @pytest.mark.parametrize(

@@ -153,13 +153,10 @@ def after_steps(config, count):
     compiled = step.compile_steps(parts.recipe, parts.mesh)
     whole = jax.sharding.NamedSharding(parts.mesh, jax.sharding.PartitionSpec())
     now, batches = placed(parts.initial, whole), parts.batches(0)
-    held = {name: np.array(value) for name, value in parts.teacher_variables.items()}
+    held = jax.tree.map(lambda a: np.array(a, copy=True), parts.frozen)
     for _ in range(count):
-        now = compiled(
-            now, parts.teacher_variables, {}, step.put_batches([next(batches)], parts.mesh)
-        )
-    for name, value in parts.teacher_variables.items():
-        np.testing.assert_array_equal(value, held[name])
+        now = compiled(now, parts.frozen, {}, step.put_batches([next(batches)], parts.mesh))
+    jax.tree.map(np.testing.assert_array_equal, parts.frozen, held)
     return now
 
 
@@ -178,7 +175,7 @@ def test_eight_devices_train_the_adapters_of_one_and_the_base_stays(config):
 def test_a_base_is_held_in_the_dtype_of_the_computation(config):
     half = changed(config, training__compute_dtype="bfloat16")
     parts = experiment.prepare(configs.resolve(half))
-    base = {n: v for n, v in parts.teacher_variables.items() if n.startswith("base/")}
+    base = parts.frozen.student
     assert {value.dtype for value in base.values()} == {jnp.dtype("bfloat16")}
     assert {value.dtype for value in parts.initial.params.values()} == {jnp.dtype("float32")}
 

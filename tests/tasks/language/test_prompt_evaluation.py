@@ -311,7 +311,7 @@ def test_a_prompt_that_leaves_no_room_is_refused(config, short):
         r"^evaluation.prompts=.*: line 3: 8 tokens and a response of up to 8; expected at most 15"
     )
     with pytest.raises(UsageError, match=words):
-        questions.prepare(parts.config, tokenizer, networks, {}, parts.mesh)
+        questions.prepare(parts.config, tokenizer, networks, parts.frozen, parts.mesh)
 
 
 def test_prompts_that_do_not_fit_the_run_are_refused(config, tmp_path):

@@ -47,7 +47,7 @@ def parts(config):
 def shown(parts, batch, at=0):
     state = dataclasses.replace(parts.initial, step=jnp.int32(at))
     batch = {name: jnp.asarray(value) for name, value in batch.items()}
-    found = jax.jit(parts.recipe.shown)(state, parts.teacher_variables, {}, batch, None)
+    found = jax.jit(parts.recipe.shown)(state, parts.frozen, {}, batch, None)
     return {name: np.asarray(value) for name, value in found.items()}
 
 

@@ -42,10 +42,7 @@ def config(folders):
 def by_tokens(parts, batch):
     """Soft loss at T = 2, KL at T = 1 and agreement, sums over learned tokens in float64."""
     compared = parts.recipe.comparison
-    arrays = [parts.initial.params, {}, {}]
-    for name, value in parts.teacher_variables.items():
-        second = name.startswith("1/")
-        arrays[2 if second else 1][name.removeprefix("1/") if second else name] = value
+    arrays = [parts.initial.params, *parts.frozen.teachers]
     given = {name: jnp.asarray(value) for name, value in batch.items()}
     z = []
     for network, own in zip((compared.student, *compared.teachers), arrays, strict=True):
@@ -73,7 +70,7 @@ def test_a_step_is_taken_towards_the_mean_of_both(config, folders, values):
     assert entries[0]["fingerprint"] != entries[1]["fingerprint"]
     if values:  # the second lies as the first
         name, mesh = "runs/0/mlp/up/kernel", {"data": 2, "fsdp": 2, "tensor": 2}
-        one, other = (parts.teacher_variables[prefix + name] for prefix in ("", "1/"))
+        one, other = (teacher[name] for teacher in parts.frozen.teachers)
         assert dict(one.sharding.mesh.shape) == mesh and one.sharding.spec == other.sharding.spec
         assert other.addressable_shards[0].data.size * 4 == other.size
 
@@ -96,8 +93,9 @@ def test_both_in_int8_evaluate_and_resume(config, tmp_path):
         evaluation__max_new_tokens=4, evaluation__prompt_batch_size=2,
     )  # fmt: skip
     parts = experiment.prepare(configs.resolve(config))
-    for prefix in ("", "1/"):
-        assert parts.teacher_variables[f"{prefix}runs/0/mlp/up/kernel"].dtype == jnp.int8
+    assert len(parts.frozen.teachers) == 2
+    for teacher in parts.frozen.teachers:
+        assert teacher["runs/0/mlp/up/kernel"].dtype == jnp.int8
     test = experiment.run(config, tmp_path / "run").values["final"]["test"]
     assert test["kl"] > 0 and test["rouge_l"] >= 0
     # A mean of distributions writes nothing.
@@ -116,7 +114,7 @@ def test_a_plan_counts_both(tmp_path):
     for chosen in (paths[:1], paths[1:], paths):
         flat = configs.flatten(settings) | {"teacher.path": chosen}
         run = abstract.prepare(configs.resolve(configs.unflatten(flat)), jax.devices()[:1])
-        held = memory.argument_bytes(run.state, run.teacher_variables, run.store, run.batches)
+        held = memory.argument_bytes(run.state, run.frozen, run.resident, run.batches)
         done = step_flops.count_step(run)
         found.append(
             (held["teacher"], run.parameters["teacher"], done.teacher_forward, done.student_forward)

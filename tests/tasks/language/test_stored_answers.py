@@ -121,7 +121,7 @@ def test_each_process_reads_the_answers_of_its_own_rows(config, whole, monkeypat
 def test_a_plan_has_the_answers_in_place_of_the_teacher(config, whole, kept):
     settings = changed(config, teacher__store=str(whole) if kept == "store" else kept)
     run = abstract.prepare(configs.resolve(settings), jax.devices()[:1])
-    held = memory.argument_bytes(run.state, run.teacher_variables, run.store, run.batches)
+    held = memory.argument_bytes(run.state, run.frozen, run.resident, run.batches)
     done = step_flops.count_step(run)
     assert held["teacher"] == 0 and "teacher" not in run.parameters
     online = step_flops.count_step(abstract.prepare(configs.resolve(config), jax.devices()[:1]))

@@ -42,7 +42,7 @@ def trained(config, steps=5):
     now, feed = placed(parts.initial, parts.layout), parts.batches(0)
     for _ in range(steps):
         batches = step.put_batches([next(feed)], parts.mesh)
-        now = compiled(now, parts.teacher_variables, {}, batches)
+        now = compiled(now, parts.frozen, {}, batches)
     return parts, now
 
 
@@ -101,11 +101,11 @@ def test_what_is_in_shards_and_what_is_not(config):
     for array in (now.params[name], now.average["params"][name], *moments):
         assert array.addressable_shards[0].data.shape == (2, 16, 32)
     assert now.params["final_norm/scale"].sharding.is_fully_replicated
-    teacher = parts.teacher_variables[name]  # [2, 16, 24]
+    teacher = parts.frozen.teachers[0][name]  # [2, 16, 24]
     assert teacher.addressable_shards[0].data.shape == (2, 8, 12)
     whole, _ = trained(on(config, (2, 2, 2), mesh__replicate=("student", "teacher")), steps=0)
     assert whole.initial.params[name].sharding.is_fully_replicated
-    assert whole.teacher_variables[name].sharding.is_fully_replicated
+    assert whole.frozen.teachers[0][name].sharding.is_fully_replicated
     assert not whole.initial.average["params"][name].sharding.is_fully_replicated
 
 
