@@ -1,16 +1,18 @@
-"""Chat templates: messages to text, and which tokens of it the assistant wrote.
+"""Chat templates: from messages to text, and which of its tokens the assistant wrote.
 
-A template is Jinja, rendered by `minijinja`: it sees messages, the names of bos and eos, and the
-functions below, and nothing of Python. Fuel, a number of instructions, ends endless loops and
-strings that grow without end. What it does not bound is a list added to itself again and again: a
-template made to harm can still take time and memory with it, though nothing else.
+A template is Jinja and is rendered by `minijinja`. It has access to the messages, the bos and eos
+tokens and the functions below, and to nothing else of Python. Fuel, a limit on the number of
+instructions, stops endless loops and strings that grow without bound. It does not bound a list that
+is added to itself repeatedly: a malicious template can still use up time and memory, but do nothing
+else.
 
-What the assistant wrote is found by differences: the tokens of the conversation up to a turn of
-the assistant, with the template's own opening of that turn, and of the conversation up to its end.
-Both have to be a prefix of the tokens of the whole. Where a template writes earlier turns in
-another way than the last one (some leave out old thoughts), they are not, and that is refused.
+The tokens of an assistant's turn are found by rendering the conversation twice: up to the turn,
+with the template's own opening of it (the generation prompt), and up to the end of the turn. The
+tokens of both must be a prefix of the tokens of the whole conversation. They are not where a
+template renders earlier turns differently from the last one (some drop old reasoning); such a
+conversation raises an error.
 
-Left out on purpose: tools and content in parts (images), and named templates beside the default.
+Left out on purpose: tools, content in parts (images), and named templates other than the default.
 """
 
 import dataclasses
@@ -22,18 +24,18 @@ from typing import Any
 
 import minijinja
 
-from distill_jax.data.text.codec import is_panic, is_unicode, shortened
+from distill_jax.data.text.codec import is_panic, is_unicode, short_repr
 from distill_jax.data.text.tokenizer import Tokenizer
 from distill_jax.errors import UsageError
 from distill_jax.storage import resolve_path
 
-# Instructions of one rendering. Eighteen public templates needed 70 to 130 a message.
+# Instructions that one rendering may execute; 18 public templates needed 70 to 130 a message.
 FUEL = 1_000_000
 
-# transformers' own tags around what the assistant writes. Their text is kept, as it does.
+# The tags that transformers puts around an assistant's text. The text between them is kept.
 _GENERATION = re.compile(r"\{%([-+]?)\s*(end)?generation\s*([-+]?)%\}")
 
-_MESSAGES = 'expected a list of {"role": ..., "content": ...} with text in both'
+_MESSAGES = 'a list of {"role": ..., "content": ...} with text in both'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,10 +44,10 @@ class ChatTemplate:
 
     Attributes:
       source: the Jinja text.
-      location: how an error begins, such as "data.tokenizer='x/tokenizer.json'".
-      bos, eos: the names that the template calls bos_token and eos_token.
-      date: what `strftime_now` says; None leaves it undefined, so that a template that asks first
-        writes the fixed date that it has for this case, and text does not change overnight.
+      location: the start of an error line, such as "data.tokenizer='x/tokenizer.json'".
+      bos, eos: the tokens that the template knows as bos_token and eos_token.
+      date: the date of `strftime_now`. None leaves that function undefined: a template that tests
+        for it then writes its own fixed date, so that the text does not change from day to day.
     """
 
     source: str = dataclasses.field(repr=False)
@@ -58,11 +60,11 @@ class ChatTemplate:
         """The text of a conversation.
 
         Args:
-          messages: each a "role" and a "content".
-          opening: end with what opens a turn of the assistant (add_generation_prompt).
+          messages: each with a "role" and a "content".
+          opening: whether to end with the opening of an assistant's turn (add_generation_prompt).
 
         Raises:
-          UsageError: the template refuses the messages, is not valid, or runs out of fuel.
+          UsageError: the template rejects the messages, is not valid, or runs out of fuel.
         """
         environment = minijinja.Environment(
             fuel=FUEL,
@@ -80,7 +82,7 @@ class ChatTemplate:
         try:
             return environment.render_str(
                 source,
-                # A copy: a template may call methods that change lists and dictionaries.
+                # A copy, because a template may call methods that change lists and dictionaries.
                 messages=json.loads(json.dumps(list(messages))),
                 bos_token=self.bos,
                 eos_token=self.eos,
@@ -91,7 +93,9 @@ class ChatTemplate:
         except minijinja.TemplateError as error:
             line = f" in line {error.line}" if error.line else ""
             fault = f"{error.kind}: {error.detail}" if error.detail else error.kind
-            raise UsageError(f"{self.location}: chat template{line}: {shortened(fault)}") from error
+            raise UsageError(
+                f"{self.location}: chat template{line}: {short_repr(fault)}"
+            ) from error
         except BaseException as error:
             if not isinstance(error, Exception) and not is_panic(error):
                 raise
@@ -99,20 +103,20 @@ class ChatTemplate:
 
 
 def load(tokenizer: Tokenizer, *, date: datetime.date | None = None) -> ChatTemplate:
-    """The chat template that lies beside a tokenizer: chat_template.jinja or tokenizer_config.json.
+    """The chat template of a tokenizer: chat_template.jinja in its folder, else its settings.
 
     Args:
-      tokenizer: of the kind tokenizer.json, which reads the names of special tokens.
-      date: what the template is told is today; see `ChatTemplate`.
+      tokenizer: read from a tokenizer.json, whose encoder parses the names of special tokens.
+      date: today's date for the template; see `ChatTemplate`.
 
     Raises:
-      UsageError: there is none, or the tokenizer would read special tokens as plain text.
+      UsageError: there is no template, or the tokenizer reads special tokens as plain text.
     """
-    where = f"data.tokenizer={tokenizer.path!r}"
-    if not tokenizer.codec.reads_controls:
+    location = f"data.tokenizer={tokenizer.path!r}"
+    if not tokenizer.codec.parses_control_tokens:
         raise UsageError(
-            f"{where}: a chat template writes special tokens by name, which this kind of file reads"
-            " as plain text; expected a tokenizer.json"
+            f"{location}: a chat template writes special tokens by name, which this kind of file"
+            " reads as plain text; expected a tokenizer.json"
         )
     file = resolve_path(tokenizer.path, "data.tokenizer").parent / "chat_template.jinja"
     source = tokenizer.settings.get("chat_template")
@@ -120,42 +124,46 @@ def load(tokenizer: Tokenizer, *, date: datetime.date | None = None) -> ChatTemp
         try:
             source = file.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
-            raise UsageError(f"{where}: chat_template.jinja cannot be read: {error}") from error
+            raise UsageError(f"{location}: chat_template.jinja cannot be read: {error}") from error
     elif isinstance(source, list):  # several by name
         named = [entry for entry in source if isinstance(entry, dict)]
         source = next((e.get("template") for e in named if e.get("name") == "default"), None)
     if not isinstance(source, str):
         raise UsageError(
-            f"{where}: no chat template; expected chat_template.jinja beside the tokenizer or"
+            f"{location}: no chat template; expected chat_template.jinja next to the tokenizer or"
             " chat_template in tokenizer_config.json"
         )
     bos, eos = tokenizer.token(tokenizer.bos), tokenizer.token(tokenizer.eos)
-    return ChatTemplate(source, where, bos, eos, date)
+    return ChatTemplate(source, location, bos, eos, date)
 
 
 def encode(
-    tokenizer: Tokenizer, chat: ChatTemplate, messages: Sequence[Mapping[str, Any]], *, where: str
+    tokenizer: Tokenizer,
+    chat: ChatTemplate,
+    messages: Sequence[Mapping[str, Any]],
+    *,
+    location: str,
 ) -> tuple[list[int], list[bool]]:
-    """The tokens of a conversation, and which the assistant wrote.
+    """The tokens of a conversation, and which of them the assistant wrote.
 
-    A turn of the assistant begins after what the template opens it with and ends with its last
-    special token, such as "<|im_end|>"; white space that the template puts after it does not count.
-    Where no special token ends it, it ends where the next turn begins.
+    An assistant's turn begins after the template's opening of it and ends with its last special
+    token, such as "<|im_end|>"; white space that the template writes after that token is not part
+    of the turn. Without such a special token, the turn ends where the next one begins.
 
     Args:
-      tokenizer: what `chat` was made from.
+      tokenizer: the tokenizer that `chat` was loaded for.
       chat: the template.
-      messages: the conversation, at least one message by "assistant".
-      where: how an error begins, such as "data.path='x.jsonl': line 3".
+      messages: the conversation, with at least one message by "assistant".
+      location: the start of an error line, such as "data.path='x.jsonl': line 3".
 
     Returns:
-      (ids, written): int [n] and bool [n]. Nothing is added to what the template writes.
+      (ids, by_assistant): int [n] and bool [n]. No id is added to what the template writes.
 
     Raises:
-      UsageError: `messages` is no conversation, the assistant says nothing in it, the template
-        refuses it, or the tokens of a part are not a prefix of the tokens of the whole.
+      UsageError: `messages` is not a conversation or has no message by the assistant, the template
+        rejects it, or the tokens of a part are not a prefix of the tokens of the whole.
     """
-    check(messages, where)
+    check(messages, location)
     turns = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
     try:
         texts = [chat.render(messages)]
@@ -163,44 +171,67 @@ def encode(
             texts.append(chat.render(messages[:turn], opening=True))
             texts.append(chat.render(messages[: turn + 1]))
     except UsageError as error:
-        raise UsageError(f"{where}: {error}") from error
-    whole, *parts = tokenizer.encode_batch(texts)
-    written = [False] * len(whole)
-    for number, turn in enumerate(turns):
-        opened, closed = parts[2 * number : 2 * number + 2]
-        for part, text in ((opened, texts[2 * number + 1]), (closed, texts[2 * number + 2])):
-            if whole[: len(part)] != part:
-                fault = (
-                    "the tokenizer joins it with its neighbours in one token"
-                    if texts[0].startswith(text)
-                    else "the template writes it in another way when more follows"
-                )
-                raise UsageError(
-                    f"{where}: what the assistant wrote in message {turn} cannot be told: {fault};"
-                    " expected a template that only adds to what it wrote, between special tokens"
-                )
-        stop = len(closed)
-        controls = [i for i in range(len(opened), stop) if whole[i] in tokenizer.codec.controls]
-        if controls and not tokenizer.decode(whole[controls[-1] + 1 : stop]).strip():
-            stop = controls[-1] + 1
-        written[len(opened) : stop] = [True] * (stop - len(opened))
-    return whole, written
+        raise UsageError(f"{location}: {error}") from error
+    ids, *parts = tokenizer.encode_batch(texts)
+    for number, part in enumerate(parts):
+        if ids[: len(part)] != part:
+            fault = (
+                "the tokenizer joins it with its neighbours in one token"
+                if texts[0].startswith(texts[number + 1])
+                else "the template writes it differently when more follows"
+            )
+            raise UsageError(
+                f"{location}: cannot tell which tokens of message {turns[number // 2]} the"
+                f" assistant wrote: {fault}; expected a template that only appends to what it"
+                " wrote, between special tokens"
+            )
+    by_assistant = [False] * len(ids)
+    for opened, closed in zip(parts[::2], parts[1::2], strict=True):
+        start, stop = len(opened), _turn_end(tokenizer, ids, len(opened), len(closed))
+        by_assistant[start:stop] = [True] * (stop - start)
+    return ids, by_assistant
 
 
-def check(messages: object, where: str) -> None:
-    """Refuses what is no conversation, or one in which the assistant says nothing."""
-    if not isinstance(messages, list | tuple) or not messages:
-        raise UsageError(f"{where}: messages is {shortened(messages)}; {_MESSAGES}")
+def _turn_end(tokenizer: Tokenizer, ids: list[int], start: int, stop: int) -> int:
+    """The end of the turn ids[start:stop], without white space after its last special token."""
+    controls = [i for i in range(start, stop) if ids[i] in tokenizer.codec.control_ids]
+    if controls and not tokenizer.decode(ids[controls[-1] + 1 : stop]).strip():
+        return controls[-1] + 1
+    return stop
+
+
+def check(messages: object, location: str) -> None:
+    """Checks that messages are a conversation, with at least one message by the assistant.
+
+    Raises:
+      UsageError: they are not; the line begins with `location`.
+    """
+    if not messages:
+        raise UsageError(f"{location}: messages is {short_repr(messages)}; expected {_MESSAGES}")
+    conversation = check_messages(messages, location)
+    if all(message["role"] != "assistant" for message in conversation):
+        raise UsageError(f"{location}: no message by the assistant; expected at least one to learn")
+
+
+def check_messages(messages: object, location: str) -> Sequence[Mapping[str, Any]]:
+    """The messages, checked: each is a dictionary with text in "role" and "content".
+
+    Raises:
+      UsageError: they are not; the line begins with `location`.
+    """
+    if not isinstance(messages, list | tuple):
+        raise UsageError(f"{location}: messages is {short_repr(messages)}; expected {_MESSAGES}")
     for number, message in enumerate(messages):
         fields = message if isinstance(message, dict) else {}
         if not all(is_unicode(fields.get(name)) for name in ("role", "content")):
-            raise UsageError(f"{where}: message {number} is {shortened(message)}; {_MESSAGES}")
-    if all(message["role"] != "assistant" for message in messages):
-        raise UsageError(f"{where}: no message by the assistant; expected at least one to learn")
+            raise UsageError(
+                f"{location}: message {number} is {short_repr(message)}; expected {_MESSAGES}"
+            )
+    return messages
 
 
 def _tojson(value: object, indent: int | None = None, **options: Any) -> str:
-    """JSON as transformers writes it: no escapes for HTML or for other scripts."""
+    """JSON as transformers writes it: without escapes for HTML or for non-ASCII characters."""
     return json.dumps(value, ensure_ascii=options.get("ensure_ascii", False), indent=indent)
 
 

@@ -1,7 +1,8 @@
-"""What every kind of tokenizer file gives: text to ids, ids to text, and what each id means.
+"""What a tokenizer file provides: text to ids, ids to text, and the token of each id.
 
-One file a kind: tokenizer_json.py, llama2c.py, sentencepiece_model.py. What the rest of the code
-sees is the `Tokenizer` of tokenizer.py, which adds the special ids.
+Each format has a module that makes a `Codec`: tokenizer_json.py, llama2c.py and
+sentencepiece_model.py. The rest of the code uses the `Tokenizer` of tokenizer.py, which adds the
+special ids.
 """
 
 import dataclasses
@@ -12,40 +13,40 @@ from distill_jax.errors import UsageError
 
 @dataclasses.dataclass(frozen=True)
 class Codec:
-    """A vocabulary and what turns text into its ids.
+    """A vocabulary with its encoder and decoder.
 
     Attributes:
-      encode: ids of each of several texts, nothing put before or after them.
-      decode: the text of ids; control ids stand for none.
-      tokens: what each id is called, spaces written "▁" or "Ġ" as the file has them; None where an
-        id has no token. Its length is the real size of the vocabulary, the largest id plus one.
-      controls: ids that stand for no text, such as "</s>".
-      reads_controls: whether the name of a control token in a text becomes that token.
-      bos, eos, pad: the ids that the file itself names so.
-      before: the ids that the file's own rule puts before a text.
-      canonical: bytes that two files share if and only if they encode alike.
+      encode: ids of each of several texts, without ids before or after the text.
+      decode: the text of ids; control ids are skipped.
+      tokens: the token of each id, spaces written "▁" or "Ġ" as in the file; None for an id without
+        a token. The length is the real vocabulary size, the largest id plus one.
+      control_ids: ids that stand for no text, such as that of "</s>".
+      parses_control_tokens: whether the name of a control token in a text becomes that token.
+      bos, eos, pad: the ids that the file itself gives these roles, or None.
+      prefix_ids: the ids that the file's own rule puts before a text.
+      canonical: bytes that are equal for two files if and only if they encode alike.
     """
 
     encode: Callable[[Sequence[str]], list[list[int]]]
     decode: Callable[[Iterable[int]], str]
     tokens: tuple[str | None, ...]
-    controls: frozenset[int]
-    reads_controls: bool
+    control_ids: frozenset[int]
+    parses_control_tokens: bool
     bos: int | None
     eos: int | None
     pad: int | None
-    before: tuple[int, ...]
+    prefix_ids: tuple[int, ...]
     canonical: bytes
 
 
-def shortened(value: object) -> str:
-    """`repr`, of no more than 80 characters: what a file says may be long."""
+def short_repr(value: object) -> str:
+    """`repr`, cut to 80 characters: a value from a file may be long."""
     text = repr(value)
     return text if len(text) <= 80 else f"{text[:76]} ..."
 
 
 def is_unicode(value: object) -> bool:
-    """Whether a value is a text, and one that UTF-8 can write: JSON may hold half a character."""
+    """Whether a value is a string that UTF-8 can encode: JSON may hold half a surrogate pair."""
     if not isinstance(value, str):
         return False
     try:
@@ -56,21 +57,25 @@ def is_unicode(value: object) -> bool:
 
 
 def is_panic(error: BaseException) -> bool:
-    """Whether Rust code inside a library panicked; PyO3's exception is no `Exception`, on purpose.
+    """Whether Rust code inside a library panicked.
 
-    Anything else that is no `Exception`, such as `KeyboardInterrupt`, is not for us to catch.
+    PyO3 derives its exception from `BaseException` on purpose. Any other that is no `Exception`,
+    such as `KeyboardInterrupt`, must not be caught.
     """
     return type(error).__name__ == "PanicException"
 
 
-def refused(where: str, error: BaseException, expected: str) -> UsageError:
-    """The error for what a library could not read; raises `error` again if it is not its kind.
+def usage_error(location: str, error: BaseException, expected: str) -> UsageError:
+    """A `UsageError` for input that a library could not read.
 
     Args:
-      where: the start of the line, such as "data.tokenizer='x.json'".
+      location: the start of the error line, such as "data.tokenizer='x.json'".
       error: what the library raised, a panic included.
       expected: what would have been accepted.
+
+    Raises:
+      BaseException: `error` itself, if it is neither an `Exception` nor a panic.
     """
     if not isinstance(error, Exception) and not is_panic(error):
         raise error
-    return UsageError(f"{where}: {shortened(str(error))[1:-1]}; expected {expected}")
+    return UsageError(f"{location}: {short_repr(str(error))[1:-1]}; expected {expected}")

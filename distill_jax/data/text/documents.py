@@ -1,23 +1,23 @@
-"""From records to token ids: every document in one flat array, with what is learned of each.
+"""From records to token ids: all documents in one flat array, with a mask of the tokens to learn.
 
-Left out on purpose: a cache on disk. Tokenising 1.1 MB took half a second to a second on two cores,
-and a token takes five bytes of memory.
+Left out on purpose: a cache on disk. Tokenising 1.1 MB took 0.5 to 1 second on two cores, and each
+token takes five bytes of memory.
 """
 
 import dataclasses
 import itertools
 from collections.abc import Iterable, Iterator
+from typing import NamedTuple
 
 import numpy as np
 
 from distill_jax.data import order
-from distill_jax.data.images.sources.base import Info
 from distill_jax.data.text import chat as chats
 from distill_jax.data.text.sources import Record
 from distill_jax.data.text.tokenizer import Tokenizer
 from distill_jax.errors import UsageError
 
-# Records that are tokenised at a time: enough to keep the library's threads busy.
+# Records tokenised in one call: enough to keep the library's threads busy.
 CHUNK = 1024
 
 
@@ -27,9 +27,9 @@ class Documents:
 
     Attributes:
       tokens: int32 [N], the ids of all documents, one after the other.
-      loss_mask: bool [N], the tokens that a model is to predict; a document's first is never
-        predicted, whatever stands here.
-      offsets: int64 [D + 1], document d is tokens[offsets[d]:offsets[d + 1]].
+      loss_mask: bool [N], the tokens that have a loss as targets. The first token of a document
+        is never a target, whatever its value here.
+      offsets: int64 [D + 1]; document d is tokens[offsets[d]:offsets[d + 1]].
     """
 
     tokens: np.ndarray
@@ -59,62 +59,68 @@ def tokenize(
 ) -> Documents:
     """Tokenises records.
 
-    A text is [bos] text [eos], and all of it is learned. A prompt and its response are [bos] prompt
-    response [eos], and the response and eos are learned. Where the tokens of the prompt are the
-    first of those of prompt and response together, the rest is the response; where a token would
-    cross the border, the response is tokenised by itself, as a model that was given the prompt has
-    to write it. A conversation is what the template writes, and the turns of the assistant are
-    learned; the template alone decides on bos and eos.
+    A text becomes [bos] text [eos], and all of it has a loss. A prompt with its response becomes
+    [bos] prompt response [eos]; the response and eos have a loss. Prompt and response are tokenised
+    together if the prompt's own tokens are a prefix of the result. If a token would cross the
+    boundary, the response is tokenised by itself, which is how a model that is given the prompt has
+    to write it. A conversation becomes what the template writes, and the assistant's turns have a
+    loss; the template alone decides on bos and eos.
 
     Args:
-      records: see sources.py; read once.
-      tokenizer: a tokenizer.
-      chat: the template of conversations; where it is None, a conversation is refused.
-      bos: put bos before each text; None does what the tokenizer does by default.
-      eos: put eos after each text.
-      prompt_loss: learn prompts too, and in conversations everything.
+      records: see sources.py; iterated once.
+      tokenizer: the tokenizer.
+      chat: the template of conversations; None makes a conversation an error.
+      bos: whether to put bos before each text; None follows the tokenizer's default.
+      eos: whether to put eos after each text.
+      prompt_loss: whether prompts, and everything in conversations, have a loss too.
 
     Returns:
-      The documents, one a record, in the records' order.
+      The documents, one a record, in the order of the records.
 
     Raises:
-      UsageError: no record, a bad one, or a tokenizer without the special token that is asked for.
+      UsageError: no record, a bad one, or a tokenizer without the special token that is wanted.
     """
     bos = tokenizer.adds_bos if bos is None else bos
-    for name, wanted in (("bos", bos), ("eos", eos)):
-        if wanted and getattr(tokenizer, name) is None:
-            raise UsageError(
-                f"data.{name}=True: {tokenizer.path!r} names no {name} token; expected False, or"
-                f" {name}_token in tokenizer_config.json"
-            )
-    before = [tokenizer.bos] if bos else []
-    after = [tokenizer.eos] if eos else []
+    before = _special("bos", tokenizer.bos, bos, tokenizer)
+    after = _special("eos", tokenizer.eos, eos, tokenizer)
     tokens: list[np.ndarray] = []
-    learned: list[np.ndarray] = []
+    masks: list[np.ndarray] = []
     records = iter(records)
-    while part := list(itertools.islice(records, CHUNK)):
-        for ids, flags in _encoded(part, tokenizer, chat, before, after):
+    while chunk := list(itertools.islice(records, CHUNK)):
+        for ids, mask in _encode(chunk, tokenizer, chat, before, after):
             tokens.append(np.asarray(ids, np.int32))
-            learned.append(np.ones(len(ids), bool) if prompt_loss else np.asarray(flags, bool))
+            masks.append(np.ones(len(ids), bool) if prompt_loss else np.asarray(mask, bool))
     if not tokens:
         raise UsageError("data.path: holds no record; expected at least one document")
     offsets = np.cumsum([0, *map(len, tokens)], dtype=np.int64)
-    return Documents(np.concatenate(tokens), np.concatenate(learned), offsets)
+    return Documents(np.concatenate(tokens), np.concatenate(masks), offsets)
 
 
-def _encoded(
+def _special(name: str, number: int | None, wanted: bool, tokenizer: Tokenizer) -> list[int]:
+    """[the id of a special token] if it is wanted, else []."""
+    if not wanted:
+        return []
+    if number is None:
+        raise UsageError(
+            f"data.{name}=True: {tokenizer.path!r} names no {name} token; expected False, or"
+            f" {name}_token in tokenizer_config.json"
+        )
+    return [number]
+
+
+def _encode(
     records: list[Record],
     tokenizer: Tokenizer,
     chat: chats.ChatTemplate | None,
     before: list[int],
     after: list[int],
 ) -> Iterator[tuple[list[int], list[bool]]]:
-    """(ids, learned) of each record."""
+    """(ids, loss mask) of each record."""
     texts: list[str] = []
     for record in records:
         if record.text is not None:
             texts.append(record.text)
-        elif record.messages is None:
+        elif record.prompt is not None and record.response is not None:
             texts += [record.prompt, record.prompt + record.response, record.response]
     encoded = iter(tokenizer.encode_batch(texts))
     for record in records:
@@ -122,8 +128,9 @@ def _encoded(
             ids = [*before, *next(encoded), *after]
             yield ids, [True] * len(ids)
         elif record.messages is None:
-            prompt, joined, alone = next(encoded), next(encoded), next(encoded)
-            response = joined[len(prompt) :] if joined[: len(prompt)] == prompt else alone
+            prompt, joined, response = next(encoded), next(encoded), next(encoded)
+            if joined[: len(prompt)] == prompt:
+                response = joined[len(prompt) :]
             head, tail = [*before, *prompt], [*response, *after]
             yield head + tail, [False] * len(head) + [True] * len(tail)
         elif chat is None:
@@ -132,15 +139,22 @@ def _encoded(
                 " tokenizer with one, or records with text, or with prompt and response"
             )
         else:
-            yield chats.encode(tokenizer, chat, record.messages, where=record.location)
+            yield chats.encode(tokenizer, chat, record.messages, location=record.location)
+
+
+class _OneClass(NamedTuple):
+    """The class of every document, for `order.splits`, which stratifies by class."""
+
+    num_classes: int = 1
+    class_names: tuple[str, ...] = ("document",)
 
 
 @dataclasses.dataclass(frozen=True)
 class _Unlabelled:
-    """Documents as `order.splits` wants examples: all of one class."""
+    """Documents as the labelled examples that `order.splits` divides, all of one class."""
 
     count: int
-    info: Info = Info("text", num_classes=1, image_shape=(0, 0, 0), class_names=("document",))
+    info: _OneClass = _OneClass()
 
     def __len__(self) -> int:
         return self.count
@@ -152,12 +166,12 @@ class _Unlabelled:
 def split(
     documents: Documents, *, validation: float | int, split_seed: int, fraction: float = 1.0
 ) -> tuple[Documents, Documents]:
-    """Divides documents into what trains and what chooses, at random by `split_seed`.
+    """Divides documents at random into a training and a validation set.
 
     Args:
       documents: all of them.
-      validation: the part held out: a float in [0, 1) or a count of documents.
-      split_seed: the seed of the choice.
+      validation: the part held out for validation: a float in [0, 1) or a count of documents.
+      split_seed: the seed of the division.
       fraction: the part of the rest that is trained on, in (0, 1].
 
     Returns:

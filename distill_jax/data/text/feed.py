@@ -1,9 +1,9 @@
-"""From packed rows to batches: in the order of training, or each row once for an evaluation.
+"""From packed rows to batches: in training order, or each row once for an evaluation.
 
-Many processes feed one run: each is given the same arguments and its own number, and gets its part
-of every batch, so that position p means the same in all of them. Batches are made when they are
-asked for; gathering one takes far less than a step, so that nothing is read ahead. Left out on
-purpose: device placement, which is training's.
+In a run of several processes, each is given the same arguments and its own number and makes its own
+rows of every batch, so that a position means the same in all of them. Batches are gathered on
+demand, which takes far less than a step, so nothing is prefetched. Left out on purpose: putting
+batches on devices, which is the training loop's work.
 """
 
 import dataclasses
@@ -63,7 +63,7 @@ def training_feed(
 
 @dataclasses.dataclass(frozen=True)
 class EvaluationFeed:
-    """Every row exactly once, in order; can be gone through again and again."""
+    """Every row exactly once, in order; can be iterated any number of times."""
 
     rows: Rows
     batch_size: int

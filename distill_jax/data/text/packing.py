@@ -1,12 +1,12 @@
-"""Rows of one length from documents of many: what a model reads, and which tokens it is to predict.
+"""Packs documents of many lengths into rows of one length, with inputs, targets and a loss mask.
 
-A document of n tokens has n - 1 inputs, each with the token after it as its target, so that its
-last token is a target alone. Every pair of neighbours in a document stands in exactly one row, also
-where a document goes on in another row: a piece's last target is the first token of the next piece.
-Documents are told apart by their segment, and see nothing of each other.
+A document of n tokens has n - 1 inputs, each with the next token as its target; its last token is
+only a target. Every pair of adjacent tokens of a document is in exactly one row, also where the
+document continues in another row: the last target of a piece is the first input of the next piece.
+The documents of a row have different segment ids, and attention does not cross segments.
 
-Rows are not stored but gathered when they are asked for, from the flat array of all tokens: two
-numbers a piece are all that packing adds in memory.
+Rows are not stored: `Rows.batch` gathers them from the flat array of all tokens. Packing adds two
+numbers a piece to memory.
 """
 
 import bisect
@@ -21,8 +21,8 @@ from distill_jax.errors import UsageError, unknown
 STRATEGIES = ("whole", "concatenate", "single")
 LONG = ("split", "cut")
 
-# What stands in tokens and targets where a row is padded. The mask keeps it out of every loss, the
-# segment out of every other token's sight.
+# The id of padding in tokens and targets. The mask excludes padding from every loss, and segment 0
+# excludes it from the attention of every real token.
 PADDING = 0
 
 Batch = dict[str, np.ndarray]
@@ -37,9 +37,9 @@ class Rows:
     Attributes:
       documents: what was packed.
       length: T, the length of each row.
-      starts: int64 [P], where in documents.tokens each piece has its first input.
+      starts: int64 [P], the index in documents.tokens of the first input of each piece.
       lengths: int64 [P], the inputs of each piece, at least 1.
-      offsets: int64 [R + 1], row r holds the pieces offsets[r] to offsets[r + 1] - 1, in order.
+      offsets: int64 [R + 1]; row r holds pieces offsets[r] to offsets[r + 1] - 1, in order.
     """
 
     documents: Documents
@@ -53,13 +53,13 @@ class Rows:
         return len(self.offsets) - 1
 
     def batch(self, ids: np.ndarray) -> Batch:
-        """The rows at int positions `ids`, of B numbers.
+        """The rows with the numbers `ids`, int [B].
 
         Returns:
           All [B, T]: "tokens", int32, the inputs; "segments", int32, 1, 2, ... for the pieces of a
           row and 0 for padding; "positions", int32, 0, 1, ... in each piece; "targets", int32, the
-          token that comes next in the document; "mask", bool, the positions that have a loss:
-          their target is a token to be learned.
+          next token of the document; "mask", bool, True at the positions that have a loss: those
+          whose target is in the documents' loss mask.
         """
         ids = np.asarray(ids, np.int64)
         first, counts = self.offsets[ids], self.offsets[ids + 1] - self.offsets[ids]
@@ -96,11 +96,11 @@ def pack(
         the fullest row that has room for it (best-fit decreasing). "concatenate": one document
         after the other, split wherever a row ends; no padding but in the last row. "single": each
         document, or piece of one, has a row of its own.
-      long: what becomes of a document of more than T inputs: "split", it goes on in another row, as
-        a piece that sees nothing of the one before; "cut", its first T inputs are kept.
+      long: what happens to a document of more than T inputs: "split", it continues in another row,
+        as a piece that does not attend to the one before; "cut", only its first T inputs are kept.
 
     Returns:
-      The rows. A document of fewer than two tokens has nothing to learn and is in no row.
+      The rows. A document of fewer than two tokens has no target and is in no row.
 
     Raises:
       UsageError: an unknown choice, a length below 1, or documents with nothing to learn.
@@ -133,13 +133,13 @@ def pack(
 
 
 def summary(rows: Rows) -> dict[str, int | float]:
-    """What became of the documents.
+    """Counts of documents and tokens, and how full the rows are.
 
     Returns:
-      rows; documents; short_documents, which have fewer than two tokens and are in no row;
-      split_documents, which stand in more than one piece; cut_tokens, targets that long="cut" left
-      out; input_tokens, which are not padding; learned_tokens, which have a loss; fill,
-      input_tokens over all places.
+      rows; documents; short_documents, those of fewer than two tokens, which are in no row;
+      split_documents, those in more than one piece; cut_tokens, targets that long="cut" dropped;
+      input_tokens, those that are not padding; learned_tokens, those with a loss; fill,
+      input_tokens over rows x T.
     """
     documents = rows.documents
     counts = np.maximum(np.diff(documents.offsets) - 1, 0)
@@ -162,7 +162,7 @@ def summary(rows: Rows) -> dict[str, int | float]:
 def fingerprint(rows: Rows) -> str:
     """A SHA-256, in hex, of every row's tokens, segments, targets and mask, in order.
 
-    A stored answer of a teacher is used with no other rows.
+    A teacher's stored answers are used only with rows of the same fingerprint.
     """
     digest = hashlib.sha256(f"rows {len(rows)} of {rows.length}".encode())
     for start in range(0, len(rows), _HASHED_ROWS):
@@ -174,12 +174,12 @@ def fingerprint(rows: Rows) -> str:
 
 
 def _before(values: np.ndarray) -> np.ndarray:
-    """int64 [n + 1]: the sum of the values before each, and of all."""
+    """int64 [n + 1]: the exclusive cumulative sum, with the sum of all values at the end."""
     return np.concatenate([np.zeros(1, np.int64), np.cumsum(values, dtype=np.int64)])
 
 
 def _ranges(starts: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """start, start + 1, ..., start + count - 1 for each start and count, one after the other."""
+    """The concatenation of range(start, start + count) over all starts and counts."""
     total = _before(counts)
     return np.arange(total[-1]) + np.repeat(starts - total[:-1], counts)
 
@@ -215,7 +215,7 @@ def _whole(
 
 
 def _best_fit(lengths: list[int], capacity: int) -> np.ndarray:
-    """int64 [n]: for each length, in turn, the fullest row that has room, else a new row."""
+    """int64 [n]: for each length, in order, the fullest row that has room, else a new row."""
     rooms: list[int] = []  # the distinct rooms left, sorted
     rows: dict[int, list[int]] = {}  # the rows that have each of them
     count = 0

@@ -3,38 +3,38 @@
 import pathlib
 from collections.abc import Iterable, Sequence
 
-from distill_jax.data.text.codec import Codec, refused
+from distill_jax.data.text.codec import Codec, usage_error
 from distill_jax.errors import UsageError
 
 EXPECTED = "a SentencePiece model"
 
 
-def load(path: pathlib.Path, where: str) -> Codec:
+def load(path: pathlib.Path, location: str) -> Codec:
     """Reads a .model file.
 
     Args:
       path: the file.
-      where: how an error begins, such as "data.tokenizer='x/tokenizer.model'".
+      location: the start of an error line, such as "data.tokenizer='x/tokenizer.model'".
 
     Raises:
-      UsageError: the library is absent, or the file cannot be read or is of another kind.
+      UsageError: the library is not installed, or the file cannot be read or is of another kind.
     """
     try:
-        import sentencepiece  # optional: most checkpoints have a tokenizer.json, which needs it not
+        import sentencepiece  # optional: most checkpoints have a tokenizer.json
     except ImportError as error:
         raise UsageError(
-            f"{where}: reading a SentencePiece model needs a package that is not installed;"
-            " expected `pip install distill_jax[sentencepiece]`, or a tokenizer.json beside it"
+            f"{location}: reading a SentencePiece model needs a package that is not installed;"
+            " expected `pip install distill_jax[sentencepiece]`, or a tokenizer.json next to it"
         ) from error
     try:
         data = path.read_bytes()
         model = sentencepiece.SentencePieceProcessor(model_proto=data)
     except OSError as error:
         raise UsageError(
-            f"{where}: cannot be read: {error.strerror}; expected {EXPECTED}"
+            f"{location}: cannot be read: {error.strerror}; expected {EXPECTED}"
         ) from error
     except Exception as error:  # the library raises RuntimeError, TypeError and its own
-        raise refused(where, error, EXPECTED) from error
+        raise usage_error(location, error, EXPECTED) from error
 
     def encode(texts: Sequence[str]) -> list[list[int]]:
         return model.encode(list(texts))
@@ -49,9 +49,9 @@ def load(path: pathlib.Path, where: str) -> Codec:
         encode=encode,
         decode=decode,
         tokens=tuple(model.id_to_piece(i) for i in range(size)),
-        controls=controls,
-        reads_controls=False,
-        before=(named["bos"],) if named["bos"] >= 0 else (),
+        control_ids=controls,
+        parses_control_tokens=False,
+        prefix_ids=(named["bos"],) if named["bos"] >= 0 else (),
         canonical=data,
         **{role: number if number >= 0 else None for role, number in named.items()},
     )

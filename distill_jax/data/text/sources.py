@@ -1,9 +1,9 @@
 """Records of text from files: .txt, .jsonl, .json and .parquet.
 
-A record is one of three: a text, a prompt with its response, or a conversation. Which, is told by
-the fields of each record, or by `fields`. Records come in the order of the files, one at a time; a
-bad one is an error that names the file and the line. Left out on purpose: downloads, compressed
-files, and mixtures with weights.
+A record is a text, a prompt with its response, or a conversation; its own fields, or `fields`,
+decide which. Records are read one at a time, in the order of the files; an error about a bad record
+names the file and the line. Left out on purpose: downloads, compressed files, and weighted
+mixtures.
 """
 
 import dataclasses
@@ -14,10 +14,10 @@ import pathlib
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from distill_jax.data.text.codec import is_unicode, shortened
+from distill_jax.data.text.codec import is_unicode, short_repr
 from distill_jax.errors import UsageError, unknown
 
-# Well-known sets, by the names of their fields.
+# The field names of well-known data sets.
 FIELDS: dict[str, dict[str, Any]] = {
     "dolly": {"prompt": ("instruction", "input"), "response": "output"},
     "gsm8k": {"prompt": "question", "response": "answer"},
@@ -26,8 +26,8 @@ KINDS = (("messages",), ("prompt", "response"), ("text",))
 DOCUMENTS = ("blank_line", "line", "file")
 SUFFIXES = (".txt", ".jsonl", ".json", ".parquet")
 
-# Fields that are joined into one, as an instruction and its context.
-JOINED = "\n\n"
+# Separates fields that make one part together, such as an instruction and its context.
+FIELD_SEPARATOR = "\n\n"
 
 _ANY_KIND = '"messages", or "prompt" and "response", or "text"'
 
@@ -37,10 +37,10 @@ class Record:
     """One document of a corpus: a text, or a prompt with its response, or messages.
 
     Attributes:
-      location: how an error about it begins, such as "data.path='x.jsonl': line 3".
+      location: the start of an error line about it, such as "data.path='x.jsonl': line 3".
       text: the text, or None.
       prompt, response: both or neither.
-      messages: the conversation, or None; checked when it is rendered.
+      messages: the conversation, or None; checked when it is rendered, not when it is read.
     """
 
     location: str
@@ -51,33 +51,33 @@ class Record:
 
 
 def files(path: str | os.PathLike | Iterable[str | os.PathLike]) -> list[pathlib.Path]:
-    """The files that a path, several, or a pattern such as "part-*.jsonl" names.
+    """The files of a path, of several paths, or of a pattern such as "part-*.jsonl".
 
-    Several keep their order, a pattern gives its files sorted; no file comes twice.
+    Several paths keep their order; a pattern gives its files sorted. Each file is listed once.
 
     Raises:
-      UsageError: a path or pattern without a file, a folder, or an unknown suffix.
+      UsageError: a path or pattern that matches no file, a folder, or an unknown suffix.
     """
     paths = [path] if isinstance(path, str | os.PathLike) else list(path)
     found: dict[pathlib.Path, None] = {}
     for entry in paths:
-        where = f"data.path={str(entry)!r}"
+        location = f"data.path={str(entry)!r}"
         name = os.path.expanduser(entry)
         matches = [name] if os.path.exists(name) else sorted(glob.glob(name, recursive=True))
         for match in map(pathlib.Path, matches):
             if match.is_dir():
                 raise UsageError(
-                    f"{where}: {match.name} is a folder; expected files, such as"
+                    f"{location}: {match.name} is a folder; expected files, such as"
                     f" {str(match / '*.jsonl')!r}"
                 )
             if match.suffix not in SUFFIXES:
                 raise UsageError(
-                    f"{where}: {match.name} ends in {match.suffix!r}; expected one of"
+                    f"{location}: {match.name} ends in {match.suffix!r}; expected one of"
                     f" {', '.join(SUFFIXES)}"
                 )
             found[match] = None
         if not matches:
-            raise UsageError(f"{where}: no such file; expected a path or a pattern of files")
+            raise UsageError(f"{location}: no such file; expected a path or a pattern of files")
     if not found:
         raise UsageError("data.path=(): names no file; expected at least one")
     return list(found)
@@ -91,20 +91,21 @@ def read(
 ) -> Iterator[Record]:
     """The records of one or several files.
 
-    .txt: UTF-8; a document is what `documents` says. .jsonl: an object a line, blank lines between
-    allowed. .json: a list of objects. .parquet: a row a record.
+    .txt: UTF-8, divided into documents by `documents`. .jsonl: one object a line; blank lines are
+    skipped. .json: a list of objects. .parquet: one record a row.
 
     Args:
       path: a file, several, or a pattern; see `files`.
-      fields: where "text", "prompt", "response" or "messages" stand in a record: a name of
-        `FIELDS`, or a mapping such as {"prompt": ("instruction", "input"), "response": "output"}.
-        Of several fields, those that are there and not empty are joined by a blank line. Empty:
-        the first of messages, prompt and response, text that a record has. The rest is ignored.
-      documents: "blank_line", a document ends at a line of white space alone; "line", every line
-        that is not blank is one; "file", the whole file is one.
+      fields: the fields of a record that hold its "text", "prompt", "response" or "messages": a
+        name of `FIELDS`, or a mapping such as {"prompt": ("instruction", "input"), "response":
+        "output"}. Several fields are joined by a blank line; those that are missing or empty are
+        skipped. If `fields` is empty, a record is read as the first of messages, prompt with
+        response, or text whose fields it has. All other fields are ignored.
+      documents: how a .txt file is divided: "blank_line", a document ends at a blank line; "line",
+        each line that is not blank is a document; "file", the whole file is one.
 
     Yields:
-      Records. Texts are kept as they are, but for the blank lines that separate documents.
+      Records. Texts are unchanged except for the blank lines that separate documents.
 
     Raises:
       UsageError: see `files`; a file that cannot be read, or a bad record.
@@ -113,19 +114,19 @@ def read(
         raise unknown("data.documents", documents, DOCUMENTS)
     chosen = _fields(fields)
     for file in files(path):
-        where = f"data.path={str(file)!r}"
+        location = f"data.path={str(file)!r}"
         if file.suffix == ".txt":
-            yield from _text(_decoded(file, where), documents, where)
+            yield from _text(_decoded(file, location), documents, location)
         elif file.suffix == ".parquet":
-            yield from _records(_rows(file, where), chosen, where, "row")
+            yield from _records(_rows(file, location), chosen, location, "row")
         else:
             parse = _lines if file.suffix == ".jsonl" else _list
             unit = "line" if file.suffix == ".jsonl" else "record"
-            yield from _records(parse(_decoded(file, where), where), chosen, where, unit)
+            yield from _records(parse(_decoded(file, location), location), chosen, location, unit)
 
 
 def _fields(fields: str | Mapping[str, Any]) -> dict[str, tuple[str, ...]] | None:
-    """The names of the fields that make each part of a record; None where the record tells."""
+    """The field names of each part of a record; None if each record's own fields decide."""
     if isinstance(fields, str):
         if not fields:
             return None
@@ -147,63 +148,65 @@ def _fields(fields: str | Mapping[str, Any]) -> dict[str, tuple[str, ...]] | Non
     return chosen
 
 
-def _decoded(file: pathlib.Path, where: str) -> str:
+def _decoded(file: pathlib.Path, location: str) -> str:
     try:
         data = file.read_bytes()
     except OSError as error:
-        raise UsageError(f"{where}: cannot be read: {error.strerror}") from error
+        raise UsageError(f"{location}: cannot be read: {error.strerror}") from error
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
         raise UsageError(
-            f"{where}: line {line}: not UTF-8 ({error.reason}); expected UTF-8"
+            f"{location}: line {line}: not UTF-8 ({error.reason}); expected UTF-8"
         ) from error
 
 
-def _text(text: str, documents: str, where: str) -> Iterator[Record]:
+def _text(text: str, documents: str, location: str) -> Iterator[Record]:
     if documents == "file":
         if text.strip():
-            yield Record(where, text=text)
+            yield Record(location, text=text)
         return
     paragraph: list[str] = []
     start = 1
-    # Not splitlines(), which also splits at form feeds and at Unicode's separators.
+    # str.splitlines() would also split at form feeds and at Unicode's separators.
     for number, line in enumerate([*text.replace("\r\n", "\n").split("\n"), ""], 1):
         if line.strip():
             start = start if paragraph else number
             paragraph.append(line)
         if paragraph and (documents == "line" or not line.strip()):
-            yield Record(f"{where}: line {start}", text="\n".join(paragraph))
+            yield Record(f"{location}: line {start}", text="\n".join(paragraph))
             paragraph = []
 
 
-def _json(text: str, where: str, expected: str) -> Any:
+def _json(text: str, location: str, expected: str) -> Any:
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:
         raise UsageError(
-            f"{where}: not JSON: {error.msg} at column {error.colno}; expected {expected}"
+            f"{location}: not JSON: {error.msg} at column {error.colno}; expected {expected}"
         ) from error
-    except (RecursionError, ValueError) as error:  # brackets without end; a number of 5,000 digits
-        raise UsageError(f"{where}: not JSON: {error}; expected {expected}") from error
+    except (RecursionError, ValueError) as error:  # too deeply nested; a number of 5,000 digits
+        raise UsageError(f"{location}: not JSON: {error}; expected {expected}") from error
 
 
-def _lines(text: str, where: str) -> Iterator[tuple[int, Any]]:
+def _lines(text: str, location: str) -> Iterator[tuple[int, Any]]:
     for number, line in enumerate(text.split("\n"), 1):
         if line.strip():
-            yield number, _json(line, f"{where}: line {number}", "a JSON object")
+            yield number, _json(line, f"{location}: line {number}", "a JSON object")
 
 
-def _list(text: str, where: str) -> Iterator[tuple[int, Any]]:
-    content = _json(text, where, "a list of JSON objects")
+def _list(text: str, location: str) -> Iterator[tuple[int, Any]]:
+    content = _json(text, location, "a list of JSON objects")
     if not isinstance(content, list):
-        raise UsageError(f"{where}: holds {shortened(content)}; expected a list of JSON objects")
+        raise UsageError(
+            f"{location}: holds {short_repr(content)}; expected a list of JSON objects"
+        )
     yield from enumerate(content, 1)
 
 
-def _rows(file: pathlib.Path, where: str) -> Iterator[tuple[int, Any]]:
-    import pyarrow.parquet  # slow to import; used by this kind alone
+def _rows(file: pathlib.Path, location: str) -> Iterator[tuple[int, Any]]:
+    import pyarrow.parquet  # slow to import, and only this format needs it
 
     number = 0
     try:
@@ -213,46 +216,48 @@ def _rows(file: pathlib.Path, where: str) -> Iterator[tuple[int, Any]]:
                     number += 1
                     yield number, row
     except (OSError, ValueError, pyarrow.ArrowException) as error:
-        fault = shortened(str(error))
-        raise UsageError(f"{where}: cannot be read as Parquet: {fault}") from error
+        fault = short_repr(str(error))
+        raise UsageError(f"{location}: cannot be read as Parquet: {fault}") from error
 
 
 def _records(
     rows: Iterator[tuple[int, Any]],
     chosen: dict[str, tuple[str, ...]] | None,
-    where: str,
+    location: str,
     unit: str,
 ) -> Iterator[Record]:
     for number, row in rows:
-        yield _record(row, chosen, f"{where}: {unit} {number}")
+        yield _record(row, chosen, f"{location}: {unit} {number}")
 
 
-def _record(row: Any, chosen: dict[str, tuple[str, ...]] | None, where: str) -> Record:
+def _record(row: Any, chosen: dict[str, tuple[str, ...]] | None, location: str) -> Record:
     if not isinstance(row, dict):
-        raise UsageError(f"{where}: {shortened(row)}; expected an object with {_ANY_KIND}")
+        raise UsageError(f"{location}: {short_repr(row)}; expected an object with {_ANY_KIND}")
     if chosen is None:
-        # A table has every column in every row: null is as good as absent.
-        here = (kind for kind in KINDS if all(row.get(name) is not None for name in kind))
-        kind = next(here, None)
+        # A table has every column in every row, so null counts as absent.
+        complete = (kind for kind in KINDS if all(row.get(name) is not None for name in kind))
+        kind = next(complete, None)
         if kind is None:
             raise UsageError(
-                f"{where}: has {shortened(sorted(row))}; expected {_ANY_KIND}, or data.fields"
+                f"{location}: has {short_repr(sorted(row))}; expected {_ANY_KIND}, or data.fields"
             )
         chosen = {name: (name,) for name in kind}
     if "messages" in chosen:
-        return Record(where, messages=row.get(chosen["messages"][0]))
-    return Record(where, **{part: _joined(row, names, where) for part, names in chosen.items()})
+        return Record(location, messages=row.get(chosen["messages"][0]))
+    return Record(
+        location, **{part: _joined(row, names, location) for part, names in chosen.items()}
+    )
 
 
-def _joined(row: dict[str, Any], names: tuple[str, ...], where: str) -> str:
-    """The text of a part; of several fields all but the first may be missing."""
+def _joined(row: dict[str, Any], names: tuple[str, ...], location: str) -> str:
+    """The text of a part of a record; of several fields only the first must be present."""
     texts = []
     for position, name in enumerate(names):
         value = row.get(name)
         if value is None and position:
             continue
         if not is_unicode(value):
-            found = shortened(value) if name in row else "missing"
-            raise UsageError(f"{where}: {name!r} is {found}; expected a text, in Unicode")
+            found = short_repr(value) if name in row else "missing"
+            raise UsageError(f"{location}: {name!r} is {found}; expected a text, in Unicode")
         texts.append(value)
-    return JOINED.join(text for text in texts if text) if len(texts) > 1 else texts[0]
+    return FIELD_SEPARATOR.join(text for text in texts if text) if len(texts) > 1 else texts[0]

@@ -1,7 +1,7 @@
-"""tokenizer.json, as the library `tokenizers` reads it.
+"""tokenizer.json, read by the library `tokenizers`.
 
-What the file says of truncation, padding and dropout is put aside: a document is never cut unseen,
-and the same text always gives the same ids.
+The file's settings for truncation, padding and dropout are ignored: a document is never cut
+silently, and the same text always gives the same ids.
 """
 
 import contextlib
@@ -9,43 +9,28 @@ import json
 import os
 import pathlib
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import NamedTuple
 
 import tokenizers
 
-from distill_jax.data.text.codec import Codec, refused
+from distill_jax.data.text.codec import Codec, usage_error
 from distill_jax.errors import UsageError
 
 EXPECTED = "a whole tokenizer.json, as `tokenizers` or `transformers` writes it"
 
-# What decides which ids a text has; the decoder and the post-processor change none of them.
+# The parts of the file that decide the ids of a text; the decoder and the post-processor do not.
 _DECIDING = ("added_tokens", "normalizer", "pre_tokenizer", "model")
 
 _redirecting = threading.Lock()
 
 
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Nothing is written to stderr inside: a panic prints its own report, which the error repeats.
-
-    The report comes from Rust, so that the file descriptor itself has to be turned away.
-    """
-    with _redirecting, open(os.devnull, "w") as nowhere:
-        kept = os.dup(2)
-        try:
-            os.dup2(nowhere.fileno(), 2)
-            yield
-        finally:
-            os.dup2(kept, 2)
-            os.close(kept)
-
-
-def load(path: pathlib.Path, where: str) -> Codec:
+def load(path: pathlib.Path, location: str) -> Codec:
     """Reads a tokenizer.json.
 
     Args:
       path: the file.
-      where: how an error begins, such as "data.tokenizer='x/tokenizer.json'".
+      location: the start of an error line, such as "data.tokenizer='x/tokenizer.json'".
 
     Raises:
       UsageError: the file cannot be read, is truncated or of another kind, makes the parser panic,
@@ -54,32 +39,13 @@ def load(path: pathlib.Path, where: str) -> Codec:
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"{where}: cannot be read: {error}; expected {EXPECTED}") from error
+        raise UsageError(f"{location}: cannot be read: {error}; expected {EXPECTED}") from error
     try:
-        with _quiet():
-            tokenizer = tokenizers.Tokenizer.from_str(text)
-            tokenizer.no_truncation()
-            tokenizer.no_padding()
-            if getattr(tokenizer.model, "dropout", None) is not None:
-                tokenizer.model.dropout = None
-            # Some faults show only here: a rule that names a token which it does not define.
-            plain = tokenizer.encode("a", add_special_tokens=False).ids
-            dressed = tokenizer.encode("a", add_special_tokens=True).ids
-            names = tokenizer.get_vocab(with_added_tokens=True)
+        with _silent_stderr():
+            tokenizer, vocabulary, prefix_ids = _parse(text)
     except BaseException as error:
-        raise refused(where, error, EXPECTED) from error
-    if not names:
-        raise UsageError(f"{where}: holds no token; expected {EXPECTED}")
-
-    # A file of a few bytes can name the id 2**32 - 1.
-    size = max(names.values()) + 1
-    if size > 2 * len(names) + 2**16:
-        raise UsageError(
-            f"{where}: {len(names)} tokens have ids up to {size - 1}; expected ids without gaps"
-        )
-    tokens: list[str | None] = [None] * size
-    for name, number in names.items():
-        tokens[number] = name
+        raise usage_error(location, error, EXPECTED) from error
+    tokens = _tokens(vocabulary, location)
     content = json.loads(text)
     canonical = json.dumps(
         {key: content.get(key) for key in _DECIDING}, sort_keys=True, ensure_ascii=True
@@ -90,22 +56,75 @@ def load(path: pathlib.Path, where: str) -> Codec:
         try:
             batch = tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
         except BaseException as error:
-            raise refused(where, error, "a tokenizer that has a token for every text") from error
+            expected = "a tokenizer that has a token for every text"
+            raise usage_error(location, error, expected) from error
         return [encoding.ids for encoding in batch]
 
     def decode(ids: Iterable[int]) -> str:
         return tokenizer.decode([int(i) for i in ids], skip_special_tokens=True)
 
-    at = (i for i in range(len(dressed)) if dressed[i : i + len(plain)] == plain)
     return Codec(
         encode=encode,
         decode=decode,
-        tokens=tuple(tokens),
-        controls=frozenset(number for number, token in added.items() if token.special),
-        reads_controls=True,
+        tokens=tokens,
+        control_ids=frozenset(number for number, token in added.items() if token.special),
+        parses_control_tokens=True,
         bos=None,
         eos=None,
         pad=None,
-        before=tuple(dressed[: next(at, 0)]),
+        prefix_ids=prefix_ids,
         canonical=canonical.encode(),
     )
+
+
+class _Parsed(NamedTuple):
+    tokenizer: tokenizers.Tokenizer
+    vocabulary: dict[str, int]
+    prefix_ids: tuple[int, ...]  # that the post-processor puts before a text
+
+
+def _parse(text: str) -> _Parsed:
+    tokenizer = tokenizers.Tokenizer.from_str(text)
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    if getattr(tokenizer.model, "dropout", None) is not None:
+        tokenizer.model.dropout = None
+    # Some faults show only when encoding: a rule that names a token which it does not define.
+    plain = tokenizer.encode("a", add_special_tokens=False).ids
+    processed = tokenizer.encode("a", add_special_tokens=True).ids
+    starts = (i for i in range(len(processed)) if processed[i : i + len(plain)] == plain)
+    vocabulary = tokenizer.get_vocab(with_added_tokens=True)
+    return _Parsed(tokenizer, vocabulary, tuple(processed[: next(starts, 0)]))
+
+
+def _tokens(vocabulary: Mapping[str, int], location: str) -> tuple[str | None, ...]:
+    """The token of each id, None for an id without one."""
+    if not vocabulary:
+        raise UsageError(f"{location}: holds no token; expected {EXPECTED}")
+    # A file of a few bytes can name the id 2**32 - 1.
+    size = max(vocabulary.values()) + 1
+    if size > 2 * len(vocabulary) + 2**16:
+        raise UsageError(
+            f"{location}: {len(vocabulary)} tokens have ids up to {size - 1}; expected ids without"
+            " gaps"
+        )
+    tokens: list[str | None] = [None] * size
+    for token, number in vocabulary.items():
+        tokens[number] = token
+    return tuple(tokens)
+
+
+@contextlib.contextmanager
+def _silent_stderr() -> Iterator[None]:
+    """Discards what is written to stderr: a panic prints a report, which the error repeats.
+
+    Rust code writes the report, so the file descriptor itself has to be redirected.
+    """
+    with _redirecting, open(os.devnull, "w") as null:
+        saved = os.dup(2)
+        try:
+            os.dup2(null.fileno(), 2)
+            yield
+        finally:
+            os.dup2(saved, 2)
+            os.close(saved)

@@ -35,7 +35,7 @@ def test_conversations_are_rendered_and_marked_as_transformers_does(golden, toke
             continue
         assert template.render(case["messages"]) == case["text"]
         assert template.render(case["messages"], opening=True) == case["opened"]
-        ids, written = chat.encode(tokenizer, template, case["messages"], where="record")
+        ids, written = chat.encode(tokenizer, template, case["messages"], location="record")
         assert ids == case["ids"]
         assert written == [bool(flag) for flag in case["written"]]
         seen += 1
@@ -50,7 +50,7 @@ def test_the_assistant_is_marked_without_tags(golden, tokenizer):
             source = re.sub(r"\}\}\{%- endgeneration -?%\}", "-}}", source)
             assert " generation " not in source
             bare = chat.ChatTemplate(source, "where", template.bos, template.eos)
-            ids, written = chat.encode(tokenizer, bare, case["messages"], where="record")
+            ids, written = chat.encode(tokenizer, bare, case["messages"], location="record")
             assert (ids, written) == (case["ids"], [bool(flag) for flag in case["written"]])
 
 
@@ -61,7 +61,7 @@ def test_a_turn_without_a_special_token_ends_with_the_turn(tokenizer):
         "{% if add_generation_prompt %}Bot:{% endif %}"
     )
     messages = [*SAYS, {"role": "user", "content": "Bye"}, {"role": "assistant", "content": "So"}]
-    ids, written = chat.encode(tokenizer, _template(source), messages, where="record")
+    ids, written = chat.encode(tokenizer, _template(source), messages, location="record")
     groups = itertools.groupby(zip(ids, written, strict=True), key=lambda pair: pair[1])
     parts = [tokenizer.decode(i for i, _ in group) for flag, group in groups if flag]
     assert parts == [" Hello\n", " So\n"]
@@ -74,8 +74,8 @@ JOINED = "{% for m in messages %}{{ m.content }}{% endfor %}"
 @pytest.mark.parametrize(
     ("source", "messages", "parts"),
     [
-        # An earlier turn is written in another way than the last.
-        (LATER, [*SAYS, *SAYS], ["message 1", "another way"]),
+        # An earlier turn is rendered differently from the last.
+        (LATER, [*SAYS, *SAYS], ["message 1", "differently"]),
         # "he" is one token.
         (
             JOINED,
@@ -84,10 +84,10 @@ JOINED = "{% for m in messages %}{{ m.content }}{% endfor %}"
         ),
     ],
 )
-def test_what_cannot_be_told_is_refused(tokenizer, source, messages, parts):
+def test_turns_that_cannot_be_located_are_refused(tokenizer, source, messages, parts):
     with pytest.raises(UsageError) as caught:
-        chat.encode(tokenizer, _template(source), messages, where="data.path='x': line 7")
-    for part in ("data.path='x': line 7", "cannot be told", "expected", *parts):
+        chat.encode(tokenizer, _template(source), messages, location="data.path='x': line 7")
+    for part in ("data.path='x': line 7", "cannot tell", "expected", *parts):
         assert part in str(caught.value)
 
 
@@ -166,7 +166,7 @@ def test_the_date_is_what_was_given_and_never_today():
 )
 def test_what_is_no_conversation_is_refused(tokenizer, messages, part):
     with pytest.raises(UsageError) as caught:
-        chat.encode(tokenizer, _template(JOINED), messages, where="data.path='x': line 7")
+        chat.encode(tokenizer, _template(JOINED), messages, location="data.path='x': line 7")
     assert str(caught.value).startswith("data.path='x': line 7: ") and part in str(caught.value)
     assert "expected" in str(caught.value)
 
@@ -174,7 +174,7 @@ def test_what_is_no_conversation_is_refused(tokenizer, messages, part):
 # ---------------------------------------------------------------- where templates lie
 
 
-def test_the_template_beside_a_tokenizer(folder):
+def test_the_template_in_a_tokenizers_folder(folder):
     settings = json.loads((folder / "tokenizer_config.json").read_text())
     path = folder / "tokenizer_config.json"
     with pytest.raises(UsageError, match=r"no chat template; expected chat_template\.jinja"):
