@@ -352,7 +352,7 @@ def test_a_damaged_bin_is_one_line(tmp_path, change, part):
 def test_merging_takes_n_log_n(tmp_path):
     # 200,000 characters in one word: a quadratic loop would take hours.
     vocabulary = {"a": 0, "aa": 1, "aaaa": 2}
-    assert llama2c._merged("a" * 200_000, vocabulary, [0.0, -1.0, -2.0]) == (2,) * 50_000
+    assert llama2c._merge("a" * 200_000, vocabulary, [0.0, -1.0, -2.0]) == (2,) * 50_000
 
 
 # ---------------------------------------------------------------- sentencepiece
