@@ -212,6 +212,13 @@ def write(
         "seed": settings.seed,
         "teacher": teacher,
     }
+    decoding = generation.Decoding(
+        settings.sampler,
+        max_new_tokens=settings.max_new_tokens,
+        vocab_size=tokenizer.vocab_size,
+        stop_ids=stops,
+        mesh=mesh,
+    )
     for shard in responses.missing():
         began = time.perf_counter()
         first = shard * settings.shard
@@ -220,13 +227,9 @@ def write(
         found = generation.generate(
             model,
             [ids[number] for number, _ in rows],
-            sampler=settings.sampler,
-            max_new_tokens=settings.max_new_tokens,
-            vocab_size=tokenizer.vocab_size,
+            decoding,
             keys=generation.row_keys(settings.seed, *np.array(rows).T),
-            stop_ids=stops,
             batch_size=settings.batch_size,
-            mesh=mesh,
         )
         responses.add(
             shard,

@@ -1,16 +1,19 @@
-"""Text that a language model writes: sampling, decoding with a cache, prompts in, responses out.
+"""Text generation: prompts, decoding with a KV cache, sampling, responses.
 
     sampler = Sampler(temperature=0.8, top_p=0.95)
-    found = generate(model, prompts, sampler=sampler, seed=0, stop_ids=(2,), vocab_size=32000)
-    found[0].ids, found[0].finish                   # int32 [n], "stop" or "length"
+    decoding = Decoding(sampler, max_new_tokens=256, vocab_size=32000, stop_ids=(2,))
+    responses = generate(model, prompts, decoding, seed=0)
+    responses[0].ids, responses[0].finish           # int32 [n], "stop" or "length"
 
 `generate_tokens` does the same inside a compiled program: arrays in, arrays out. `prompts` reads
-JSONL. Left out on purpose: beams, penalties for repetition, and speculative decoding.
+JSONL. Left out on purpose: beam search, repetition penalties, and speculative decoding.
 """
 
 from distill_jax.generation.decode import (
+    Decoding,
     GeneratedTokens,
     Response,
+    check_length,
     generate,
     generate_tokens,
     padded_length,
@@ -22,17 +25,19 @@ from distill_jax.generation.prompts import read as read_prompts
 from distill_jax.generation.sampling import Sampler, filter_logits, sample
 
 __all__ = [
+    "Decoding",
     "GeneratedTokens",
     "Prompt",
     "Response",
     "Sampler",
-    "filter_logits",
-    "sample",
+    "check_length",
     "encode_prompts",
+    "filter_logits",
     "generate",
+    "generate_tokens",
     "padded_length",
     "read_prompts",
-    "generate_tokens",
-    "row_keys",
     "response_text",
+    "row_keys",
+    "sample",
 ]

@@ -1,7 +1,8 @@
-"""The next token from its logits: greedy, or drawn with a temperature, top-k and top-p.
+"""Sampling the next token from its logits: greedy, or with a temperature, top-k and top-p.
 
-The order is that of transformers: temperature, then the k most likely, then the smallest set of
-them that has the mass p (Holtzman et al., 2020, section 3.1). Pure functions of arrays.
+The order is that of transformers: first the temperature, then top-k, then top-p, the smallest set
+of the most likely tokens whose mass is at least p (nucleus sampling: Holtzman et al., 2020, section
+3.1). Pure functions of arrays.
 """
 
 import dataclasses
@@ -16,14 +17,15 @@ from distill_jax.errors import UsageError
 
 @dataclasses.dataclass(frozen=True)
 class Sampler:
-    """How a token is chosen. The defaults draw from the model's own distribution.
+    """How a token is chosen. The defaults sample from the model's own distribution.
 
     Attributes:
-      temperature: what the logits are divided by; 0 takes the most likely token.
-      top_k: only the k most likely tokens are drawn, and those as likely as the k-th; 0 is off.
-      top_p: only the most likely tokens that together have this mass are drawn, and those as
-        likely as the last of them; 1 is off. In (0, 1].
-      key: what an error calls the group of these values.
+      temperature: divides the logits; 0 is greedy, the most likely token.
+      top_k: only the k most likely tokens, and those as likely as the k-th, can be sampled; 0 is
+        off.
+      top_p: only the fewest most likely tokens whose mass is at least p, and those as likely as the
+        last of them, can be sampled; in (0, 1], 1 is off.
+      key: the config section that errors name.
     """
 
     temperature: float = 1.0
@@ -36,27 +38,27 @@ class Sampler:
             if not condition:
                 raise UsageError(f"{key}.{field}={getattr(self, field)!r}: expected {expected}")
 
-        def number(value: object) -> bool:
+        def is_number(value: float) -> bool:
             return type(value) in (int, float) and math.isfinite(value)
 
-        hot = number(self.temperature) and self.temperature >= 0
-        require(hot, "temperature", "a number of at least 0; 0 is greedy")
-        few = type(self.top_k) is int and self.top_k >= 0
-        require(few, "top_k", "an int of at least 0; 0 is off")
-        mass = number(self.top_p) and 0 < self.top_p <= 1
-        require(mass, "top_p", "a number in (0, 1]; 1 is off")
+        valid = is_number(self.temperature) and self.temperature >= 0
+        require(valid, "temperature", "a number of at least 0; 0 is greedy")
+        valid = type(self.top_k) is int and self.top_k >= 0
+        require(valid, "top_k", "an int of at least 0; 0 is off")
+        valid = is_number(self.top_p) and 0 < self.top_p <= 1
+        require(valid, "top_p", "a number in (0, 1]; 1 is off")
 
 
 def filter_logits(logits: Array, sampler: Sampler, vocab_size: int) -> Array:
-    """The logits, at the temperature, of the tokens that may be drawn; -inf for the others.
+    """The logits divided by the temperature, -inf for tokens that top-k or top-p excludes.
 
-    Where several tokens are equally likely at the border of top-k or top-p, all of them stay:
-    transformers does so for top-k, and for top-p keeps those that its sort happens to put first.
+    Where several tokens are equally likely at the threshold of top-k or top-p, all of them are
+    kept. transformers does so for top-k; for top-p it keeps those that its sort puts first.
 
     Args:
       logits: float32 [B, V].
       sampler: with a temperature above 0.
-      vocab_size: how many ids are real; an id at or above it is never drawn.
+      vocab_size: the number of real ids; an id at or above it is never sampled.
 
     Returns:
       float32 [B, V].
@@ -67,28 +69,28 @@ def filter_logits(logits: Array, sampler: Sampler, vocab_size: int) -> Array:
         lowest = jax.lax.top_k(logits, sampler.top_k)[0][..., -1:]
         logits = jnp.where(logits >= lowest, logits, -jnp.inf)
     if sampler.top_p < 1:
-        falling = jnp.sort(logits, axis=-1, descending=True)
-        chances = jax.nn.softmax(falling, axis=-1)
-        # The mass of the more likely ones; 0 for the first, which therefore always stays.
-        before = jnp.cumsum(chances, axis=-1) - chances
+        descending = jnp.sort(logits, axis=-1, descending=True)
+        probabilities = jax.nn.softmax(descending, axis=-1)
+        # The mass of all more likely tokens; 0 for the most likely one, which is therefore kept.
+        before = jnp.cumsum(probabilities, axis=-1) - probabilities
         lowest = jnp.min(
-            jnp.where(before < sampler.top_p, falling, jnp.inf), axis=-1, keepdims=True
+            jnp.where(before < sampler.top_p, descending, jnp.inf), axis=-1, keepdims=True
         )
         logits = jnp.where(logits >= lowest, logits, -jnp.inf)
     return logits
 
 
-def sample(logits: Array, keys: Array, sampler: Sampler, vocab_size: int) -> Array:
-    """One token a row.
+def sample(logits: Array, keys: Array | None, sampler: Sampler, vocab_size: int) -> Array:
+    """Samples one token for each row.
 
     Args:
       logits: float32 [B, V].
-      keys: typed keys [B], one for each row and never used again; greedy reads none.
-      sampler: how.
-      vocab_size: how many ids are real.
+      keys: typed keys [B], each used once; None for greedy decoding, which uses none.
+      sampler: how a token is chosen.
+      vocab_size: the number of real ids.
 
     Returns:
-      int32 [B], in [0, vocab_size). Greedy takes the first of equally likely tokens.
+      int32 [B], in [0, vocab_size). Greedy decoding takes the lowest id of equally likely tokens.
     """
     if sampler.temperature == 0:
         return jnp.argmax(logits[:, :vocab_size], axis=-1).astype(jnp.int32)
@@ -97,12 +99,12 @@ def sample(logits: Array, keys: Array, sampler: Sampler, vocab_size: int) -> Arr
 
 
 def log_probability(logits: Array, tokens: Array, vocab_size: int) -> Array:
-    """The model's own log-probability of tokens, among the real ids and at temperature 1.
+    """The model's log-probability of tokens, over the real ids and at temperature 1.
 
     Args:
       logits: float32 [B, V].
       tokens: int [B].
-      vocab_size: how many ids are real.
+      vocab_size: the number of real ids.
 
     Returns:
       float32 [B], in nats.

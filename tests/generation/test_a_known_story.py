@@ -38,7 +38,7 @@ def lines(shared_data, tmp_path_factory) -> list[dict]:
         tokenizer=str(shared_data / "teachers" / "stories260K_tok512.bin"),
         temperature=0.0,
         max_new_tokens=256,
-        stop_ids=(1,),  # the next story begins with bos
+        stops=(1,),  # the next story begins with bos
         batch_size=2,
     )
     mesh = parallel.make_mesh(data=1, devices=jax.devices()[:1])

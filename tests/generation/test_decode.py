@@ -1,6 +1,7 @@
 """Decoding: transformers' greedy responses, and a row that does not feel its batch."""
 
 import collections
+import dataclasses
 import json
 import re
 
@@ -22,9 +23,16 @@ NEW = reference.make.MAX_NEW_TOKENS
 
 
 def generate(name: str, prompts=PROMPTS, **options) -> list[generation.Response]:
-    given = dict(sampler=GREEDY, max_new_tokens=NEW, vocab_size=40, batch_size=6)
-    model = reference.golden_model(name)
-    return generation.generate(model, prompts, **{**given, "smallest_bucket": 16, **options})
+    """Responses of a golden model; the options are those of `Decoding` and of `generate`."""
+    fields = {field.name for field in dataclasses.fields(generation.Decoding)}
+    chosen = dict(sampler=GREEDY, max_new_tokens=NEW, vocab_size=40)
+    chosen |= {name: options.pop(name) for name in fields & options.keys()}
+    return generation.generate(
+        reference.golden_model(name),
+        prompts,
+        generation.Decoding(**chosen),
+        **{"batch_size": 6, "smallest_bucket": 16, **options},
+    )
 
 
 def ids(responses: list[generation.Response]) -> list[list[int]]:
@@ -127,13 +135,10 @@ def test_the_batch_is_split_over_devices(sampled, layout):
     found = generation.generate(
         models.merge(graphdef, laid_out(layout, mesh)),
         PROMPTS,
-        sampler=generation.Sampler(1.5, 20, 0.95),
-        max_new_tokens=NEW,
-        vocab_size=40,
+        generation.Decoding(generation.Sampler(1.5, 20, 0.95), NEW, vocab_size=40, mesh=mesh),
         seed=5,
         batch_size=6,
         smallest_bucket=16,
-        mesh=mesh,
     )
     assert ids(found) == ids(sampled)
 
@@ -145,9 +150,9 @@ def test_each_device_holds_the_cache_of_its_rows():
         (jnp.zeros((6, 16), jnp.int32), jnp.ones(6, jnp.int32), generation.row_keys(0, range(6))),
         parallel.batch_sharding(mesh),
     )
-    options = dict(sampler=GREEDY, max_new_tokens=NEW, vocab_size=40, mesh=mesh)
+    decoding = generation.Decoding(GREEDY, max_new_tokens=NEW, vocab_size=40, mesh=mesh)
     lowered = decode._generate_tokens.lower(
-        graphdef, laid_out("in shards", mesh), *rows, options=tuple(options.items())
+        graphdef, laid_out("in shards", mesh), *rows, decoding=decoding
     )
     program = lowered.compile().as_text()
     # [layers, B, S, key heads, head]: 3 of the 6 rows, with both heads.

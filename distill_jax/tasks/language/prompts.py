@@ -77,14 +77,14 @@ class PromptEvaluator:
         self._comparison = comparison
         self._frozen = frozen
         self._metrics = tuple(metrics)
-        self._decoding = {
-            "max_new_tokens": max_new_tokens,
-            "batch_size": batch_size,
-            "vocab_size": comparison.vocab_size,
-            "stop_ids": tokenizer.stop_ids,
-            "mesh": mesh,
-            "sampler": generation.Sampler(temperature=0.0),
-        }
+        self._batch_size = batch_size
+        self._decoding = generation.Decoding(
+            generation.Sampler(temperature=0.0),
+            max_new_tokens=max_new_tokens,
+            vocab_size=comparison.vocab_size,
+            stop_ids=tokenizer.stop_ids,
+            mesh=mesh,
+        )
         self._of_teacher: list[str] | None = None
 
     def __call__(self, params: Flat) -> dict[str, Any]:
@@ -119,7 +119,9 @@ class PromptEvaluator:
 
     def _answers(self, network: Network, params: Flat) -> list[str]:
         decoder = models.merge(network.graphdef, params)
-        found = generation.generate(decoder, self.questions.ids, **self._decoding)
+        found = generation.generate(
+            decoder, self.questions.ids, self._decoding, batch_size=self._batch_size
+        )
         return [
             generation.response_text(self._tokenizer, ids, response)
             for ids, response in zip(self.questions.ids, found, strict=True)

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from distill_jax.generation import Sampler, generate_tokens
+from distill_jax.generation import Decoding, Sampler, generate_tokens
 from distill_jax.models.language import Decoder
 from distill_jax.training.recipe import Batch
 
@@ -85,11 +85,13 @@ class Rollout:
             tokens[:, :window],
             jnp.where(fits, prompts, 0),
             keys,
-            sampler=self.sampler,
-            max_new_tokens=self.max_new_tokens,
-            vocab_size=self.vocab_size,
-            stop_ids=self.stops,
-            mesh=self.mesh,
+            Decoding(
+                self.sampler,
+                max_new_tokens=self.max_new_tokens,
+                vocab_size=self.vocab_size,
+                stop_ids=self.stops,
+                mesh=self.mesh,
+            ),
         )
         # A text of n tokens has n - 1 inputs, each with the next token as its target.
         place = jnp.arange(length + 1)[None]

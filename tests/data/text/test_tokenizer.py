@@ -404,7 +404,7 @@ def _fewer_merges(content):
 
 
 @pytest.mark.parametrize(
-    ("change", "part"), [(_swapped, "2 of 334 ids differ"), (_fewer_merges, "cut into them")]
+    ("change", "part"), [(_swapped, "2 of 334 ids differ"), (_fewer_merges, "split into them")]
 )
 def test_another_tokenizer_is_refused_with_the_way_that_remains(folder, tokenizer, change, part):
     _change(folder, change)
