@@ -337,12 +337,8 @@ def _failed(error: Exception) -> int:
     if coordination.is_distributed() and _of_devices(error):
         gone = coordination.find_lost_process()
         if gone is not None:
-            hint = coordination.RESUME_HINT
-            name = f"process {gone} of {coordination.process_count()}"
-            coordination.abort(
-                1,
-                f"distill-jax: failed: {name} has gone; all have stopped, {hint}",
-            )
+            reason = f"lost process {gone} of {coordination.process_count()}"
+            coordination.abort(1, coordination.failure_line(reason))
     known = (
         loop.Diverged,
         checkpoints.CheckpointError,

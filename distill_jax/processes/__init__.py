@@ -1,7 +1,8 @@
-"""Many processes as one run: how they find each other, coordinate, and notice that one is gone.
+"""Many processes as one run: discovery, coordination, and the detection of failures.
 
-`discovery` finds the coordinator and the number of this process, `coordination` joins the processes
-and has heartbeats, barriers and broadcasts, `relay` reports the loss of the first process, and
-`watchdog` names the process that blocks the others. Nothing is imported here, since discovery must
-run before JAX does.
+`discovery` finds the coordinator's address and the index of this process. `coordination` joins the
+processes and offers broadcasts, the barrier at the end and `abort`; behind it, `group` holds the
+heartbeats and the protocol by which all processes exit together. `watchdog` diagnoses which process
+blocks a run that makes no progress. `relay` detects that process 0 has died. Nothing is imported
+here, because discovery must run before JAX does.
 """

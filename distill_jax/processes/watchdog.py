@@ -1,13 +1,14 @@
-"""Which processes hold up the others: what each says that it is doing, and the judgement of it.
+"""The watchdog: which process blocks a run in which no process makes progress.
 
-A heartbeat tells that a process lives, not that its main thread goes on. So each process also
-`mark`s what that thread has begun and which step has been computed, and says with its heartbeat
-for how long neither has changed. When that is too long in every process, none will ever go on:
-they wait for each other. The one that has handed over fewer steps to its devices is the one that
-the others wait for, since those that are held up in a computation have handed theirs over.
+A heartbeat shows that a process lives, not that its main thread makes progress. So each process
+also records what its main thread has begun (`mark`) and which step its devices have computed
+(`mark_computed`), and its heartbeat carries for how long neither has changed (`status`). When that
+time exceeds the limit in every process, the run is deadlocked: all wait for each other. The process
+that has dispatched the fewest steps is the one that blocks the run, because a process that waits in
+a collective has dispatched the step that contains it.
 
-Preparing, compiling, evaluating and saving may take LONGER times the limit of a step. Left out on
-purpose: what a computation itself does, of which the host sees only that it does not end.
+Preparing, compiling, evaluating and saving may take `LONG_FACTOR` times the limit of a step. Left
+out on purpose: what happens inside a computation; the host sees only that it does not end.
 """
 
 import dataclasses
@@ -16,42 +17,42 @@ import threading
 import time
 from collections.abc import Mapping
 
-#: Times the limit of a step for what is rightly long.
-LONGER = 10
+#: By what the limit is multiplied for phases that take long in a healthy run.
+LONG_FACTOR = 10
 
 
 @dataclasses.dataclass(frozen=True)
-class Report:
-    """What a process says of its main thread.
+class Status:
+    """What the main thread of a process does.
 
     Attributes:
-      begun: how many steps it has handed over to its devices.
-      doing: what it does now, as in "process 1 has been ... for 60 s".
-      long: whether that may take longer than a step.
-      idle: seconds since the last change, or since a step was computed.
+      dispatched: how many steps it has dispatched to its devices.
+      doing: its present phase, to follow "process 1 has been" in a message.
+      long: whether that phase may take `LONG_FACTOR` times as long as a step.
+      idle: seconds since the phase began, or since a step was computed.
     """
 
-    begun: int
+    dispatched: int
     doing: str
     long: bool
     idle: float
 
 
 _lock = threading.Lock()
-_now = Report(0, "starting", True, 0.0)
+_current = Status(0, "starting", True, 0.0)
 _since = time.monotonic()
 _computed = 0
 
 
-def mark(begun: int, doing: str, *, long: bool = False) -> None:
-    """Says what this process begins to do; see `Report`."""
-    global _now, _since
+def mark(dispatched: int, doing: str, *, long: bool = False) -> None:
+    """Records the phase that the main thread of this process begins; see `Status`."""
+    global _current, _since
     with _lock:
-        _now, _since = Report(begun, doing, long, 0.0), time.monotonic()
+        _current, _since = Status(dispatched, doing, long, 0.0), time.monotonic()
 
 
 def mark_computed(step: int) -> None:
-    """Says that the devices have computed so many steps."""
+    """Records that the devices of this process have computed the first `step` steps."""
     global _computed, _since
     with _lock:
         if step != _computed:
@@ -59,52 +60,64 @@ def mark_computed(step: int) -> None:
 
 
 def status() -> str:
-    """What this process says now, in JSON."""
+    """The status of this process now, in JSON."""
     with _lock:
-        return json.dumps([_now.begun, _now.doing, _now.long, time.monotonic() - _since])
+        idle = time.monotonic() - _since
+        return json.dumps([_current.dispatched, _current.doing, _current.long, idle])
 
 
-def parse(said: Mapping[int, str]) -> dict[int, Report]:
-    """The reports of processes, as `report` gave them."""
-    return {number: Report(*json.loads(text)) for number, text in said.items()}
+def parse(statuses: Mapping[int, str]) -> dict[int, Status]:
+    """The inverse of `status`, for each process."""
+    return {index: Status(*json.loads(text)) for index, text in statuses.items()}
 
 
-def diagnose(reports: Mapping[int, Report], limit: float) -> str | None:
-    """Who holds up the run, when nobody goes on any more; None while anybody does.
+def diagnose(statuses: Mapping[int, Status], limit: float) -> str | None:
+    """Which processes block the run when none makes progress; None while any does.
 
     Args:
-      reports: of all processes, by their number.
-      limit: seconds of a step.
+      statuses: of all processes, by their index.
+      limit: seconds that a step may take.
     """
-    if any(r.idle <= limit * (LONGER if r.long else 1) for r in reports.values()):
+    if any(s.idle <= limit * (LONG_FACTOR if s.long else 1) for s in statuses.values()):
         return None
-    last = min(r.begun for r in reports.values())
-    lag = {number: r for number, r in reports.items() if r.begun == last}
-    said = "; ".join(
-        f"{_named(numbers, len(reports))} been {doing} for {idle:.0f} s"
-        for doing, numbers, idle in _alike(lag)
+    fewest = min(s.dispatched for s in statuses.values())
+    blocking = {index: s for index, s in statuses.items() if s.dispatched == fewest}
+    waiting = {index: s for index, s in statuses.items() if index not in blocking}
+    message = "; ".join(
+        f"{_subject(phase.processes, len(statuses))} been {phase.doing} for {phase.idle:.0f} s"
+        for phase in _group_by_phase(blocking)
     )
-    waiting = {number: r for number, r in reports.items() if number not in lag}
     if waiting:
-        said += f", the others wait: {', '.join(doing for doing, _, _ in _alike(waiting))}"
-    return said
+        phases = ", ".join(phase.doing for phase in _group_by_phase(waiting))
+        message += f", the other processes wait: {phases}"
+    return message
 
 
-def _alike(reports: Mapping[int, Report]) -> list[tuple[str, list[int], float]]:
-    """What is done, by which processes, and the longest time, in the order of the processes."""
+@dataclasses.dataclass(frozen=True)
+class _Phase:
+    """Processes in the same phase; `idle` is the longest of their idle times."""
+
+    doing: str
+    processes: list[int]
+    idle: float
+
+
+def _group_by_phase(statuses: Mapping[int, Status]) -> list[_Phase]:
+    """The phases in the order of the processes."""
     found: dict[str, list[int]] = {}
-    for number, own in sorted(reports.items()):
-        found.setdefault(own.doing, []).append(number)
+    for index, own in sorted(statuses.items()):
+        found.setdefault(own.doing, []).append(index)
     return [
-        (doing, numbers, max(reports[number].idle for number in numbers))
-        for doing, numbers in found.items()
+        _Phase(doing, indices, max(statuses[index].idle for index in indices))
+        for doing, indices in found.items()
     ]
 
 
-def _named(numbers: list[int], total: int) -> str:
-    if len(numbers) == total:
+def _subject(indices: list[int], total: int) -> str:
+    """The subject of a message and its verb, such as "process 1 of 3 has"."""
+    if len(indices) == total:
         return f"all {total} processes have"
-    if len(numbers) == 1:
-        return f"process {numbers[0]} of {total} has"
-    shown = ", ".join(map(str, numbers[:8])) + (", ..." if len(numbers) > 8 else "")
+    if len(indices) == 1:
+        return f"process {indices[0]} of {total} has"
+    shown = ", ".join(map(str, indices[:8])) + (", ..." if len(indices) > 8 else "")
     return f"processes {shown} of {total} have"

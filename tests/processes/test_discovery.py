@@ -8,7 +8,7 @@ import pytest
 from distill_jax import cli
 from distill_jax.errors import UsageError
 from distill_jax.processes import discovery
-from distill_jax.processes.discovery import Launch
+from distill_jax.processes.discovery import Rendezvous
 
 SLURM = {
     "SLURM_JOB_ID": "77",
@@ -32,36 +32,36 @@ JAX = {
     ("flags", "environment", "expected"),
     [
         ((None, None, None), {}, None),
-        (("host:1234", "4", "2"), {}, Launch("host:1234", 4, 2)),
-        (("[::1]:1234", "4", "2"), {}, Launch("[::1]:1234", 4, 2)),
-        ((None, None, None), JAX, Launch("a:1", 3, 0)),
-        ((None, None, "2"), JAX, Launch("a:1", 3, 2)),
+        (("host:1234", "4", "2"), {}, Rendezvous("host:1234", 4, 2)),
+        (("[::1]:1234", "4", "2"), {}, Rendezvous("[::1]:1234", 4, 2)),
+        ((None, None, None), JAX, Rendezvous("a:1", 3, 0)),
+        ((None, None, "2"), JAX, Rendezvous("a:1", 3, 2)),
         # One process is one process, whatever surrounds it.
         ((None, "1", None), SLURM, None),
         ((None, None, None), {**SLURM, "JAX_NUM_PROCESSES": "1"}, None),
         # One task a node has all devices; several have one each, as JAX chooses.
-        ((None, None, None), SLURM, Launch(None, None, None, "slurm", ())),
+        ((None, None, None), SLURM, Rendezvous(None, None, None, "slurm", ())),
         (
             (None, None, None),
             {**SLURM, "SLURM_STEP_NUM_TASKS": "16"},
-            Launch(None, None, None, "slurm"),
+            Rendezvous(None, None, None, "slurm"),
         ),
         (
             (None, None, None),
             {**SLURM, "SLURM_STEP_NUM_TASKS": "16", "CUDA_VISIBLE_DEVICES": "5"},
-            Launch(None, None, None, "slurm", ()),
+            Rendezvous(None, None, None, "slurm", ()),
         ),
-        (("a:1", None, None), SLURM, Launch("a:1", None, None, "slurm", ())),
+        (("a:1", None, None), SLURM, Rendezvous("a:1", None, None, "slurm", ())),
         # A shell in an allocation of two tasks, and a batch script outside of a step.
         ((None, None, None), {**SLURM, "SLURM_STEP_NUM_TASKS": "1"}, None),
         ((None, None, None), {"SLURM_JOB_ID": "77", "SLURM_NTASKS": "2"}, None),
         (
             (None, None, None),
             {**MPI_LOCAL, "OMPI_MCA_orte_hnp_uri": "1.0;tcp://10.0.0.1:5"},
-            Launch(None, None, None, "ompi"),
+            Rendezvous(None, None, None, "ompi"),
         ),
-        (("a:1", None, None), MPI_LOCAL, Launch("a:1", 4, 3, None, (1,))),
-        (("a:1", None, None), MPI, Launch("a:1", 4, 3, None, ())),
+        (("a:1", None, None), MPI_LOCAL, Rendezvous("a:1", 4, 3, None, (1,))),
+        (("a:1", None, None), MPI, Rendezvous("a:1", 4, 3, None, ())),
         (
             (None, None, None),
             {**MPI, "OMPI_COMM_WORLD_SIZE": "1", "OMPI_COMM_WORLD_RANK": "0"},
@@ -81,11 +81,11 @@ def test_what_flags_and_environment_say(flags, environment, expected):
         (("host:1", "0", "0"), {}, "--num_processes=0: expected an integer >= 1"),
         (("host:1", "two", "0"), {}, "--num_processes=two: expected an integer >= 1"),
         (("host:1", "2", "-1"), {}, "--process_id=-1: expected an integer >= 0"),
-        (("host:1", "2", "2"), {}, "--process_id=2: expected a number from 0 to 1"),
-        ((None, "1", "1"), {}, "--process_id=1: expected a number from 0 to 0"),
-        (("host:1", None, None), {}, "--num_processes: missing beside --coordinator=host:1"),
-        ((None, "2", "1"), {}, "--coordinator: missing beside --num_processes=2, --process_id=1"),
-        ((None, None, None), MPI, "--coordinator: missing beside --num_processes=4"),
+        (("host:1", "2", "2"), {}, "--process_id=2: expected an index from 0 to 1"),
+        ((None, "1", "1"), {}, "--process_id=1: expected an index from 0 to 0"),
+        (("host:1", None, None), {}, "--num_processes: missing, with --coordinator=host:1"),
+        ((None, "2", "1"), {}, "--coordinator: missing, with --num_processes=2, --process_id=1"),
+        ((None, None, None), MPI, "--coordinator: missing, with --num_processes=4"),
     ],
 )
 def test_mistakes_are_said_in_one_line(flags, environment, message):
@@ -98,7 +98,7 @@ def test_mistakes_are_said_in_one_line(flags, environment, message):
 def test_the_command_line_refuses_them_before_anything_is_written(tmp_path, capsys, verb):
     workdir = tmp_path / "run"
     for flag, message in (
-        ("--process_id=1", "--coordinator: missing beside --process_id=1"),
+        ("--process_id=1", "--coordinator: missing, with --process_id=1"),
         ("--host_timeout=0", "--host_timeout=0: expected seconds from 1 to 86400"),
         ("--step_timeout=-1", "--step_timeout=-1: expected 0, or seconds from 1 to 604800"),
         ("--host_timeout=soon", "--host_timeout=soon: expected numbers"),
@@ -115,7 +115,7 @@ def tpu_machine(monkeypatch):
     monkeypatch.setattr(
         discovery.importlib.util, "find_spec", lambda name: name == "libtpu" or find(name)
     )
-    monkeypatch.setattr(discovery, "_tpu_devices", lambda: True)
+    monkeypatch.setattr(discovery, "_has_tpu_devices", lambda: True)
 
 
 @pytest.fixture
@@ -161,7 +161,7 @@ def test_a_cloud_tpu_vm_asks_its_metadata(tpu_machine, metadata, told, expected)
     attributes, environment = metadata
     attributes.update(told)
     found = discovery.discover(environment=environment)
-    assert found == (expected and Launch(None, None, None, expected))
+    assert found == (expected and Rendezvous(None, None, None, expected))
     # Where JAX is told to compute elsewhere, nobody is asked.
     assert discovery.discover(environment={**environment, "JAX_PLATFORMS": "cpu"}) is None
 
@@ -177,7 +177,7 @@ def test_a_cloud_tpu_vm_asks_its_metadata(tpu_machine, metadata, told, expected)
 )
 def test_a_pod_with_tpus_is_told_by_its_variables(tpu_machine, environment, several):
     found = discovery.discover(environment=environment)
-    assert found == (Launch(None, None, None, "gketpu") if several else None)
+    assert found == (Rendezvous(None, None, None, "gketpu") if several else None)
 
 
 def test_without_a_tpu_no_server_is_asked(monkeypatch):

@@ -178,8 +178,8 @@ def test_the_others_end_with_a_line_when_the_first_process_is_killed(long, undis
     # By its closed connection, long before the timeout.
     assert run.codes(15) == [-signal.SIGKILL, 1], run.said()
     (line,) = [text for text in run.logs[1].read_text().splitlines() if "[Gloo]" not in text]
-    assert line.startswith("distill-jax: failed: process 0 of 2 has gone; all have stopped")
-    assert line.endswith("the same command goes on from the last checkpoint")
+    assert line.startswith("distill-jax: failed: lost process 0 of 2; all processes stopped")
+    assert line.endswith("the same command resumes from the last checkpoint")
     finished(tmp_path / "resumed", train(long, workdir), processes=2)
     assert outcome(workdir) == outcome(undisturbed)
 
@@ -195,7 +195,7 @@ def test_a_process_that_hangs_ends_all(long, tmp_path, target):
     finally:
         run.stop()
     (line,) = run.lines("distill-jax:")
-    start = f"distill-jax: failed: process {target} of 2 was not heard of for 5 s"
+    start = f"distill-jax: failed: process {target} of 2 did not respond for 5 s"
     assert line.startswith(start) and "Traceback" not in run.said()
 
 
@@ -226,7 +226,7 @@ def test_a_process_that_hangs_with_a_live_heartbeat_ends_all(long, tmp_path):
     (line,) = run.lines("distill-jax:")
     start = "distill-jax: failed: process 1 of 2 has been reading the data of step 51 for"
     assert line.startswith(start), line
-    assert ", the others wait: " in line and line.endswith("from the last checkpoint")
+    assert ", the other processes wait: " in line and line.endswith("from the last checkpoint")
 
 
 @pytest.mark.slow

@@ -20,7 +20,7 @@ def opened(first, joined: bool) -> tuple[socket.socket, socket.socket, threading
     """A client's end, the first process's end, and what is set when that one is lost."""
     lost = threading.Event()
     address = relay.open_relay(
-        f"localhost:{first.getsockname()[1]}", joined=lambda: joined, lost=lost.set
+        f"localhost:{first.getsockname()[1]}", is_running=lambda: joined, on_lost=lost.set
     )
     host, port = address.split(":")
     here = socket.create_connection((host, int(port)), 10)

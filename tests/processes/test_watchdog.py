@@ -8,18 +8,18 @@ import jax.numpy as jnp
 import pytest
 
 from distill_jax.processes import watchdog
-from distill_jax.processes.watchdog import Report
+from distill_jax.processes.watchdog import Status
 from distill_jax.training import loop
 
-READING = Report(120, "reading the data of step 121", False, 12.4)
-WAITING = Report(140, "fetching the results of step 140", False, 12.0)
-SAVING = Report(120, "saving step 120", True, 12.0)
+READING = Status(120, "reading the data of step 121", False, 12.4)
+WAITING = Status(140, "fetching the results of step 140", False, 12.0)
+SAVING = Status(120, "saving step 120", True, 12.0)
 
 
 def test_the_one_that_has_handed_over_fewer_steps_is_named():
     found = watchdog.diagnose({0: WAITING, 1: READING, 2: WAITING}, 10)
     assert found == (
-        "process 1 of 3 has been reading the data of step 121 for 12 s, the others wait: "
+        "process 1 of 3 has been reading the data of step 121 for 12 s, the other processes wait: "
         "fetching the results of step 140"
     )
 
@@ -27,7 +27,7 @@ def test_the_one_that_has_handed_over_fewer_steps_is_named():
 def test_all_are_named_when_none_is_behind():
     found = watchdog.diagnose({0: WAITING, 1: WAITING}, 10)
     assert found == "all 2 processes have been fetching the results of step 140 for 12 s"
-    one, other = (Report(120, doing, True, 200.0) for doing in ("saving", "evaluating"))
+    one, other = (Status(120, doing, True, 200.0) for doing in ("saving", "evaluating"))
     found = watchdog.diagnose({0: one, 1: other, 2: one}, 10)
     assert found == (
         "processes 0, 2 of 3 have been saving for 200 s; "
@@ -35,7 +35,7 @@ def test_all_are_named_when_none_is_behind():
     )
 
 
-@pytest.mark.parametrize("other", [Report(140, "computing step 140", False, 9.0), SAVING])
+@pytest.mark.parametrize("other", [Status(140, "computing step 140", False, 9.0), SAVING])
 def test_nobody_is_named_while_one_goes_on(other):
     assert watchdog.diagnose({0: READING, 1: other}, 10) is None
 
@@ -50,7 +50,7 @@ def test_a_report_tells_since_when_nothing_has_changed(monkeypatch):
     monkeypatch.setattr(watchdog.time, "monotonic", lambda: clock[0])
     watchdog.mark(5, "computing step 5")
     clock[0] = 130.0
-    assert watchdog.parse({1: watchdog.status()}) == {1: Report(5, "computing step 5", False, 30.0)}
+    assert watchdog.parse({1: watchdog.status()}) == {1: Status(5, "computing step 5", False, 30.0)}
     watchdog.mark_computed(4)
     clock[0] = 131.0
     watchdog.mark_computed(4)  # nothing new
