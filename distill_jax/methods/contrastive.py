@@ -12,7 +12,7 @@ from distill_jax.errors import UsageError
 from distill_jax.methods import networks
 from distill_jax.methods.base import integer_option, number_option, register
 from distill_jax.methods.relations import OnPooled
-from distill_jax.models.vision.layers import initial
+from distill_jax.models.initializers import initial
 
 _STRIDES = 1024  # different ways through the examples of other classes
 _LARGEST = 2**24  # examples; beyond, the modular product below would not fit 32 bits

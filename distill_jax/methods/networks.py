@@ -11,7 +11,7 @@ from collections.abc import Mapping
 import jax
 import jax.numpy as jnp
 
-from distill_jax.models.vision.layers import initial
+from distill_jax.models.initializers import initial
 
 Arrays = dict[str, jax.Array]
 

@@ -10,7 +10,7 @@ default of an option are read there and stand nowhere else. What a name fixes (a
 comes first: `register("resnet8", ResNet, 8, widths)`.
 
 A constructor with the attribute `batch_norm = True` has three options more, those of
-`layers.BATCH_NORM`, of which it need not know: they are set on the network it made.
+`BATCH_NORM`, of which it need not know: they are set on the network it made.
 
 Left out on purpose: options without a default, and options of more than one type.
 """
@@ -27,7 +27,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from distill_jax.errors import UsageError, unknown
-from distill_jax.models.vision import layers
+from distill_jax.models.batch_norm import BATCH_NORM, set_batch_norm
 
 _constructors: dict[str, tuple[Callable[..., nnx.Module], tuple[Any, ...]]] = {}
 
@@ -69,7 +69,7 @@ def options(name: str) -> dict[str, Any]:
         for parameter in inspect.signature(function).parameters.values()
         if parameter.kind is parameter.KEYWORD_ONLY and parameter.default is not parameter.empty
     }
-    return own | (layers.BATCH_NORM if getattr(constructor, "batch_norm", False) else {})
+    return own | (BATCH_NORM if getattr(constructor, "batch_norm", False) else {})
 
 
 def require(condition: bool, option: str, value: object, expected: str) -> None:
@@ -144,7 +144,7 @@ def _constructor(
     constructor, fixed = _constructors[name]
     norm = {}
     if getattr(constructor, "batch_norm", False):
-        norm = {key: chosen.pop(key, default) for key, default in layers.BATCH_NORM.items()}
+        norm = {key: chosen.pop(key, default) for key, default in BATCH_NORM.items()}
         kept, epsilon = norm["bn_momentum"], norm["bn_epsilon"]
         require(0 <= kept <= 1, "bn_momentum", kept, "the part that is kept, in [0, 1]")
         require(epsilon > 0, "bn_epsilon", epsilon, "a number above 0")
@@ -152,7 +152,7 @@ def _constructor(
     def make(rngs: nnx.Rngs) -> nnx.Module:
         module = constructor(*fixed, shape, num_classes, dtype=compute, rngs=rngs, **chosen)
         if norm:
-            layers.set_batch_norm(module, **norm)
+            set_batch_norm(module, **norm)
         return module
 
     return make

@@ -9,8 +9,8 @@ from flax import nnx
 from jax import Array
 from jax.typing import DTypeLike
 
+from distill_jax.models.initializers import initial
 from distill_jax.models.language.config import DecoderConfig, RopeScaling
-from distill_jax.models.vision.layers import initial
 
 # GPT-2's and Llama's `initializer_range`.
 INITIAL = initial("normal", 0.02)

@@ -4,30 +4,28 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
-from distill_jax.models.outputs import Outputs, checked_images
+from distill_jax.models.outputs import Outputs
 from distill_jax.models.registry import register, require
 from distill_jax.models.vision import layers
+from distill_jax.models.vision.image_classifier import ImageClassifier
 
 
-class CNN(nnx.Module):
+class CNN(ImageClassifier):
     """Stages of one 3x3 convolution with batch normalisation and ReLU, then one dense layer.
 
     A stage halves the map while its sides are 4 or more, by the stride of its convolution: that
     costs a quarter of a convolution and a pool.
 
-    The map is flattened, not averaged: at this size, where a stroke lies tells digits apart.
+    The map is flattened, not averaged: at this size, the position of a stroke tells digits apart.
 
     Taps: "stage1" .. [B, H, W, C] after the ReLU; "stage1_pre" .. before it; "pooled" [B, dense],
     the dense layer after its ReLU and before dropout.
 
     Args:
-      input_shape: (H, W, C).
-      num_classes: K.
       channels: of the stages.
       dense: width of the dense layer.
       dropout: rate before and after the dense layer, in [0, 1).
-      dtype: compute dtype of all layers but the classifier.
-      rngs: of the initial values.
+      input_shape, num_classes, dtype, rngs: as of `ImageClassifier`.
     """
 
     batch_norm = True
@@ -47,8 +45,7 @@ class CNN(nnx.Module):
         require(positive, "channels", channels, "one or more positive ints")
         require(dense > 0, "dense", dense, "a positive int")
         require(0 <= dropout < 1, "dropout", dropout, "a rate in [0, 1)")
-        self.input_shape = input_shape
-        self.dtype = dtype
+        super().__init__(input_shape, dtype)
         self.dropout = dropout
         height, width, inputs = input_shape
         stages = []
@@ -62,9 +59,7 @@ class CNN(nnx.Module):
         self.dense = layers.hidden(height * width * inputs, dense, dtype=dtype, rngs=rngs)
         self.classifier = layers.classifier(dense, num_classes, rngs=rngs)
 
-    def __call__(self, images: Array, *, train: bool = False, key: Array | None = None) -> Outputs:
-        """images: float [B, H, W, C], normalised. Returns logits [B, K] and the taps."""
-        x = checked_images(images, self.input_shape, self.dtype)
+    def outputs(self, x: Array, *, train: bool, key: Array | None) -> Outputs:
         taps = {}
         for i, stage in enumerate(self.stages, start=1):
             taps[f"stage{i}_pre"] = stage(x, train=train)

@@ -5,18 +5,20 @@ bottleneck the 3x3 one strides (its "v1.5"), where He et al. let the first 1x1 d
 the one of the CIFAR papers (Tian et al., 2020): a 3x3 stem at stride 1 and no pooling after it.
 """
 
+import functools
+
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
-from distill_jax.models.outputs import Outputs, checked_images
 from distill_jax.models.registry import register
 from distill_jax.models.vision import layers
+from distill_jax.models.vision.image_classifier import StagedClassifier
 from distill_jax.models.vision.resnet import Block
 
 
 class Bottleneck(nnx.Module):
-    """1x1, 3x3 and 1x1 convolutions and a shortcut; the last ReLU is left to the caller.
+    """1x1, 3x3 and 1x1 convolutions and a shortcut; the network applies the last ReLU.
 
     The inner width is a quarter of `outputs`.
     """
@@ -39,24 +41,18 @@ class Bottleneck(nnx.Module):
         return self.third(x, train=train) + shortcut
 
 
-class ImageNetResNet(nnx.Module):
-    """A stem, four stages at strides 1, 2, 2, 2, a global average.
+class ImageNetResNet(StagedClassifier):
+    """A stem, four stages at strides 1, 2, 2, 2, a global average; taps of `StagedClassifier`.
 
-    Taps: "stem" [B, H, W, C] after its ReLU and before the pooling; "stage1" .. "stage4" after
-    their ReLU; "stage1_pre" .. the sums before it; "pooled" [B, C].
+    The tap "stem" is the map before the pooling.
 
     Args:
       block: `Block` or `Bottleneck`.
       depths: how many of them each stage has.
       large: whether the stem is 7x7 at stride 2 with a 3x3 max-pool at stride 2 after it; else 3x3
         at stride 1 and no pool.
-      input_shape: (H, W, C).
-      num_classes: K.
-      dtype: compute dtype of all layers but the classifier.
-      rngs: of the initial values.
+      input_shape, num_classes, dtype, rngs: as of `ImageClassifier`.
     """
-
-    batch_norm = True
 
     def __init__(
         self,
@@ -69,36 +65,25 @@ class ImageNetResNet(nnx.Module):
         dtype: jnp.dtype,
         rngs: nnx.Rngs,
     ):
-        self.input_shape = input_shape
-        self.dtype = dtype
-        self.large = large
         size, stride = (7, 2) if large else (3, 1)
-        self.stem = layers.ConvNorm(
-            input_shape[-1], 64, size, stride=stride, dtype=dtype, rngs=rngs
+        stem = layers.ConvNorm(input_shape[-1], 64, size, stride=stride, dtype=dtype, rngs=rngs)
+        make = functools.partial(block, dtype=dtype, rngs=rngs)
+        inputs, outputs = 64, 256 if block is Bottleneck else 64
+        stages = []
+        for i, depth in enumerate(depths):
+            stages.append(layers.stage(make, inputs, outputs, depth, stride=2 if i else 1))
+            inputs, outputs = outputs, 2 * outputs
+        super().__init__(
+            input_shape,
+            dtype,
+            stem=stem,
+            stages=stages,
+            classifier=layers.classifier(inputs, num_classes, rngs=rngs),
         )
-        inputs = 64
-        for stage, depth in enumerate(depths, start=1):
-            outputs = 64 * 2 ** (stage - 1) * (4 if block is Bottleneck else 1)
-            blocks = []
-            for i in range(depth):
-                stride = 2 if stage > 1 and i == 0 else 1
-                blocks.append(block(inputs, outputs, stride=stride, dtype=dtype, rngs=rngs))
-                inputs = outputs
-            setattr(self, f"stage{stage}", nnx.List(blocks))
-        self.classifier = layers.classifier(inputs, num_classes, rngs=rngs)
+        self.large = large
 
-    def __call__(self, images: Array, *, train: bool = False, key: Array | None = None) -> Outputs:
-        """images: float [B, H, W, C], normalised. Returns logits [B, K] and the taps."""
-        del key  # Nothing here is random.
-        x = checked_images(images, self.input_shape, self.dtype)
-        taps = {"stem": nnx.relu(self.stem(x, train=train))}
-        x = layers.max_pool(taps["stem"], 3, stride=2, margin=1) if self.large else taps["stem"]
-        for name in ("stage1", "stage2", "stage3", "stage4"):
-            for block in getattr(self, name):
-                taps[f"{name}_pre"] = block(x, train=train)
-                taps[name] = x = nnx.relu(taps[f"{name}_pre"])
-        taps["pooled"] = layers.pool(x)
-        return Outputs(self.classifier(taps["pooled"]), taps)
+    def after_stem(self, x: Array) -> Array:
+        return layers.max_pool(x, 3, stride=2, margin=1) if self.large else x
 
 
 register("imagenet_resnet18", ImageNetResNet, Block, (2, 2, 2, 2), True)

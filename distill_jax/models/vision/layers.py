@@ -3,138 +3,64 @@
 Padding is PyTorch's (symmetric, also at stride 2, where "SAME" would shift the image by a pixel),
 initial values are those of the reference implementations, batch normalisation has epsilon 1e-5 and
 keeps 0.9 of its running statistics (PyTorch calls that momentum 0.1). As in Flax, the running
-variance is the biased one; PyTorch's is larger by n / (n - 1). These three are options of every
-network with batch normalisation (`BATCH_NORM`).
+variance is the biased one; PyTorch's is larger by n / (n - 1). These last three are options of
+every network with batch normalisation (`models.batch_norm`).
 """
 
-import functools
 import math
-from typing import Any, Literal
+from collections.abc import Sequence
+from typing import Any, Literal, Protocol
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 from jax import Array
-from jax.typing import DTypeLike
+
+from distill_jax.models.batch_norm import BatchNorm
+from distill_jax.models.initializers import initial
+
+_PARTS = 4  # of a batch; a CPU computes their kernel gradients at the same time
 
 
-def initial(distribution: Literal["normal", "uniform"], scale: float) -> nnx.Initializer:
-    """Initial values drawn by NumPy, as an initialiser for any Flax layer.
-
-    `jax.random.normal` is compiled once a shape, which costs a second each on a small machine, and
-    its last bit depends on what it is fused with. NumPy needs no compiling, and gives the same bits
-    on every backend, in or out of `jit`.
-
-    Args:
-      distribution: "normal", N(0, scale^2), or "uniform", in +-scale.
-      scale: the standard deviation or the bound.
-
-    Returns:
-      (key, shape, dtype) -> Array [shape], a function of the key.
-    """
-
-    def initialise(key: Array, shape: tuple[int, ...], dtype: DTypeLike = jnp.float32) -> Array:
-        def draw(words: Array) -> np.ndarray:
-            seed = np.random.SeedSequence([int(word) for word in np.asarray(words)])
-            generator = np.random.Generator(np.random.Philox(seed))
-            if distribution == "normal":
-                values = generator.standard_normal(shape, np.float32)
-            else:
-                values = 2 * generator.random(shape, np.float32) - 1
-            return (values * np.float32(scale)).astype(dtype)
-
-        words = jax.random.key_data(key)
-        if isinstance(words, jax.core.Tracer):
-            return jax.pure_callback(draw, jax.ShapeDtypeStruct(shape, dtype), words)
-        return jnp.asarray(draw(words))
-
-    return initialise
-
-
-#: Options of every network with batch normalisation, and their defaults; see `set_batch_norm`.
-BATCH_NORM = {"bn_momentum": 0.9, "bn_epsilon": 1e-5, "bn_unbiased": False}
-
-
-class BatchNorm(nnx.BatchNorm):
-    """Batch normalisation (Ioffe and Szegedy, 2015), in float32 whatever dtype goes through.
-
-    `nnx.BatchNorm` at dtype bfloat16 would round the running statistics to 8 bits on every use.
-    Here only the result is rounded, and XLA fuses the two conversions into the arithmetic.
-
-    Attributes:
-      unbiased: whether the running variance is that of a sample, n / (n - 1) times the one that
-        normalises the batch, for n values a channel in the global batch. PyTorch's is.
-    """
-
-    def __init__(self, features: int, *, rngs: nnx.Rngs):
-        super().__init__(features, momentum=0.9, epsilon=1e-5, dtype=jnp.float32, rngs=rngs)
-        self.unbiased = False
-
-    def __call__(self, x: Array, *, train: bool) -> Array:
-        values = x.size // self.num_features
-        if not (train and self.unbiased and values > 1):
-            return super().__call__(x, use_running_average=not train).astype(x.dtype)
-        # old * kept + new * (1 - kept) is computed in there; only the new part is to be larger.
-        larger = values / (values - 1)
-        self.var[...] = self.var[...] / larger
-        y = super().__call__(x, use_running_average=False)
-        self.var[...] = self.var[...] * larger
-        return y.astype(x.dtype)
-
-
-def set_batch_norm(
-    module: nnx.Module, *, bn_momentum: float, bn_epsilon: float, bn_unbiased: bool
-) -> None:
-    """Sets the conventions of every `BatchNorm` in a network, which become part of its graph.
-
-    Args:
-      module: the network, changed in place.
-      bn_momentum: the part of the running statistics that a step keeps, in [0, 1]. PyTorch calls
-        1 - that momentum.
-      bn_epsilon: added to the variance, positive.
-      bn_unbiased: see `BatchNorm`.
-    """
-    for _, part in nnx.iter_modules(module):
-        if isinstance(part, BatchNorm):
-            part.momentum = bn_momentum
-            part.epsilon = bn_epsilon
-            part.unbiased = bn_unbiased
-
-
-_PARTS = 4  # of a batch, whose kernel gradients a CPU takes at once
-
-
-def convolve(x: Array, kernel: Array, *args: Any, **options: Any) -> Array:
+def convolve(
+    x: Array,
+    kernel: Array,
+    window_strides: Sequence[int],
+    padding: str | Sequence[tuple[int, int]],
+    **options: Any,
+) -> Array:
     """`jax.lax.conv_general_dilated`, with a faster gradient for the kernel on a CPU.
 
-    There XLA takes that gradient on one core, whatever there are: a convolution whose window is the
-    whole map. Those of the quarters of a batch are independent, and run side by side. Every fourth
-    image makes a quarter, so that each device of a mesh keeps its own. Other platforms, other
-    dtypes, grouped and 1x1 convolutions get what JAX makes of it.
+    On a CPU, XLA computes that gradient, a convolution whose window is the whole map, on one core.
+    The gradients of four parts of a batch are independent and run on several. A part takes every
+    fourth image, so that each device of a mesh keeps its own images. Other platforms, other dtypes,
+    grouped and 1x1 convolutions get JAX's own gradient.
 
     Args and result are those of `jax.lax.conv_general_dilated`, for x [B, H, W, C].
     """
-    plain = functools.partial(jax.lax.conv_general_dilated, **options)
+
+    def plain(x: Array, kernel: Array) -> Array:
+        return jax.lax.conv_general_dilated(x, kernel, window_strides, padding, **options)
+
     grouped = options.get("feature_group_count", 1) > 1
     if grouped or kernel.shape[0] == 1 or x.shape[0] % _PARTS or x.dtype != jnp.float32:
-        return plain(x, kernel, *args)
+        return plain(x, kernel)
 
     def whole(x: Array, kernel: Array, g: Array) -> Array:
-        return jax.vjp(lambda kernel: plain(x, kernel, *args), kernel)[1](g)[0]
+        return jax.vjp(lambda kernel: plain(x, kernel), kernel)[1](g)[0]
 
     def by_parts(x: Array, kernel: Array, g: Array) -> Array:
         x, g = (a.reshape(-1, _PARTS, *a.shape[1:]) for a in (x, g))
-        return sum(whole(x[:, i], kernel, g[:, i]) for i in range(_PARTS))
+        return jnp.asarray(sum(whole(x[:, i], kernel, g[:, i]) for i in range(_PARTS)))
 
     def backward(saved: tuple[Array, Array], g: Array) -> tuple[Array, Array]:
         x, kernel = saved
-        to_x = jax.vjp(lambda x: plain(x, kernel, *args), x)[1](g)[0]
+        to_x = jax.vjp(lambda x: plain(x, kernel), x)[1](g)[0]
         to_kernel = jax.lax.platform_dependent(x, kernel, g, cpu=by_parts, default=whole)
         return to_x, to_kernel
 
-    convolved = jax.custom_vjp(lambda x, kernel: plain(x, kernel, *args))
-    convolved.defvjp(lambda x, kernel: (plain(x, kernel, *args), (x, kernel)), backward)
+    convolved = jax.custom_vjp(lambda x, kernel: plain(x, kernel))
+    convolved.defvjp(lambda x, kernel: (plain(x, kernel), (x, kernel)), backward)
     return convolved(x, kernel)
 
 
@@ -157,7 +83,7 @@ def convolution(
       outputs: channels out.
       size: of the kernel, odd; padded by (size - 1) / 2 on every side.
       stride: in both directions.
-      groups: of channels that see each other alone; `inputs` of them make it depthwise.
+      groups: of channels, convolved separately; `inputs` of them make it depthwise.
       bias: whether a bias is added; it starts at 0.
       init: of the kernel: "he" is N(0, 2 / (size^2 * outputs)) (He et al., 2015, fan out, which
         PyTorch does not divide by the groups); "torch" is uniform in +-1 / sqrt(fan in), for
@@ -217,6 +143,29 @@ class ConvNorm(nnx.Module):
         return self.norm(self.conv(x), train=train)
 
 
+class BlockConstructor(Protocol):
+    """Makes a block that maps `inputs` channels to `outputs`."""
+
+    def __call__(self, inputs: int, outputs: int, *, stride: int) -> nnx.Module: ...
+
+
+def stage(
+    block: BlockConstructor, inputs: int, outputs: int, depth: int, *, stride: int
+) -> list[nnx.Module]:
+    """`depth` blocks, of which the first one strides and changes the width.
+
+    Args:
+      block: makes a block; all but the first have stride 1.
+      inputs: channels of the map before the stage.
+      outputs: channels of every block's result.
+      depth: number of blocks.
+      stride: of the first block.
+    """
+    return [
+        block(outputs if i else inputs, outputs, stride=1 if i else stride) for i in range(depth)
+    ]
+
+
 def hidden(inputs: int, outputs: int, *, dtype: jnp.dtype, rngs: nnx.Rngs) -> nnx.Linear:
     """A dense layer that a ReLU follows: weights N(0, 2 / inputs) (He et al., 2015), biases 0."""
     return nnx.Linear(
@@ -238,7 +187,8 @@ def classifier(
 ) -> nnx.Linear:
     """The last layer, in float32 whatever the dtype of the network: losses read its logits.
 
-    Weights and biases are uniform in +-1 / sqrt(inputs), as torch.nn.Linear, or as the given.
+    Weights and biases are uniform in +-1 / sqrt(inputs), as in torch.nn.Linear, unless an
+    initializer is given.
     """
     within = initial("uniform", 1 / math.sqrt(inputs))
     return nnx.Linear(
@@ -257,21 +207,22 @@ def pool(x: Array) -> Array:
 
 
 def max_pool(x: Array, size: int, *, stride: int, margin: int = 0) -> Array:
-    """The largest value of every window, row by row the first one where several are, as PyTorch.
+    """The largest value of every window; the gradient goes to the first of equals, row by row.
 
-    Made of comparisons of shifted maps: the gradient of `jax.lax.reduce_window` scatters into the
-    map, which on a GPU is not the same from run to run or takes a slow path.
+    That is PyTorch's rule. The maximum is taken by comparing shifted maps, because the gradient of
+    `jax.lax.reduce_window` scatters into the map, which on a GPU differs from run to run or takes a
+    slow path.
 
     Args:
       x: [B, H, W, C].
       size: of the window.
       stride: in both directions.
-      margin: places on every side that hold no value.
+      margin: pixels of padding on every side; never the largest.
 
     Returns:
       [B, H', W', C], of sides floor((H + 2 * margin - size) / stride) + 1.
     """
-    for axis in (2, 1):  # Within a row first: of equals the first row wins, as row by row.
+    for axis in (2, 1):  # Along rows first, so that of equals the first in the upper row wins.
         widths = [(margin, margin) if i == axis else (0, 0) for i in range(4)]
         padded = jnp.pad(x, widths, constant_values=-jnp.inf)
         last = (padded.shape[axis] - size) // stride * stride
@@ -288,15 +239,15 @@ def dropout(x: Array, rate: float, *, train: bool, key: Array | None, layer: int
     Args:
       x: any shape.
       rate: the probability of a zero, in [0, 1).
-      train: without it, `x` comes back as it is.
-      key: the random key of this call of the network.
+      train: False returns `x` unchanged.
+      key: the random key of this call of the network; may be None unless needed.
       layer: which dropout of the network this is; each draws from its own key.
 
     Returns:
       x, with entries zeroed at `rate` and the rest divided by 1 - rate.
 
     Raises:
-      ValueError: a key is needed and there is none.
+      ValueError: `train` and `rate` need a key, and there is none.
     """
     if not train or rate == 0.0:
         return x
@@ -308,7 +259,7 @@ def dropout(x: Array, rate: float, *, train: bool, key: Array | None, layer: int
 
 
 def drop_path(x: Array, rate: float, *, train: bool, key: Array | None, layer: int) -> Array:
-    """Stochastic depth (Huang et al., 2016): the branch of some images is dropped whole.
+    """Stochastic depth (Huang et al., 2016): drops the whole branch of some images.
 
     Args, result and errors are those of `dropout`; x is [B, ...].
     """

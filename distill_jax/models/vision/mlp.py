@@ -6,25 +6,23 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
-from distill_jax.models.outputs import Outputs, checked_images
+from distill_jax.models.outputs import Outputs
 from distill_jax.models.registry import register, require
 from distill_jax.models.vision import layers
+from distill_jax.models.vision.image_classifier import ImageClassifier
 
 
-class MLP(nnx.Module):
+class MLP(ImageClassifier):
     """Dense layers with ReLU, and dropout after each.
 
     Taps: "hidden1" .. [B, width] after the ReLU and before dropout; "hidden1_pre" .. before the
-    ReLU; "pooled", the last after its ReLU.
+    ReLU; "pooled", the last one after its ReLU.
 
     Args:
-      input_shape: (H, W, C).
-      num_classes: K.
       widths: of the hidden layers.
       dropout: rate after every hidden layer, in [0, 1).
       input_dropout: rate on the pixels, in [0, 1).
-      dtype: compute dtype of the hidden layers.
-      rngs: of the initial values.
+      input_shape, num_classes, dtype, rngs: as of `ImageClassifier`.
     """
 
     def __init__(
@@ -42,8 +40,7 @@ class MLP(nnx.Module):
         require(positive, "widths", widths, "one or more positive ints")
         require(0 <= dropout < 1, "dropout", dropout, "a rate in [0, 1)")
         require(0 <= input_dropout < 1, "input_dropout", input_dropout, "a rate in [0, 1)")
-        self.input_shape = input_shape
-        self.dtype = dtype
+        super().__init__(input_shape, dtype)
         self.dropout = dropout
         self.input_dropout = input_dropout
         sizes = (math.prod(input_shape), *widths)
@@ -53,9 +50,8 @@ class MLP(nnx.Module):
         )
         self.classifier = layers.classifier(sizes[-1], num_classes, rngs=rngs)
 
-    def __call__(self, images: Array, *, train: bool = False, key: Array | None = None) -> Outputs:
-        """images: float [B, H, W, C], normalised. Returns logits [B, K] and the taps."""
-        x = checked_images(images, self.input_shape, self.dtype).reshape(images.shape[0], -1)
+    def outputs(self, x: Array, *, train: bool, key: Array | None) -> Outputs:
+        x = x.reshape(x.shape[0], -1)
         x = layers.dropout(x, self.input_dropout, train=train, key=key, layer=0)
         taps = {}
         for i, layer in enumerate(self.hidden, start=1):

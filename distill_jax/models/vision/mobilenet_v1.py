@@ -7,21 +7,21 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
-from distill_jax.models.outputs import Outputs, checked_images
 from distill_jax.models.registry import register
 from distill_jax.models.vision import layers
+from distill_jax.models.vision.image_classifier import StagedClassifier
 
 # (channels, stride) of every block.
-STAGES = {
-    "stage1": ((64, 1), (128, 2), (128, 1)),
-    "stage2": ((256, 2), (256, 1)),
-    "stage3": ((512, 2), (512, 1), (512, 1), (512, 1), (512, 1), (512, 1)),
-    "stage4": ((1024, 2), (1024, 1)),
-}
+STAGES = (
+    ((64, 1), (128, 2), (128, 1)),
+    ((256, 2), (256, 1)),
+    ((512, 2), (512, 1), (512, 1), (512, 1), (512, 1), (512, 1)),
+    ((1024, 2), (1024, 1)),
+)
 
 
 class Block(nnx.Module):
-    """A depthwise 3x3 and a pointwise 1x1 convolution; the last ReLU is left to the caller."""
+    """A depthwise 3x3 and a pointwise 1x1 convolution; the network applies the last ReLU."""
 
     def __init__(self, inputs: int, outputs: int, *, stride: int, dtype: jnp.dtype, rngs: nnx.Rngs):
         self.depthwise = layers.ConvNorm(
@@ -33,21 +33,15 @@ class Block(nnx.Module):
         return self.pointwise(nnx.relu(self.depthwise(x, train=train)), train=train)
 
 
-class MobileNetV1(nnx.Module):
-    """A 3x3 stem at stride 2, thirteen blocks, a global average.
+class MobileNetV1(StagedClassifier):
+    """A 3x3 stem at stride 2, thirteen blocks, a global average; taps of `StagedClassifier`.
 
-    A stage ends where the map is halved next, as in mdistiller (Zhao et al., 2022). Taps: "stem"
-    and "stage1" .. "stage4" [B, H, W, C] after their ReLU; "stage1_pre" .. before it; "pooled"
+    A stage ends where the map is halved next, as in mdistiller (Zhao et al., 2022). "pooled" is
     [B, 1024].
 
     Args:
-      input_shape: (H, W, C).
-      num_classes: K.
-      dtype: compute dtype of all layers but the classifier.
-      rngs: of the initial values.
+      input_shape, num_classes, dtype, rngs: as of `ImageClassifier`.
     """
-
-    batch_norm = True
 
     def __init__(
         self,
@@ -57,32 +51,24 @@ class MobileNetV1(nnx.Module):
         dtype: jnp.dtype,
         rngs: nnx.Rngs,
     ):
-        self.input_shape = input_shape
-        self.dtype = dtype
         inputs = 32
-        self.stem = layers.ConvNorm(
+        stem = layers.ConvNorm(
             input_shape[-1], inputs, 3, stride=2, init="torch", dtype=dtype, rngs=rngs
         )
-        for name, blocks in STAGES.items():
-            stage = []
-            for outputs, stride in blocks:
-                stage.append(Block(inputs, outputs, stride=stride, dtype=dtype, rngs=rngs))
+        stages = []
+        for table in STAGES:
+            blocks = []
+            for outputs, stride in table:
+                blocks.append(Block(inputs, outputs, stride=stride, dtype=dtype, rngs=rngs))
                 inputs = outputs
-            setattr(self, name, nnx.List(stage))
-        self.classifier = layers.classifier(inputs, num_classes, rngs=rngs)
-
-    def __call__(self, images: Array, *, train: bool = False, key: Array | None = None) -> Outputs:
-        """images: float [B, H, W, C], normalised. Returns logits [B, K] and the taps."""
-        del key  # Nothing here is random.
-        x = checked_images(images, self.input_shape, self.dtype)
-        taps = {"stem": nnx.relu(self.stem(x, train=train))}
-        x = taps["stem"]
-        for name in STAGES:
-            for block in getattr(self, name):
-                taps[f"{name}_pre"] = block(x, train=train)
-                taps[name] = x = nnx.relu(taps[f"{name}_pre"])
-        taps["pooled"] = layers.pool(x)
-        return Outputs(self.classifier(taps["pooled"]), taps)
+            stages.append(blocks)
+        super().__init__(
+            input_shape,
+            dtype,
+            stem=stem,
+            stages=stages,
+            classifier=layers.classifier(inputs, num_classes, rngs=rngs),
+        )
 
 
 register("mobilenet_v1", MobileNetV1)

@@ -5,22 +5,27 @@ every width halved but that of the last convolution, ReLU where Sandler et al. h
 stride 2 even for 32 pixels, and an expansion in the first block too, at factor 1.
 """
 
+import functools
+from collections.abc import Callable
+from typing import Any
+
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
-from distill_jax.models.outputs import Outputs, checked_images
+from distill_jax.models.initializers import initial
 from distill_jax.models.registry import register
 from distill_jax.models.vision import layers
+from distill_jax.models.vision.image_classifier import StagedClassifier
 
 # (expansion, channels, blocks, stride of the first), the rows of table 2 at half width. A stage
 # here ends where the distillation papers read a map.
-STAGES = {
-    "stage1": ((1, 8, 1, 1), (6, 12, 2, 1)),
-    "stage2": ((6, 16, 3, 2),),
-    "stage3": ((6, 32, 4, 2), (6, 48, 3, 1)),
-    "stage4": ((6, 80, 3, 2), (6, 160, 1, 1)),
-}
+STAGES = (
+    ((1, 8, 1, 1), (6, 12, 2, 1)),
+    ((6, 16, 3, 2),),
+    ((6, 32, 4, 2), (6, 48, 3, 1)),
+    ((6, 80, 3, 2), (6, 160, 1, 1)),
+)
 
 
 class Block(nnx.Module):
@@ -54,20 +59,15 @@ class Block(nnx.Module):
         return x + y if self.residual else y
 
 
-class MobileNetV2(nnx.Module):
+class MobileNetV2(StagedClassifier):
     """A 3x3 stem at stride 2, seventeen blocks, a 1x1 convolution, a global average.
 
-    Taps: "stem" [B, H, W, C] after its ReLU; "stage1" .. "stage4", the sums of their last blocks,
-    which no ReLU follows, so that there are no "_pre" twins; "pooled" [B, 1280].
+    Taps: those of `StagedClassifier` without the "_pre" twins, because no ReLU follows the sum of a
+    block. "pooled" is [B, 1280].
 
     Args:
-      input_shape: (H, W, C).
-      num_classes: K.
-      dtype: compute dtype of all layers but the classifier.
-      rngs: of the initial values.
+      input_shape, num_classes, dtype, rngs: as of `ImageClassifier`.
     """
-
-    batch_norm = True
 
     def __init__(
         self,
@@ -77,48 +77,33 @@ class MobileNetV2(nnx.Module):
         dtype: jnp.dtype,
         rngs: nnx.Rngs,
     ):
-        self.input_shape = input_shape
-        self.dtype = dtype
         inputs = 16
-        self.stem = layers.ConvNorm(input_shape[-1], inputs, 3, stride=2, dtype=dtype, rngs=rngs)
-        for name, rows in STAGES.items():
-            stage = []
-            for expansion, outputs, blocks, first in rows:
-                for i in range(blocks):
-                    stride = 1 if i else first
-                    stage.append(
-                        Block(
-                            inputs,
-                            outputs,
-                            expansion=expansion,
-                            stride=stride,
-                            dtype=dtype,
-                            rngs=rngs,
-                        )
-                    )
-                    inputs = outputs
-            setattr(self, name, nnx.List(stage))
-        self.head = layers.ConvNorm(inputs, 1280, 1, dtype=dtype, rngs=rngs)
-        self.classifier = layers.classifier(
-            1280,
-            num_classes,
-            kernel_init=layers.initial("normal", 0.01),
-            bias_init=nnx.initializers.zeros,
-            rngs=rngs,
+        stem = layers.ConvNorm(input_shape[-1], inputs, 3, stride=2, dtype=dtype, rngs=rngs)
+        stages = []
+        for rows in STAGES:
+            blocks: list[nnx.Module] = []
+            for expansion, outputs, depth, stride in rows:
+                make = functools.partial(Block, expansion=expansion, dtype=dtype, rngs=rngs)
+                blocks += layers.stage(make, inputs, outputs, depth, stride=stride)
+                inputs = outputs
+            stages.append(blocks)
+        super().__init__(
+            input_shape,
+            dtype,
+            stem=stem,
+            stages=stages,
+            head=layers.ConvNorm(inputs, 1280, 1, dtype=dtype, rngs=rngs),
+            classifier=layers.classifier(
+                1280,
+                num_classes,
+                kernel_init=initial("normal", 0.01),
+                bias_init=nnx.initializers.zeros,
+                rngs=rngs,
+            ),
         )
 
-    def __call__(self, images: Array, *, train: bool = False, key: Array | None = None) -> Outputs:
-        """images: float [B, H, W, C], normalised. Returns logits [B, K] and the taps."""
-        del key  # Nothing here is random.
-        x = checked_images(images, self.input_shape, self.dtype)
-        taps = {"stem": nnx.relu(self.stem(x, train=train))}
-        x = taps["stem"]
-        for name in STAGES:
-            for block in getattr(self, name):
-                x = block(x, train=train)
-            taps[name] = x
-        taps["pooled"] = layers.pool(nnx.relu(self.head(x, train=train)))
-        return Outputs(self.classifier(taps["pooled"]), taps)
+    def run_block(self, block: Callable[..., Any], x: Array, *, train: bool) -> tuple[Array, None]:
+        return block(x, train=train), None
 
 
 register("mobilenet_v2", MobileNetV2)

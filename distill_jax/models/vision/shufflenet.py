@@ -4,15 +4,19 @@ As in RepDistiller (Tian et al., 2020): a 1x1 stem of 24 channels at stride 1 an
 it, three stages that each halve the map.
 """
 
+import functools
+from collections.abc import Callable
+from typing import Any
+
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
-from distill_jax.models.outputs import Outputs, checked_images
 from distill_jax.models.registry import register
 from distill_jax.models.vision import layers
+from distill_jax.models.vision.image_classifier import StagedClassifier
 
-STAGES = ("stage1", "stage2", "stage3")
+STEM = 24  # channels
 
 
 def shuffle(x: Array, groups: int) -> Array:
@@ -22,7 +26,7 @@ def shuffle(x: Array, groups: int) -> Array:
 
 
 class Unit(nnx.Module):
-    """Grouped 1x1, shuffle, depthwise 3x3, grouped 1x1; the last ReLU is left to the caller.
+    """Grouped 1x1, shuffle, depthwise 3x3, grouped 1x1; the network applies the last ReLU.
 
     At stride 2 the averaged input is appended to the channels, else the input is added.
 
@@ -45,10 +49,10 @@ class Unit(nnx.Module):
     ):
         own = outputs - inputs if stride == 2 else outputs
         width = own // 4
-        parts = {"init": "torch", "dtype": dtype, "rngs": rngs}
-        self.first = layers.ConvNorm(inputs, width, 1, groups=first_groups, **parts)
-        self.second = layers.ConvNorm(width, width, 3, stride=stride, groups=width, **parts)
-        self.third = layers.ConvNorm(width, own, 1, groups=3, **parts)
+        conv_norm = functools.partial(layers.ConvNorm, init="torch", dtype=dtype, rngs=rngs)
+        self.first = conv_norm(inputs, width, 1, groups=first_groups)
+        self.second = conv_norm(width, width, 3, stride=stride, groups=width)
+        self.third = conv_norm(width, own, 1, groups=3)
         self.groups = first_groups
         self.stride = stride
 
@@ -58,27 +62,20 @@ class Unit(nnx.Module):
         y = self.third(y, train=train)
         if self.stride == 1:
             return y + x
-        # Places outside of the map count as zeros, as in torch.nn.AvgPool2d.
+        # Padding counts as zeros in the average, as in torch.nn.AvgPool2d.
         shortcut = nnx.avg_pool(x, (3, 3), (2, 2), padding=((1, 1), (1, 1)))
         return jnp.concatenate([y, shortcut], -1)
 
 
-class ShuffleNetV1(nnx.Module):
-    """A 1x1 stem, stages of 4, 8 and 4 units, a global average.
+class ShuffleNetV1(StagedClassifier):
+    """A 1x1 stem, stages of 4, 8 and 4 units, a global average; taps of `StagedClassifier`.
 
-    Three groups everywhere but in the very first unit, whose input has too few channels.
-
-    Taps: "stem" and "stage1" .. "stage3" [B, H, W, C] after their ReLU; "stage1_pre" .. the sums
-    before it; "pooled" [B, 960].
+    Three groups everywhere but in the very first unit, whose input has too few channels. "pooled"
+    is [B, 960].
 
     Args:
-      input_shape: (H, W, C).
-      num_classes: K.
-      dtype: compute dtype of all layers but the classifier.
-      rngs: of the initial values.
+      input_shape, num_classes, dtype, rngs: as of `ImageClassifier`.
     """
-
-    batch_norm = True
 
     def __init__(
         self,
@@ -88,47 +85,31 @@ class ShuffleNetV1(nnx.Module):
         dtype: jnp.dtype,
         rngs: nnx.Rngs,
     ):
-        self.input_shape = input_shape
-        self.dtype = dtype
-        inputs = 24
-        self.stem = layers.ConvNorm(
-            input_shape[-1], inputs, 1, init="torch", dtype=dtype, rngs=rngs
-        )
-        for name, outputs, depth in zip(STAGES, (240, 480, 960), (4, 8, 4), strict=True):
-            units = []
-            for i in range(depth):
-                groups, stride = 1 if inputs == 24 else 3, 1 if i else 2
-                units.append(
-                    Unit(
-                        inputs, outputs, first_groups=groups, stride=stride, dtype=dtype, rngs=rngs
-                    )
-                )
-                inputs = outputs
-            setattr(self, name, nnx.List(units))
-        self.classifier = layers.classifier(inputs, num_classes, rngs=rngs)
+        def unit(inputs: int, outputs: int, *, stride: int) -> Unit:
+            groups = 1 if inputs == STEM else 3
+            return Unit(inputs, outputs, first_groups=groups, stride=stride, dtype=dtype, rngs=rngs)
 
-    def __call__(self, images: Array, *, train: bool = False, key: Array | None = None) -> Outputs:
-        """images: float [B, H, W, C], normalised. Returns logits [B, K] and the taps."""
-        del key  # Nothing here is random.
-        x = checked_images(images, self.input_shape, self.dtype)
-        taps = {"stem": nnx.relu(self.stem(x, train=train))}
-        x = taps["stem"]
-        for name in STAGES:
-            for unit in getattr(self, name):
-                taps[f"{name}_pre"] = unit(x, train=train)
-                taps[name] = x = nnx.relu(taps[f"{name}_pre"])
-        taps["pooled"] = layers.pool(x)
-        return Outputs(self.classifier(taps["pooled"]), taps)
+        super().__init__(
+            input_shape,
+            dtype,
+            stem=layers.ConvNorm(input_shape[-1], STEM, 1, init="torch", dtype=dtype, rngs=rngs),
+            stages=[
+                layers.stage(unit, STEM, 240, 4, stride=2),
+                layers.stage(unit, 240, 480, 8, stride=2),
+                layers.stage(unit, 480, 960, 4, stride=2),
+            ],
+            classifier=layers.classifier(960, num_classes, rngs=rngs),
+        )
 
 
 class Branch(nnx.Module):
-    """1x1, depthwise 3x3, 1x1 convolutions; the last ReLU is left to the caller."""
+    """1x1, depthwise 3x3, 1x1 convolutions; the unit applies the last ReLU."""
 
     def __init__(self, inputs: int, width: int, *, stride: int, dtype: jnp.dtype, rngs: nnx.Rngs):
-        parts = {"init": "torch", "dtype": dtype, "rngs": rngs}
-        self.first = layers.ConvNorm(inputs, width, 1, **parts)
-        self.second = layers.ConvNorm(width, width, 3, stride=stride, groups=width, **parts)
-        self.third = layers.ConvNorm(width, width, 1, **parts)
+        conv_norm = functools.partial(layers.ConvNorm, init="torch", dtype=dtype, rngs=rngs)
+        self.first = conv_norm(inputs, width, 1)
+        self.second = conv_norm(width, width, 3, stride=stride, groups=width)
+        self.third = conv_norm(width, width, 1)
 
     def __call__(self, x: Array, *, train: bool) -> Array:
         y = nnx.relu(self.first(x, train=train))
@@ -139,10 +120,10 @@ class DownUnit(nnx.Module):
     """Halves the map: two branches see the whole input, each makes half of the channels."""
 
     def __init__(self, inputs: int, outputs: int, *, dtype: jnp.dtype, rngs: nnx.Rngs):
-        parts = {"init": "torch", "dtype": dtype, "rngs": rngs}
+        conv_norm = functools.partial(layers.ConvNorm, init="torch", dtype=dtype, rngs=rngs)
         half = outputs // 2
-        self.depthwise = layers.ConvNorm(inputs, inputs, 3, stride=2, groups=inputs, **parts)
-        self.pointwise = layers.ConvNorm(inputs, half, 1, **parts)
+        self.depthwise = conv_norm(inputs, inputs, 3, stride=2, groups=inputs)
+        self.pointwise = conv_norm(inputs, half, 1)
         self.branch = Branch(inputs, half, stride=2, dtype=dtype, rngs=rngs)
 
     def __call__(self, x: Array, *, train: bool) -> tuple[Array, Array]:
@@ -153,7 +134,7 @@ class DownUnit(nnx.Module):
 
 
 class SplitUnit(nnx.Module):
-    """Half of the channels go through a branch, the others past it."""
+    """Half of the channels go through a branch, the other half bypasses it."""
 
     def __init__(self, channels: int, *, dtype: jnp.dtype, rngs: nnx.Rngs):
         self.branch = Branch(channels // 2, channels // 2, stride=1, dtype=dtype, rngs=rngs)
@@ -166,22 +147,17 @@ class SplitUnit(nnx.Module):
         return shuffle(both, 2), jnp.concatenate([past, through], -1)
 
 
-class ShuffleNetV2(nnx.Module):
+class ShuffleNetV2(StagedClassifier):
     """A 1x1 stem, stages of a `DownUnit` and 3, 7, 3 `SplitUnit`s, a 1x1 convolution, an average.
 
-    Taps: "stem" after its ReLU; "stage1" .. "stage3" [B, H, W, C] after the shuffle; "stage1_pre"
-    .. the two halves of the last unit side by side, before the ReLU of the second one and before
-    the shuffle: shuffled and activated they are the stage. "pooled" [B, D].
+    Taps: those of `StagedClassifier`, but a stage is the map after the shuffle, and its "_pre" twin
+    the concatenated halves of the last unit, before the ReLU of the second one and before the
+    shuffle: shuffled and activated they are the stage.
 
     Args:
       widths: channels of the three stages and of the last convolution.
-      input_shape: (H, W, C).
-      num_classes: K.
-      dtype: compute dtype of all layers but the classifier.
-      rngs: of the initial values.
+      input_shape, num_classes, dtype, rngs: as of `ImageClassifier`.
     """
-
-    batch_norm = True
 
     def __init__(
         self,
@@ -192,34 +168,26 @@ class ShuffleNetV2(nnx.Module):
         dtype: jnp.dtype,
         rngs: nnx.Rngs,
     ):
-        self.input_shape = input_shape
-        self.dtype = dtype
-        parts = {"dtype": dtype, "rngs": rngs}
-        inputs = 24
-        self.stem = layers.ConvNorm(input_shape[-1], inputs, 1, init="torch", **parts)
-        for name, outputs, depth in zip(STAGES, widths[:3], (3, 7, 3), strict=True):
-            down = DownUnit(inputs, outputs, **parts)
-            setattr(
-                self,
-                name,
-                nnx.List([down, *(SplitUnit(outputs, **parts) for _ in range(depth))]),
-            )
-            inputs = outputs
-        self.head = layers.ConvNorm(inputs, widths[3], 1, init="torch", **parts)
-        self.classifier = layers.classifier(widths[3], num_classes, rngs=rngs)
+        def stage(inputs: int, outputs: int, depth: int) -> list[nnx.Module]:
+            down = DownUnit(inputs, outputs, dtype=dtype, rngs=rngs)
+            return [down, *(SplitUnit(outputs, dtype=dtype, rngs=rngs) for _ in range(depth))]
 
-    def __call__(self, images: Array, *, train: bool = False, key: Array | None = None) -> Outputs:
-        """images: float [B, H, W, C], normalised. Returns logits [B, K] and the taps."""
-        del key  # Nothing here is random.
-        x = checked_images(images, self.input_shape, self.dtype)
-        taps = {"stem": nnx.relu(self.stem(x, train=train))}
-        x = taps["stem"]
-        for name in STAGES:
-            for unit in getattr(self, name):
-                x, taps[f"{name}_pre"] = unit(x, train=train)
-            taps[name] = x
-        taps["pooled"] = layers.pool(nnx.relu(self.head(x, train=train)))
-        return Outputs(self.classifier(taps["pooled"]), taps)
+        conv_norm = functools.partial(layers.ConvNorm, init="torch", dtype=dtype, rngs=rngs)
+        super().__init__(
+            input_shape,
+            dtype,
+            stem=conv_norm(input_shape[-1], STEM, 1),
+            stages=[
+                stage(STEM, widths[0], 3),
+                stage(widths[0], widths[1], 7),
+                stage(widths[1], widths[2], 3),
+            ],
+            head=conv_norm(widths[2], widths[3], 1),
+            classifier=layers.classifier(widths[3], num_classes, rngs=rngs),
+        )
+
+    def run_block(self, block: Callable[..., Any], x: Array, *, train: bool) -> tuple[Array, Array]:
+        return block(x, train=train)
 
 
 register("shufflenet_v1", ShuffleNetV1)

@@ -9,17 +9,19 @@ from flax import nnx
 from jax import Array
 
 from distill_jax.errors import UsageError
-from distill_jax.models.outputs import Outputs, checked_images
+from distill_jax.models.initializers import initial
+from distill_jax.models.outputs import Outputs
 from distill_jax.models.registry import register
 from distill_jax.models.vision import layers
+from distill_jax.models.vision.image_classifier import ImageClassifier
 
 WIDTHS = {"stem": 64, "stage1": 128, "stage2": 256, "stage3": 512, "stage4": 512}
 
 
-class VGG(nnx.Module):
+class VGG(ImageClassifier):
     """Five stages of 3x3 convolutions with bias, a 2x2 max-pool between them, a global average.
 
-    The fourth pool, after "stage3", is there only for images of 64 pixels: at 32 the last two
+    Only images of 64 pixels are pooled a fourth time, after "stage3": at 32 pixels the last two
     stages both see 4x4.
 
     Taps: "stem" and "stage1" .. "stage4" [B, H, W, C] after the last ReLU and before the pool;
@@ -27,13 +29,10 @@ class VGG(nnx.Module):
 
     Args:
       depths: how many convolutions the five stages have.
-      input_shape: (H, W, C), of 8 pixels or more.
-      num_classes: K.
-      dtype: compute dtype of all layers but the classifier.
-      rngs: of the initial values.
+      input_shape, num_classes, dtype, rngs: as of `ImageClassifier`.
 
     Raises:
-      UsageError: nothing of so small an image would be left.
+      UsageError: a side of the image is below 8 pixels, of which pooling would leave nothing.
     """
 
     batch_norm = True
@@ -49,8 +48,7 @@ class VGG(nnx.Module):
     ):
         if min(input_shape[:2]) < 8:
             raise UsageError(f"input_shape={input_shape!r}: expected sides of 8 or more for vgg")
-        self.input_shape = input_shape
-        self.dtype = dtype
+        super().__init__(input_shape, dtype)
         self.pooled = ("stem", "stage1", "stage2") + ("stage3",) * (input_shape[0] == 64)
         inputs = input_shape[-1]
         for (name, outputs), depth in zip(WIDTHS.items(), depths, strict=True):
@@ -62,15 +60,13 @@ class VGG(nnx.Module):
         self.classifier = layers.classifier(
             inputs,
             num_classes,
-            kernel_init=layers.initial("normal", 0.01),
+            kernel_init=initial("normal", 0.01),
             bias_init=nnx.initializers.zeros,
             rngs=rngs,
         )
 
-    def __call__(self, images: Array, *, train: bool = False, key: Array | None = None) -> Outputs:
-        """images: float [B, H, W, C], normalised. Returns logits [B, K] and the taps."""
+    def outputs(self, x: Array, *, train: bool, key: Array | None) -> Outputs:
         del key  # Nothing here is random.
-        x = checked_images(images, self.input_shape, self.dtype)
         taps = {}
         for name in WIDTHS:
             for layer in getattr(self, name):

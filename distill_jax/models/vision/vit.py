@@ -1,6 +1,6 @@
 """DeiT, the data-efficient vision transformers (Touvron et al., 2021).
 
-A vision transformer (Dosovitskiy et al., 2021) with, by default, a distillation token beside the
+A vision transformer (Dosovitskiy et al., 2021) with, by default, a distillation token next to the
 class token and a head for each: the first learns from the labels, the second from the teacher.
 """
 
@@ -9,12 +9,14 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
-from distill_jax.models.outputs import Outputs, checked_images
+from distill_jax.models.initializers import initial
+from distill_jax.models.outputs import Outputs
 from distill_jax.models.registry import register, require
 from distill_jax.models.vision import layers
+from distill_jax.models.vision.image_classifier import ImageClassifier
 
-# The reference implementation cuts this normal distribution at +-2, a hundred deviations away.
-INITIAL = layers.initial("normal", 0.02)
+# The reference implementation truncates this distribution at +-2, a hundred deviations away.
+INITIAL = initial("normal", 0.02)
 
 
 class LayerNorm(nnx.LayerNorm):
@@ -25,8 +27,8 @@ class LayerNorm(nnx.LayerNorm):
             features, epsilon=1e-6, dtype=jnp.float32, use_fast_variance=False, rngs=rngs
         )
 
-    def __call__(self, x: Array) -> Array:
-        return super().__call__(x).astype(x.dtype)
+    def __call__(self, x: Array, *, mask: Array | None = None) -> Array:
+        return super().__call__(x, mask=mask).astype(x.dtype)
 
 
 class Attention(nnx.Module):
@@ -56,19 +58,19 @@ class Block(nnx.Module):
         self.dense2 = nnx.Linear(4 * width, width, dtype=dtype, kernel_init=INITIAL, rngs=rngs)
 
     def attend(self, x: Array) -> Array:
-        """The first branch, to be added to x."""
+        """The first residual branch; the caller adds it to x."""
         return self.attention(self.norm1(x))
 
     def transform(self, x: Array) -> Array:
-        """The second branch, to be added to x."""
+        """The second residual branch; the caller adds it to x."""
         return self.dense2(nnx.gelu(self.dense1(self.norm2(x)), approximate=False))
 
 
-class DeiT(nnx.Module):
-    """Patches as tokens, after the class token and the distillation token; blocks; a head each.
+class DeiT(ImageClassifier):
+    """Class token, distillation token and patches as tokens; blocks; a head for either token.
 
     The logits are the mean of both heads, the inference rule of Touvron et al. (sec. 4); a method
-    that trains the heads apart reads them from the taps.
+    that trains each head on a target of its own reads them from the taps.
 
     Taps: "block1" .. "block12" [B, T, D], the tokens after each block; "pooled" [B, D], the class
     token after the last normalisation; with a distillation token also "class_logits" and
@@ -78,14 +80,11 @@ class DeiT(nnx.Module):
       width: D.
       heads: of the attention.
       depth: number of blocks.
-      input_shape: (H, W, C).
-      num_classes: K.
       distillation_token: whether there is one.
       patch: side of a patch in pixels; divides H and W.
       drop_path: rate of stochastic depth in the last block, in [0, 1); it rises linearly from 0 in
         the first.
-      dtype: compute dtype of all layers but the heads.
-      rngs: of the initial values.
+      input_shape, num_classes, dtype, rngs: as of `ImageClassifier`.
     """
 
     def __init__(
@@ -119,11 +118,9 @@ class DeiT(nnx.Module):
                 rngs=rngs,
             )
 
-        self.input_shape = input_shape
-        self.dtype = dtype
-        self.distilled = distillation_token
+        super().__init__(input_shape, dtype)
         self.rates = tuple(drop_path * i / max(depth - 1, 1) for i in range(depth))
-        within = layers.initial("uniform", (patch * patch * channels) ** -0.5)
+        within = initial("uniform", (patch * patch * channels) ** -0.5)
         self.stem = nnx.Conv(
             channels,
             width,
@@ -144,12 +141,14 @@ class DeiT(nnx.Module):
         self.classifier = head()
         self.distillation_classifier = head() if distillation_token else None
 
-    def __call__(self, images: Array, *, train: bool = False, key: Array | None = None) -> Outputs:
-        """images: float [B, H, W, C], normalised. Returns logits [B, K] and the taps."""
-        x = self.stem(checked_images(images, self.input_shape, self.dtype))
+    def outputs(self, x: Array, *, train: bool, key: Array | None) -> Outputs:
+        x = self.stem(x)
         batch, _, _, width = x.shape
-        first = [self.class_token] + [self.distillation_token] * self.distilled
-        parts = [jnp.broadcast_to(token[...], (batch, 1, width)).astype(x.dtype) for token in first]
+        parts = [
+            jnp.broadcast_to(token[...], (batch, 1, width)).astype(x.dtype)
+            for token in (self.class_token, self.distillation_token)
+            if token is not None
+        ]
         x = jnp.concatenate([*parts, x.reshape(batch, -1, width)], axis=1)
         x = x + self.position_embedding[...].astype(x.dtype)
         taps = {}
@@ -160,7 +159,7 @@ class DeiT(nnx.Module):
         x = self.norm(x)
         taps["pooled"] = x[:, 0]
         logits = self.classifier(taps["pooled"])
-        if self.distilled:
+        if self.distillation_classifier is not None:
             taps["class_logits"] = logits
             taps["distillation_logits"] = self.distillation_classifier(x[:, 1])
             logits = (logits + taps["distillation_logits"]) / 2

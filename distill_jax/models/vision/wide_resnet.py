@@ -3,13 +3,17 @@
 "wrn_40_2" is 40 layers deep and twice as wide as the ResNets of He et al. (2016). No dropout.
 """
 
+import functools
+
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
-from distill_jax.models.outputs import Outputs, checked_images
+from distill_jax.models.batch_norm import BatchNorm
+from distill_jax.models.outputs import Outputs
 from distill_jax.models.registry import register
 from distill_jax.models.vision import layers
+from distill_jax.models.vision.image_classifier import ImageClassifier
 
 
 class Block(nnx.Module):
@@ -20,9 +24,9 @@ class Block(nnx.Module):
     """
 
     def __init__(self, inputs: int, outputs: int, *, stride: int, dtype: jnp.dtype, rngs: nnx.Rngs):
-        self.norm1 = layers.BatchNorm(inputs, rngs=rngs)
+        self.norm1 = BatchNorm(inputs, rngs=rngs)
         self.conv1 = layers.convolution(inputs, outputs, 3, stride=stride, dtype=dtype, rngs=rngs)
-        self.norm2 = layers.BatchNorm(outputs, rngs=rngs)
+        self.norm2 = BatchNorm(outputs, rngs=rngs)
         self.conv2 = layers.convolution(outputs, outputs, 3, dtype=dtype, rngs=rngs)
         self.projection = (
             layers.convolution(inputs, outputs, 1, stride=stride, dtype=dtype, rngs=rngs)
@@ -39,7 +43,7 @@ class Block(nnx.Module):
         return y + shortcut, normalised
 
 
-class WideResNet(nnx.Module):
+class WideResNet(ImageClassifier):
     """A 3x3 stem, three stages of (depth - 4) / 6 blocks at strides 1, 2, 2, a global average.
 
     Taps: "stem", the raw convolution, and "stage1" .. "stage3" [B, H, W, C], the raw sums: the
@@ -49,10 +53,7 @@ class WideResNet(nnx.Module):
     Args:
       depth: 6n + 4.
       width: k, the factor to the channels 16, 32, 64 of the stages; the stem has 16.
-      input_shape: (H, W, C).
-      num_classes: K.
-      dtype: compute dtype of all layers but the classifier.
-      rngs: of the initial values.
+      input_shape, num_classes, dtype, rngs: as of `ImageClassifier`.
     """
 
     batch_norm = True
@@ -67,33 +68,21 @@ class WideResNet(nnx.Module):
         dtype: jnp.dtype,
         rngs: nnx.Rngs,
     ):
-        def stage(inputs: int, outputs: int, stride: int) -> nnx.List:
-            return nnx.List(
-                Block(
-                    outputs if i else inputs,
-                    outputs,
-                    stride=1 if i else stride,
-                    dtype=dtype,
-                    rngs=rngs,
-                )
-                for i in range((depth - 4) // 6)
-            )
-
-        self.input_shape = input_shape
-        self.dtype = dtype
+        super().__init__(input_shape, dtype)
+        block = functools.partial(Block, dtype=dtype, rngs=rngs)
+        blocks = (depth - 4) // 6
         self.stem = layers.convolution(input_shape[-1], 16, 3, dtype=dtype, rngs=rngs)
-        self.stage1 = stage(16, 16 * width, 1)
-        self.stage2 = stage(16 * width, 32 * width, 2)
-        self.stage3 = stage(32 * width, 64 * width, 2)
-        self.norm = layers.BatchNorm(64 * width, rngs=rngs)
+        self.stage1 = nnx.List(layers.stage(block, 16, 16 * width, blocks, stride=1))
+        self.stage2 = nnx.List(layers.stage(block, 16 * width, 32 * width, blocks, stride=2))
+        self.stage3 = nnx.List(layers.stage(block, 32 * width, 64 * width, blocks, stride=2))
+        self.norm = BatchNorm(64 * width, rngs=rngs)
         self.classifier = layers.classifier(
             64 * width, num_classes, bias_init=nnx.initializers.zeros, rngs=rngs
         )
 
-    def __call__(self, images: Array, *, train: bool = False, key: Array | None = None) -> Outputs:
-        """images: float [B, H, W, C], normalised. Returns logits [B, K] and the taps."""
+    def outputs(self, x: Array, *, train: bool, key: Array | None) -> Outputs:
         del key  # Nothing here is random.
-        x = self.stem(checked_images(images, self.input_shape, self.dtype))
+        x = self.stem(x)
         taps = {"stem": x}
         for stage in (1, 2, 3):
             for i, block in enumerate(getattr(self, f"stage{stage}")):

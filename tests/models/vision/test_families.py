@@ -10,7 +10,7 @@ import pytest
 
 from distill_jax import models
 from distill_jax.errors import UsageError
-from distill_jax.models.vision import layers
+from distill_jax.models.batch_norm import BATCH_NORM
 
 apply = jax.jit(models.apply, static_argnums=0, static_argnames="train")
 
@@ -259,6 +259,6 @@ def test_the_tables_above_know_every_name_of_these_families():
 def test_every_network_with_running_statistics_has_the_batch_norm_options():
     for name in ("cnn", "resnet8", "wrn_16_1", "vgg8", "mobilenet_v1", "shufflenet_v2"):
         options = models.options(name)
-        assert {key: options[key] for key in layers.BATCH_NORM} == layers.BATCH_NORM
+        assert {key: options[key] for key in BATCH_NORM} == BATCH_NORM
     for name in ("mlp", "deit_tiny"):
-        assert not set(layers.BATCH_NORM) & set(models.options(name))
+        assert not set(BATCH_NORM) & set(models.options(name))

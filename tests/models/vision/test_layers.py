@@ -11,6 +11,7 @@ from model_reference import convolve, draw
 
 from distill_jax import models
 from distill_jax.errors import UsageError
+from distill_jax.models.batch_norm import BatchNorm
 from distill_jax.models.vision import layers
 
 
@@ -135,7 +136,7 @@ def test_running_statistics_are_those_of_the_options(unbiased, kept):
 
 
 def test_the_unbiased_variance_counts_the_batch_of_all_devices():
-    norm = layers.BatchNorm(3, rngs=nnx.Rngs(0))
+    norm = BatchNorm(3, rngs=nnx.Rngs(0))
     norm.unbiased = True
     graphdef, state = nnx.split(norm)
 
@@ -179,7 +180,7 @@ def test_evaluation_uses_epsilon_and_leaves_the_statistics():
 
 
 def test_one_value_a_channel_has_no_unbiased_variance_and_stays_finite():
-    norm = layers.BatchNorm(3, rngs=nnx.Rngs(0))
+    norm = BatchNorm(3, rngs=nnx.Rngs(0))
     norm.unbiased = True
     norm(jnp.asarray(draw(1, 3)), train=True)
     np.testing.assert_allclose(norm.var[...], 0.9, rtol=1e-6)
@@ -191,7 +192,7 @@ def test_the_options_reach_every_batch_norm_and_are_part_of_the_definition():
         return module, models.split(module)[0]
 
     module, changed = definition(bn_momentum=0.5, bn_epsilon=1e-3, bn_unbiased=True)
-    norms = [part for _, part in nnx.iter_modules(module) if isinstance(part, layers.BatchNorm)]
+    norms = [part for _, part in nnx.iter_modules(module) if isinstance(part, BatchNorm)]
     assert len(norms) == 13
     assert {(norm.momentum, norm.epsilon, norm.unbiased) for norm in norms} == {(0.5, 1e-3, True)}
     _, default = definition()

@@ -7,6 +7,7 @@ import pytest
 from flax import nnx
 
 from distill_jax import models
+from distill_jax.models.batch_norm import BatchNorm
 from distill_jax.models.vision import layers
 
 SMALL = {
@@ -208,7 +209,7 @@ def test_bfloat16_computes_in_half_and_keeps_float32(name):
 
 def test_batch_norm_keeps_running_statistics_in_float32_under_bfloat16():
     # A mean of 1 + 2^-10 is 1 in bfloat16; a network that rounded it would answer 0 for both.
-    norm = layers.BatchNorm(1, rngs=nnx.Rngs(0))
+    norm = BatchNorm(1, rngs=nnx.Rngs(0))
     norm.var[...] = jnp.full(1, 1e-6)
     ones = jnp.ones((1, 1), jnp.bfloat16)
     norm.mean[...] = jnp.ones(1)

@@ -1,0 +1,56 @@
+"""Batch normalisation, and the three conventions of it that every network takes as options."""
+
+import jax.numpy as jnp
+from flax import nnx
+from jax import Array
+
+#: The options and their defaults; see `set_batch_norm`.
+BATCH_NORM = {"bn_momentum": 0.9, "bn_epsilon": 1e-5, "bn_unbiased": False}
+
+
+class BatchNorm(nnx.BatchNorm):
+    """Batch normalisation (Ioffe and Szegedy, 2015), in float32 whatever the dtype of its input.
+
+    `nnx.BatchNorm` at dtype bfloat16 would round the running statistics to 8 bits on every use.
+    Here only the result is rounded, and XLA fuses the two conversions into the arithmetic.
+
+    Attributes:
+      unbiased: whether the running variance is that of a sample, n / (n - 1) times the one that
+        normalises the batch, for n values a channel in the global batch. PyTorch's is.
+    """
+
+    def __init__(self, features: int, *, rngs: nnx.Rngs):
+        super().__init__(features, momentum=0.9, epsilon=1e-5, dtype=jnp.float32, rngs=rngs)
+        self.unbiased = False
+
+    # The mode is an argument of every call: NNX's own signature leaves it to a flag of the module.
+    def __call__(self, x: Array, *, train: bool) -> Array:  # type: ignore[override]
+        values = x.size // self.num_features
+        if not (train and self.unbiased and values > 1):
+            return super().__call__(x, use_running_average=not train).astype(x.dtype)
+        # NNX computes old * kept + new * (1 - kept) in place. Only the new part is to be scaled, so
+        # the old one is divided by the factor first and the sum multiplied by it.
+        factor = values / (values - 1)
+        self.var[...] = self.var[...] / factor
+        y = super().__call__(x, use_running_average=False)
+        self.var[...] = self.var[...] * factor
+        return y.astype(x.dtype)
+
+
+def set_batch_norm(
+    module: nnx.Module, *, bn_momentum: float, bn_epsilon: float, bn_unbiased: bool
+) -> None:
+    """Sets the conventions of every `BatchNorm` in a network, which become part of its graph.
+
+    Args:
+      module: the network, changed in place.
+      bn_momentum: the part of the running statistics that a step keeps, in [0, 1]. PyTorch calls
+        1 - that momentum.
+      bn_epsilon: added to the variance, positive.
+      bn_unbiased: see `BatchNorm`.
+    """
+    for _, part in nnx.iter_modules(module):
+        if isinstance(part, BatchNorm):
+            part.momentum = bn_momentum
+            part.epsilon = bn_epsilon
+            part.unbiased = bn_unbiased
