@@ -1,23 +1,70 @@
-"""From a config to a store of its teacher's answers: what `distill-jax store` does."""
+"""`distill-jax precompute`: writes a teacher's answers to all training data to disk."""
 
+import argparse
+import json
 import os
 import sys
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import jax
-from ml_collections import ConfigDict
-
-from distill_jax import config as configs
-from distill_jax import data, models, parallel, teachers
-from distill_jax.config import schema
+from distill_jax.commands import flags
 from distill_jax.errors import UsageError
-from distill_jax.tasks.images.parts import load_splits, train_ids_of
-from distill_jax.tasks.language import precompute as store_text
+
+if TYPE_CHECKING:
+    from ml_collections import ConfigDict
+
+    from distill_jax.data import Augment
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the flags of `precompute`."""
+    parser.description = (
+        "Computes the answers of the config's teacher to all training data, once, and writes them "
+        "to a folder. A run with --config.teacher.store=DIR reads them in place of the teacher. "
+        f"The same command resumes where a stopped one ended. {flags.CONFIG_KEYS}"
+    )
+    parser.epilog = (
+        "example: distill-jax precompute --config=configs/digits.py --workdir=answers "
+        "--config.teacher.path=runs/teacher"
+    )
+    flags.add_config(parser, " of the runs that will read the answers")
+    flags.add_workdir(parser, "folder for the answers", remote=False)
+    parser.add_argument(
+        "--dtype",
+        choices=("float16", "bfloat16", "float32"),
+        help="dtype of the answers (default: float16; bfloat16 for images alone)",
+    )
+    parser.add_argument(
+        "--taps",
+        metavar="NAME,NAME",
+        help="images: features to write with the logits, such as pooled,stage3; '' for none "
+        "(default: pooled)",
+    )
+    parser.add_argument(
+        "--answers",
+        metavar="KIND:N",
+        help="text: what to keep of the distribution of each token, sampled:N draws or the N most "
+        "likely ids, such as top_k:64 (default: sampled:50)",
+    )
+
+
+def run(arguments: argparse.Namespace, overrides: Mapping[str, str]) -> int:
+    """Writes the answers and prints how many there are."""
+    from distill_jax import config as configs
+
+    config = configs.load(arguments.config, overrides)
+    taps = arguments.taps
+    if taps is not None:
+        taps = tuple(name for name in taps.split(",") if name)
+    written = write(
+        config, arguments.workdir, dtype=arguments.dtype, taps=taps, answers=arguments.answers
+    )
+    print(json.dumps(written))
+    return 0
 
 
 def write(
-    config: Mapping[str, Any] | ConfigDict,
+    config: "Mapping[str, Any] | ConfigDict",
     where: str | os.PathLike,
     *,
     dtype: str | None = None,
@@ -48,6 +95,14 @@ def write(
     Raises:
       UsageError: the config has no single teacher, or as `teachers.precompute_views`.
     """
+    import jax
+
+    from distill_jax import config as configs
+    from distill_jax import data, models, parallel, teachers
+    from distill_jax.config import schema
+    from distill_jax.tasks.images.parts import load_splits, train_ids_of
+    from distill_jax.tasks.language import precompute as store_text
+
     config = configs.resolve(config)
     if len(config.teacher.path) != 1:
         raise UsageError(
@@ -103,7 +158,9 @@ def write(
     }
 
 
-def _has_finitely_many_views(augment: data.Augment) -> bool:
+def _has_finitely_many_views(augment: "Augment") -> bool:
+    from distill_jax import teachers
+
     try:
         teachers.Finite.of(augment)
     except UsageError:

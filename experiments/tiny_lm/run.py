@@ -23,9 +23,9 @@ import jax
 
 from distill_jax import config as configs
 from distill_jax import parallel
-from distill_jax.commands import generate
 from distill_jax.errors import UsageError
 from distill_jax.runs import experiment, workdir
+from distill_jax.runs import generation as generate
 from distill_jax.training import loop
 from experiments.tiny_lm import corpus, measure, plan, report
 

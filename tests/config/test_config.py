@@ -7,7 +7,7 @@ from ml_collections import ConfigDict
 
 from distill_jax import config as configs
 from distill_jax import methods, models
-from distill_jax.config import schema
+from distill_jax.config import describe, schema
 from distill_jax.errors import UsageError
 
 
@@ -90,7 +90,7 @@ def test_differences_name_lasting_keys_alone():
 
 
 def test_help_names_every_key_model_and_method():
-    said = schema.describe()
+    said = describe.describe()
     for path in schema.SCHEMA:
         assert f"  {path} = " in said
     for name in (*models.names(), *methods.names()):

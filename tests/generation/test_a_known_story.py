@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from distill_jax import parallel
-from distill_jax.commands import generate
 from distill_jax.models import language
+from distill_jax.runs import generation as generate
 
 # What llama2.c itself writes at temperature 0 (karpathy/llama2.c, doc/stories260K.md).
 STORY = (

@@ -19,11 +19,11 @@ import numpy as np
 import pytest
 
 from distill_jax import models, parallel
-from distill_jax.commands import generate
 from distill_jax.data import text
 from distill_jax.errors import UsageError
 from distill_jax.generation import responses
 from distill_jax.models import language
+from distill_jax.runs import generation as generate
 
 PROMPTS = [
     {"prompt": "The quick brown fox"},
@@ -229,7 +229,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 SCRIPT = """
 import json, sys, jax
 from distill_jax import models, parallel
-from distill_jax.commands import generate
+from distill_jax.runs import generation as generate
 settings = json.loads(sys.argv[1])
 settings["stops"] = tuple(settings["stops"])
 mesh = parallel.make_mesh(data=1, devices=jax.devices()[:1])

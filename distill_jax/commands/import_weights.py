@@ -1,0 +1,95 @@
+"""`distill-jax import`: turns a PyTorch state dict into a model folder, for use as a teacher."""
+
+import argparse
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from distill_jax import storage
+from distill_jax.commands import flags
+from distill_jax.errors import UsageError
+from distill_jax.storage import gcs
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the flags of `import`."""
+    parser.description = (
+        "Turns a PyTorch state dict of a vision network into a model folder, which teacher.path of "
+        "a config accepts."
+    )
+    parser.epilog = (
+        "example: distill-jax import resnet56.pth --model=resnet56 --classes=100 "
+        "--mean=0.507,0.487,0.441 --std=0.267,0.256,0.276 --workdir=teachers/resnet56"
+    )
+    flags.add_path(
+        parser, "file", remote=False, metavar="FILE", help="state dict, such as resnet56.pth"
+    )
+    parser.add_argument(
+        "--model", required=True, metavar="NAME", help="network of the weights, such as resnet56"
+    )
+    parser.add_argument(
+        "--classes", type=int, required=True, metavar="N", help="number of classes, such as 100"
+    )
+    parser.add_argument(
+        "--mean",
+        required=True,
+        metavar="R,G,B",
+        help="mean of the pixels in [0, 1] by which the network normalises, one number a channel",
+    )
+    parser.add_argument(
+        "--std",
+        required=True,
+        metavar="R,G,B",
+        help="standard deviation of the pixels in [0, 1], one number a channel",
+    )
+    parser.add_argument(
+        "--image",
+        default="32,32,3",
+        metavar="H,W,C",
+        help="shape of an image (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--option",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="option of the network, such as shortcut=pad; may be repeated",
+    )
+    flags.add_workdir(parser, "new folder for the model")
+
+
+def run(arguments: argparse.Namespace, overrides: Mapping[str, str]) -> int:
+    """Reads the weights, writes the model folder and prints what it holds."""
+    from distill_jax import models
+
+    spec = models.Spec(
+        name=arguments.model,
+        options=models.check_options(arguments.model, _parse_options(arguments.option)),
+        input_shape=flags.parse_numbers("image", arguments.image, int),
+        num_classes=arguments.classes,
+        mean=flags.parse_numbers("mean", arguments.mean, float),
+        std=flags.parse_numbers("std", arguments.std, float),
+    )
+    saved = models.load(arguments.file, spec=spec, key="import")
+    if storage.is_remote(arguments.workdir) and gcs.names(arguments.workdir):
+        raise UsageError(
+            f"--workdir={arguments.workdir}: there are objects under this name; expected a new one"
+        )
+    with storage.staging_folder(arguments.workdir, "model.json") as folder:
+        fingerprint = models.save(folder, spec, saved.params, saved.stats)
+    found = {"model": arguments.model, "parameters": models.count(saved.params)}
+    print(json.dumps({"path": str(arguments.workdir), **found, "fingerprint": fingerprint}))
+    return 0
+
+
+def _parse_options(given: Sequence[str]) -> dict[str, Any]:
+    """{"shortcut": "pad"} of ["shortcut=pad"]."""
+    from distill_jax import config as configs
+
+    options = {}
+    for text in given:
+        name, equals, value = text.partition("=")
+        if not equals:
+            raise UsageError(f"--option={text}: expected NAME=VALUE, such as shortcut=pad")
+        options[name] = configs.literal(value)
+    return options

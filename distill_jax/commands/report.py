@@ -1,0 +1,31 @@
+"""`distill-jax report`: writes the HTML page of a run."""
+
+import argparse
+from collections.abc import Mapping
+
+from distill_jax import storage
+from distill_jax.commands import flags
+from distill_jax.errors import UsageError
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the flags of `report`."""
+    parser.description = (
+        "Writes report.html into the folder of a run, finished or not: figures and curves in one "
+        "file that needs no server."
+    )
+    parser.epilog = "example: distill-jax report --workdir=runs/a"
+    flags.add_workdir(parser, "folder of the run")
+
+
+def run(arguments: argparse.Namespace, overrides: Mapping[str, str]) -> int:
+    """Writes the page and prints its path."""
+    from distill_jax import reports
+    from distill_jax.runs.workdir import Workdir
+
+    with storage.reporting_unreachable(arguments.workdir, "--workdir"):
+        stored = Workdir(arguments.workdir).stored_config()
+    if stored is None:
+        raise UsageError(f"--workdir={arguments.workdir}: no run there; expected a config.json")
+    print(reports.run_report(arguments.workdir))
+    return 0
