@@ -71,7 +71,7 @@ def run(arguments: argparse.Namespace, overrides: Mapping[str, str]) -> int:
         std=flags.parse_numbers("std", arguments.std, float),
     )
     saved = models.load(arguments.file, spec=spec, key="import")
-    if storage.is_remote(arguments.workdir) and gcs.names(arguments.workdir):
+    if storage.is_remote(arguments.workdir) and gcs.list_names(arguments.workdir):
         raise UsageError(
             f"--workdir={arguments.workdir}: there are objects under this name; expected a new one"
         )

@@ -38,7 +38,7 @@ def run(arguments: argparse.Namespace, overrides: Mapping[str, str]) -> int:
     from distill_jax.runs import experiment
 
     if arguments.help_config:
-        print(describe.describe())
+        print(describe.describe_keys())
         return 0
     if not arguments.print_config:
         flags.join_processes(arguments, stop_together=True)

@@ -1,16 +1,17 @@
-"""Configs: `keys` says what a key accepts, `schema` lists every key, `load` reads and resolves."""
+"""The config of a run: its keys, how it is read, and how it is checked.
 
-from distill_jax.config.load import (
-    apply_overrides,
+`keys` has the kinds of keys, `schema` the table of all keys, `files` reads a config file,
+`resolver` fills in defaults and checks every value, `checks` checks keys together, and `describe`
+prints the keys.
+"""
+
+from distill_jax.config.files import apply_overrides, literal, load, read
+from distill_jax.config.resolver import (
     check,
     differences,
     digest,
     flatten,
-    from_json,
-    literal,
-    load,
     method_options,
-    read,
     resolve,
     student_options,
     to_json,
@@ -23,7 +24,6 @@ __all__ = [
     "differences",
     "digest",
     "flatten",
-    "from_json",
     "literal",
     "load",
     "method_options",

@@ -1,13 +1,13 @@
-"""What a key of a config accepts: the kinds of keys that `schema.py` is written with.
+"""The kinds of keys that `schema.py` is written with.
 
-A check turns what a config says into the canonical value, or raises ValueError; `config.check` says
-it in one line then, with the key's own words for what it expects.
+The check of a key returns the canonical form of a value or raises ValueError, from which
+`config.check` makes the line for the user: key, value, and what the key expects.
 """
 
 import dataclasses
 import math
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, Literal, TypedDict, Unpack
 
 from distill_jax import storage
 from distill_jax.optim import schedules
@@ -20,11 +20,12 @@ class Key:
     """One key of a config.
 
     Attributes:
-      default: the value where a config says nothing.
-      check: turns what a config says into the canonical value, or raises ValueError.
+      default: the value in a config that does not set the key.
+      check: returns the canonical form of a value or raises ValueError.
       expected: what the check accepts, in words.
-      meaning: one line for a reader.
+      meaning: one line for `--help-config`.
       lasting: whether a resumed run must have the same value.
+      only: the kind of data that the key is for; None for both.
     """
 
     default: Any
@@ -32,6 +33,14 @@ class Key:
     expected: str
     meaning: str
     lasting: bool = True
+    only: Literal["text", "images"] | None = None
+
+
+class _Options(TypedDict, total=False):
+    """The fields of `Key` that every kind of key takes by name."""
+
+    lasting: bool
+    only: Literal["text", "images"] | None
 
 
 def _integer(value: Any) -> int:
@@ -41,7 +50,7 @@ def _integer(value: Any) -> int:
 
 
 def finite(value: Any) -> float:
-    """A number that is neither infinite nor a truth value."""
+    """A finite number; a truth value is none."""
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
         raise ValueError
     return float(value)
@@ -53,7 +62,9 @@ def _within(value: float, low: float, high: float, open_low: bool, open_high: bo
         raise ValueError
 
 
-def integer(default: int, meaning: str, *, low: int = 0, high: int = 2**31 - 1, **kwargs) -> Key:
+def integer(
+    default: int, meaning: str, *, low: int = 0, high: int = 2**31 - 1, **options: Unpack[_Options]
+) -> Key:
     """A whole number in [low, high]."""
 
     def check(value: Any) -> int:
@@ -62,7 +73,7 @@ def integer(default: int, meaning: str, *, low: int = 0, high: int = 2**31 - 1, 
         return value
 
     words = f"an integer >= {low}" if high == 2**31 - 1 else f"an integer from {low} to {high}"
-    return Key(default, check, words, meaning, **kwargs)
+    return Key(default, check, words, meaning, **options)
 
 
 def number(
@@ -73,9 +84,9 @@ def number(
     high: float = math.inf,
     open_low: bool = False,
     open_high: bool = False,
-    **kwargs,
+    **options: Unpack[_Options],
 ) -> Key:
-    """A finite number between low and high, the ends included but where they are open."""
+    """A finite number between low and high; `open_low` and `open_high` exclude an end."""
 
     def check(value: Any) -> float:
         value = finite(value)
@@ -87,10 +98,10 @@ def number(
         words = (
             f"a number in {'(' if open_low else '['}{low:g}, {high:g}{')' if open_high else ']'}"
         )
-    return Key(default, check, words, meaning, **kwargs)
+    return Key(default, check, words, meaning, **options)
 
 
-def flag(default: bool, meaning: str, **kwargs) -> Key:
+def flag(default: bool, meaning: str, **options: Unpack[_Options]) -> Key:
     """True or false."""
 
     def check(value: Any) -> bool:
@@ -98,10 +109,10 @@ def flag(default: bool, meaning: str, **kwargs) -> Key:
             raise ValueError
         return value
 
-    return Key(default, check, "true or false", meaning, **kwargs)
+    return Key(default, check, "true or false", meaning, **options)
 
 
-def text(default: str, meaning: str, **kwargs) -> Key:
+def text(default: str, meaning: str, **options: Unpack[_Options]) -> Key:
     """Any text."""
 
     def check(value: Any) -> str:
@@ -109,21 +120,21 @@ def text(default: str, meaning: str, **kwargs) -> Key:
             raise ValueError
         return value
 
-    return Key(default, check, "a text", meaning, **kwargs)
+    return Key(default, check, "a text", meaning, **options)
 
 
-def file(default: str, meaning: str, *, remote: bool = False, **kwargs) -> Key:
-    """The path of a file or folder, on a disk or also in a bucket, or an empty text."""
+def file(default: str, meaning: str, *, remote: bool = False, **options: Unpack[_Options]) -> Key:
+    """The path of a file or folder on a disk, with `remote` also in a bucket; or an empty text."""
 
     def check(value: Any) -> str:
         if not isinstance(value, str):
             raise ValueError
-        return _place(value, remote)
+        return _check_path(value, remote)
 
-    return Key(default, check, "a path", meaning, **kwargs)
+    return Key(default, check, "a path", meaning, **options)
 
 
-def choice(default: str, names: Iterable[str], meaning: str, **kwargs) -> Key:
+def choice(default: str, names: Iterable[str], meaning: str, **options: Unpack[_Options]) -> Key:
     """One of some names."""
     names = tuple(names)
 
@@ -132,10 +143,12 @@ def choice(default: str, names: Iterable[str], meaning: str, **kwargs) -> Key:
             raise ValueError
         return value
 
-    return Key(default, check, "one of " + ", ".join(names), meaning, **kwargs)
+    return Key(default, check, "one of " + ", ".join(names), meaning, **options)
 
 
-def several(default: tuple, item: Check, words: str, meaning: str, **kwargs) -> Key:
+def several(
+    default: tuple, item: Check, words: str, meaning: str, **options: Unpack[_Options]
+) -> Key:
     """A tuple of what `item` checks; a single one is taken as a tuple of it."""
 
     def check(value: Any) -> tuple:
@@ -145,13 +158,13 @@ def several(default: tuple, item: Check, words: str, meaning: str, **kwargs) -> 
             raise ValueError
         return tuple(item(part) for part in value)
 
-    return Key(default, check, words, meaning, **kwargs)
+    return Key(default, check, words, meaning, **options)
 
 
 def scheduled(
     default: float | str, meaning: str, *, low: float = 0.0, open_low: bool = False
 ) -> Key:
-    """A number or a schedule of `training.schedules`, at least `low` throughout."""
+    """A number or a schedule of `optim.schedules`, at least `low` throughout."""
 
     def check(value: Any) -> float | str:
         schedule = schedules.parse(value)
@@ -172,42 +185,42 @@ def share_or_count(value: Any) -> float | int:
     return value
 
 
-def path(value: Any) -> str:
+def local_path(value: Any) -> str:
     """The path of a local file or folder, not empty."""
     if not isinstance(value, str) or not value:
         raise ValueError
-    return _place(value, remote=False)
+    return _check_path(value, remote=False)
 
 
-def place(value: Any) -> str:
+def path_or_url(value: Any) -> str:
     """The path of a file or folder, on a disk or in a bucket, not empty."""
     if not isinstance(value, str) or not value:
         raise ValueError
-    return _place(value, remote=True)
+    return _check_path(value, remote=True)
 
 
-def _place(value: str, remote: bool) -> str:
+def _check_path(value: str, remote: bool) -> str:
     if wrong := storage.path_problem(value, remote=remote):
         raise ValueError(wrong)
     return value
 
 
 def class_index(value: Any) -> int:
-    """An integer from 0."""
+    """An integer >= 0."""
     value = _integer(value)
     _within(value, 0, math.inf, False, False)
     return value
 
 
 def positive(value: Any) -> float:
-    """A finite number above 0."""
+    """A finite number > 0."""
     value = finite(value)
     _within(value, 0.0, math.inf, True, False)
     return value
 
 
 def not_negative(value: Any) -> float:
-    """A finite number from 0."""
+    """A finite number >= 0."""
     value = finite(value)
     _within(value, 0.0, math.inf, False, False)
     return value

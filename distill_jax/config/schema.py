@@ -1,11 +1,11 @@
 """Every key a run may have: its default, what it accepts and one line of meaning.
 
 The table `SCHEMA` is the whole surface of a config, but for the options of the named model and
-method (`student.*`, `method.*`), which come from their signatures. `config.py` reads files against
-this table; `distill-jax train --help-config` prints it.
+method (`student.*`, `method.*`), which come from their signatures.
+`distill-jax train --help-config` prints it.
 """
 
-from typing import Any
+from typing import Any, Final
 
 from distill_jax import methods, models, parallel
 from distill_jax.config import keys
@@ -32,13 +32,16 @@ def _part(value: Any) -> str:
     return value
 
 
+#: The kinds of data that a key may be for; TEXT is also a value of data.name.
+TEXT: Final = "text"
+IMAGES: Final = "images"
 DTYPES = ("float32", "bfloat16")
 
 SCHEMA: dict[str, keys.Key] = {
     "seed": keys.integer(0, "seed of the initial parameters, the order, the views and the dropout"),
     "imports": keys.several(
         (),
-        keys.path,
+        keys.local_path,
         "module names, or paths of .py files",
         "modules that register models, methods or data sets of your own",
     ),
@@ -50,10 +53,10 @@ SCHEMA: dict[str, keys.Key] = {
         "", "folder or file of the idx, npz, folder and text sets", lasting=False
     ),
     "data.tfds_dir": keys.file(
-        "", "folder of prepared TFDS sets; empty: TFDS's own", lasting=False
+        "", "folder of prepared TFDS sets; empty: TFDS's own", lasting=False, only=IMAGES
     ),
     "data.image_size": keys.integer(
-        0, "resize the shorter side to this and crop the centre; 0: as is"
+        0, "resize the shorter side to this and crop the centre; 0: as is", only=IMAGES
     ),
     "data.validation": keys.Key(
         0.1,
@@ -68,48 +71,78 @@ SCHEMA: dict[str, keys.Key] = {
         1.0, "part of the training data that is used", high=1.0, open_low=True
     ),
     "data.only_classes": keys.several(
-        (), keys.class_index, "class indices >= 0", "train on these classes alone; (): all"
+        (),
+        keys.class_index,
+        "class indices >= 0",
+        "train on these classes alone; (): all",
+        only=IMAGES,
     ),
     "data.exclude_classes": keys.several(
-        (), keys.class_index, "class indices >= 0", "leave these classes out of the training data"
+        (),
+        keys.class_index,
+        "class indices >= 0",
+        "leave these classes out of the training data",
+        only=IMAGES,
     ),
     "data.resident": keys.choice(
         "auto",
         ("auto", "yes", "no"),
         "whole set on the device as uint8, or streamed; auto: up to 4 GiB without resized_crop",
         lasting=False,
+        only=IMAGES,
     ),
     "data.workers": keys.integer(
-        0, "grain worker processes of a streamed set; 0: in this process", lasting=False
+        0,
+        "grain worker processes of a streamed set; 0: in this process",
+        lasting=False,
+        only=IMAGES,
     ),
     "data.mean": keys.several(
-        (), keys.finite, "numbers, one a channel", "mean of the pixels in [0, 1]; (): measured"
+        (),
+        keys.finite,
+        "numbers, one a channel",
+        "mean of the pixels in [0, 1]; (): measured",
+        only=IMAGES,
     ),
     "data.std": keys.several(
-        (), keys.positive, "numbers > 0, one a channel", "deviation of the pixels; (): measured"
+        (),
+        keys.positive,
+        "numbers > 0, one a channel",
+        "deviation of the pixels; (): measured",
+        only=IMAGES,
     ),
     "data.augment.crop_padding": keys.integer(
-        0, "pixels of padding before a random crop: shifts by up to this many"
+        0, "pixels of padding before a random crop: shifts by up to this many", only=IMAGES
     ),
-    "data.augment.padding_mode": keys.choice("zero", ("zero", "reflect"), "what the padding holds"),
+    "data.augment.padding_mode": keys.choice(
+        "zero", ("zero", "reflect"), "what the padding holds", only=IMAGES
+    ),
     "data.augment.resized_crop": keys.number(
         0.0,
         "least area of a random crop that is resized, of streamed images; published: 0.08; 0: off",
         high=1.0,
+        only=IMAGES,
     ),
-    "data.augment.flip": keys.flag(False, "horizontal flip with probability 1/2"),
+    "data.augment.flip": keys.flag(False, "horizontal flip with probability 1/2", only=IMAGES),
     "data.augment.color_jitter": keys.number(
-        0.0, "brightness and contrast factors in 1 ± this", high=1.0, open_high=True
+        0.0, "brightness and contrast factors in 1 ± this", high=1.0, open_high=True, only=IMAGES
     ),
-    "data.augment.mixup": keys.number(0.0, "alpha of mixup's Beta distribution; 0: off"),
-    "data.augment.cutmix": keys.number(0.0, "alpha of cutmix's Beta distribution; 0: off"),
+    "data.augment.mixup": keys.number(
+        0.0, "alpha of mixup's Beta distribution; 0: off", only=IMAGES
+    ),
+    "data.augment.cutmix": keys.number(
+        0.0, "alpha of cutmix's Beta distribution; 0: off", only=IMAGES
+    ),
     "data.augment.strong_ops": keys.integer(
-        0, "RandAugment operations of the strong view; only methods with one (mlkd) read it"
+        0,
+        "RandAugment operations of the strong view; only methods with one (mlkd) read it",
+        only=IMAGES,
     ),
     "data.augment.strong_cutout": keys.number(
         0.5,
         "side of the grey square in the strong view, a part of the image's; 0: none; mlkd alone",
         high=1.0,
+        only=IMAGES,
     ),
     # text
     "data.tokenizer": keys.file(
@@ -117,42 +150,56 @@ SCHEMA: dict[str, keys.Key] = {
         "folder or file of the tokenizer; empty: the teacher's, or the student's",
         remote=True,
         lasting=False,
+        only=TEXT,
     ),
     "data.length": keys.integer(
-        512, "tokens of a row, T; a batch is training.batch_size rows", low=2
+        512, "tokens of a row, T; a batch is training.batch_size rows", low=2, only=TEXT
     ),
     "data.packing": keys.choice(
         "whole",
         PACKING,
         "documents stay whole where they fit, run on from row to row, or have a row each",
+        only=TEXT,
     ),
     "data.long": keys.choice(
-        "split", LONG, "documents longer than a row go on in another, or are cut"
+        "split", LONG, "documents longer than a row go on in another, or are cut", only=TEXT
     ),
     "data.documents": keys.choice(
-        "blank_line", DOCUMENTS, "what is a document in a .txt file: up to a blank line, ..."
+        "blank_line",
+        DOCUMENTS,
+        "what is a document in a .txt file: up to a blank line, ...",
+        only=TEXT,
     ),
     "data.fields": keys.text(
         "",
         "where prompt and response stand in a record: " + ", ".join(FIELDS) + "; empty: as named",
+        only=TEXT,
     ),
     "data.test_path": keys.file(
-        "", "file of the test documents; empty: as many as validation, held out", lasting=False
+        "",
+        "file of the test documents; empty: as many as validation, held out",
+        lasting=False,
+        only=TEXT,
     ),
     # on-policy distillation
     "rollout.probability": keys.number(
         0.0,
         "probability that the student itself writes the responses of a batch, lambda; 0: never",
         high=1.0,
+        only=TEXT,
     ),
-    "rollout.max_new_tokens": keys.integer(128, "tokens of the longest such response", low=1),
+    "rollout.max_new_tokens": keys.integer(
+        128, "tokens of the longest such response", low=1, only=TEXT
+    ),
     "rollout.prompt_tokens": keys.integer(
-        1, "tokens of a prompt, at least: of a text without one, its first", low=1
+        1, "tokens of a prompt, at least: of a text without one, its first", low=1, only=TEXT
     ),
-    "rollout.temperature": keys.number(1.0, "temperature of the student's draws; 0: greedy"),
-    "rollout.top_k": keys.integer(0, "draw among the k most likely tokens; 0: all"),
+    "rollout.temperature": keys.number(
+        1.0, "temperature of the student's draws; 0: greedy", only=TEXT
+    ),
+    "rollout.top_k": keys.integer(0, "draw among the k most likely tokens; 0: all", only=TEXT),
     "rollout.top_p": keys.number(
-        1.0, "draw among the most likely tokens of this mass", high=1.0, open_low=True
+        1.0, "draw among the most likely tokens of this mass", high=1.0, open_low=True, only=TEXT
     ),
     # models
     "student.name": keys.text(
@@ -160,7 +207,7 @@ SCHEMA: dict[str, keys.Key] = {
     ),
     "teacher.path": keys.several(
         (),
-        keys.place,
+        keys.path_or_url,
         "paths",
         "workdirs or model folders of the teachers; (): none",
         lasting=False,
@@ -172,11 +219,12 @@ SCHEMA: dict[str, keys.Key] = {
         "mean_probabilities",
         ("mean_probabilities", "sum_losses"),
         "several teachers: one mean distribution, or a loss to each",
+        only=IMAGES,
     ),
     "teacher.store": keys.file(
         "",
-        "folder of stored answers, made by `distill-jax store`; empty: none; of text also, in a "
-        "plan, sampled:50 or top_k:64",
+        "folder of answers that `distill-jax precompute` wrote; empty: none; in a plan of text "
+        "also sampled:50 or top_k:64",
         lasting=False,
     ),
     "teacher.resident": keys.choice(
@@ -184,16 +232,22 @@ SCHEMA: dict[str, keys.Key] = {
         ("auto", "yes", "no"),
         "stored answers on the device, or read batch by batch; auto: up to 4 GiB",
         lasting=False,
+        only=IMAGES,
     ),
     "teacher.own_average": keys.flag(
-        False, "the teacher is the student's own moving average (training.ema_decay)"
+        False, "the teacher is the student's own moving average (training.ema_decay)", only=IMAGES
     ),
     "teacher.look_ahead": keys.integer(
-        0, "steps whose teacher answers are computed at once; 0: 1 on a CPU, more on others"
+        0,
+        "steps whose teacher answers are computed at once; 0: 1 on a CPU, more on others",
+        only=IMAGES,
     ),
     "teacher.compute_dtype": keys.choice("float32", DTYPES, "dtype of the teachers' computation"),
     "teacher.quantize": keys.choice(
-        "none", QUANTIZE, "int8: the teacher's matrices, one scale a channel; the rest stays"
+        "none",
+        QUANTIZE,
+        "int8: the teacher's matrices, one scale a channel; the rest stays",
+        only=TEXT,
     ),
     # method
     "method.name": keys.text(
@@ -205,7 +259,11 @@ SCHEMA: dict[str, keys.Key] = {
     ),
     "method.temperature": keys.scheduled(4.0, "temperature T of the soft targets", open_low=True),
     "method.label_smoothing": keys.number(
-        0.0, "mass spread over all classes in the hard targets", high=1.0, open_high=True
+        0.0,
+        "mass spread over all classes in the hard targets",
+        high=1.0,
+        open_high=True,
+        only=IMAGES,
     ),
     # optimizer
     "optimizer.name": keys.text("sgd", "the optimizer: " + ", ".join(optimizers.NAMES)),
@@ -222,7 +280,7 @@ SCHEMA: dict[str, keys.Key] = {
     ),
     "optimizer.clip_norm": keys.number(0.0, "largest global norm of the gradient; 0: off"),
     "optimizer.max_norm": keys.number(
-        0.0, "largest norm of a unit's incoming weights, in dense layers; 0: off"
+        0.0, "largest norm of a unit's incoming weights, in dense layers; 0: off", only=IMAGES
     ),
     # learning-rate schedule
     "schedule.name": keys.choice("cosine", optimizers.SCHEDULES, "shape of the learning rate"),
@@ -246,7 +304,11 @@ SCHEMA: dict[str, keys.Key] = {
         open_high=True,
     ),
     "training.remat": keys.choice(
-        "none", REMAT, "what a decoder's layer computes again for its gradient", lasting=False
+        "none",
+        REMAT,
+        "what a decoder's layer computes again for its gradient",
+        lasting=False,
+        only=TEXT,
     ),
     "training.attention": keys.choice(
         "auto",
@@ -254,6 +316,7 @@ SCHEMA: dict[str, keys.Key] = {
         "what computes the attention of decoders; auto: splash on a TPU, cudnn on a GPU, where "
         "they fit, else xla",
         lasting=False,
+        only=TEXT,
     ),
     "training.compute_dtype": keys.choice("float32", DTYPES, "dtype of the student's computation"),
     "training.steps_per_call": keys.integer(
@@ -268,7 +331,7 @@ SCHEMA: dict[str, keys.Key] = {
     ),
     "evaluation.batch_size": keys.integer(500, "examples a step of evaluation", low=1),
     "evaluation.track_test": keys.flag(
-        False, "evaluate the test split as often: shown beside the last epoch, chooses nothing"
+        False, "also evaluate the test split each time: reported, selects nothing"
     ),
     "evaluation.select": keys.choice(
         "accuracy",
@@ -279,29 +342,40 @@ SCHEMA: dict[str, keys.Key] = {
         "",
         "JSONL of prompts with responses, answered at each evaluation; empty: none",
         lasting=False,
+        only=TEXT,
     ),
     "evaluation.test_prompts": keys.file(
-        "", "the same for the figures of the test split; empty: none", lasting=False
+        "", "the same for the figures of the test split; empty: none", lasting=False, only=TEXT
     ),
     "evaluation.fields": keys.choice(
         "same",
         ("same", "named", *FIELDS),
         "where they stand in a line; same: data.fields, named: prompt or messages, and response",
+        only=TEXT,
     ),
-    "evaluation.max_prompts": keys.integer(0, "prompts of a file that are used, the first; 0: all"),
-    "evaluation.max_new_tokens": keys.integer(256, "tokens of the longest answer", low=1),
-    "evaluation.prompt_batch_size": keys.integer(32, "prompts that are answered at a time", low=1),
+    "evaluation.max_prompts": keys.integer(
+        0, "prompts of a file that are used, the first; 0: all", only=TEXT
+    ),
+    "evaluation.max_new_tokens": keys.integer(
+        256, "tokens of the longest answer", low=1, only=TEXT
+    ),
+    "evaluation.prompt_batch_size": keys.integer(
+        32, "prompts that are answered at a time", low=1, only=TEXT
+    ),
     "evaluation.metrics": keys.several(
         ("rouge_l",),
         _metric,
         "names among " + ", ".join(METRICS),
         "what compares an answer with the response, each in [0, 1]",
+        only=TEXT,
     ),
     # checkpoints
     "checkpoint.every_epochs": keys.number(
         1.0, "epochs between checkpoints; 0: at the end and on SIGTERM alone", lasting=False
     ),
-    "checkpoint.every_steps": keys.integer(0, "steps between checkpoints, besides", lasting=False),
+    "checkpoint.every_steps": keys.integer(
+        0, "also a checkpoint after every so many steps; 0: by epochs alone", lasting=False
+    ),
     "checkpoint.keep_last": keys.integer(
         2, "newest checkpoints that are kept", low=1, lasting=False
     ),
@@ -329,24 +403,12 @@ SCHEMA: dict[str, keys.Key] = {
     ),
 }
 
-TEXT = "text"  # of data.name: a run on text, with a decoder
-# What is answered, and how: nothing but the figures of evaluations depends on it.
-ANSWERS = tuple(
-    "evaluation." + name
-    for name in ("prompts", "test_prompts", "fields", "max_prompts", "max_new_tokens")
-) + ("evaluation.prompt_batch_size", "evaluation.metrics")
-TEXT_ALONE = (
-    *ANSWERS,
-    *("data." + name for name in ("tokenizer", "length", "packing", "long", "documents")),
-    *("data.fields", "data.test_path", "teacher.quantize", "training.remat", "training.attention"),
-    *("rollout." + name for name in ("probability", "max_new_tokens", "prompt_tokens")),
-    *("rollout." + name for name in ("temperature", "top_k", "top_p")),
-)
-IMAGES_ALONE = (
-    *("data." + name for name in ("tfds_dir", "image_size", "only_classes", "exclude_classes")),
-    *("data.mean", "data.std", "data.workers", "data.resident"),
-    *("teacher." + name for name in ("own_average", "look_ahead", "resident")),
-    *("method.label_smoothing", "optimizer.max_norm", "teacher.combine"),
+#: Keys that decide which prompts are answered and how: only figures of evaluations depend on them,
+#: and `eval` may set them for a finished run.
+PROMPT_KEYS = (
+    *("evaluation.prompts", "evaluation.test_prompts", "evaluation.fields"),
+    *("evaluation.max_prompts", "evaluation.max_new_tokens", "evaluation.prompt_batch_size"),
+    "evaluation.metrics",
 )
 
 SECTIONS = tuple(dict.fromkeys(path.split(".")[0] for path in SCHEMA))

@@ -250,7 +250,7 @@ def evaluate(
       split: "test" or "validation".
       which: "final" (the last epoch) or "selected" (chosen on the validation split).
       overrides: config keys that tell where things lie now, such as {"data.path": "/new/place"},
-        and those of `schema.ANSWERS`, for prompts that the run itself did not have.
+        and those of `schema.PROMPT_KEYS`, for prompts that the run itself did not have.
 
     Returns:
       Every figure of `metrics.summarise`, with those of the teacher where the run had one.
@@ -266,7 +266,7 @@ def evaluate(
     asked = configs.apply_overrides(stored, overrides)
     # The other split is not evaluated, and no model is selected.
     asked["evaluation"]["prompts" if split == "test" else "test_prompts"] = ""
-    free = schema.ANSWERS
+    free = schema.PROMPT_KEYS
     if "evaluation.select" not in overrides:
         asked["evaluation"]["select"] = "nll"
         free += ("evaluation.select",)

@@ -90,7 +90,7 @@ def test_differences_name_lasting_keys_alone():
 
 
 def test_help_names_every_key_model_and_method():
-    said = describe.describe()
+    said = describe.describe_keys()
     for path in schema.SCHEMA:
         assert f"  {path} = " in said
     for name in (*models.names(), *methods.names()):

@@ -1,0 +1,154 @@
+"""Resolving a config: defaults, canonical values, and the refusal of what does not belong.
+
+What depends on the machine or on files (devices, the teacher, the data) is checked where it is
+opened, in `tasks`, before anything is written.
+"""
+
+import difflib
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from distill_jax import methods, models
+from distill_jax.config import checks, user_modules
+from distill_jax.config.schema import SCHEMA, SECTIONS
+from distill_jax.errors import UsageError, unknown
+from distill_jax.models.language.student import STUDENT_NAME, STUDENT_OPTIONS, check_student
+
+
+def flatten(tree: Mapping[str, Any] | ConfigDict, prefix: str = "") -> dict[str, Any]:
+    """{"data": {"name": 1}} as {"data.name": 1}."""
+    flat = {}
+    for name, value in tree.items():
+        if isinstance(value, (Mapping, ConfigDict)):
+            flat.update(flatten(value, f"{prefix}{name}."))
+        else:
+            flat[f"{prefix}{name}"] = value
+    return flat
+
+
+def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """The inverse of `flatten`."""
+    tree: dict[str, Any] = {}
+    for path, value in flat.items():
+        *parents, name = path.split(".")
+        node = tree
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[name] = value
+    return tree
+
+
+def resolve(config: Mapping[str, Any] | ConfigDict) -> ConfigDict:
+    """Fills in the defaults and checks every value.
+
+    Args:
+      config: a nested config that sets some of the keys.
+
+    Returns:
+      A locked ConfigDict with every key, tuples for lists, in the order of `SCHEMA`.
+
+    Raises:
+      UsageError: for an unknown key, a wrong type, a value out of range, an unknown name, or keys
+        that contradict each other.
+    """
+    given = flatten(config)
+    user_modules.import_all(check("imports", given.get("imports", ())))
+    options = _default_options(given)
+    flat = {path: key.default for path, key in SCHEMA.items()} | options
+    flat["method.soft_weight"] = methods.published_weight(given.get("method.name", "supervised"))
+    for path, value in given.items():
+        if path in SCHEMA:
+            flat[path] = check(path, value)
+        elif path in options:
+            flat[path] = tuple(value) if isinstance(value, list) else value
+        else:
+            raise _unknown_key(path, [*SCHEMA, *options])
+    flat |= _check_options(flat, options)
+    checks.check_all(flat)
+    order = {section: index for index, section in enumerate(SECTIONS)}
+    ordered = {path: flat[path] for path in sorted(flat, key=lambda p: order[p.split(".")[0]])}
+    return ConfigDict(unflatten(ordered), convert_dict=True).lock()
+
+
+def check(path: str, value: Any) -> Any:
+    """The canonical form of `value` for the key `path`; UsageError when it is not acceptable."""
+    key = SCHEMA[path]
+    try:
+        return key.check(value)
+    except (ValueError, TypeError) as error:
+        expected = str(error) or key.expected
+        raise UsageError(f"{path}={value!r}: expected {expected}") from None
+
+
+def _default_options(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Options of the named student and method with their defaults: "student.widths" and so on."""
+    student = given.get("student.name", SCHEMA["student.name"].default)
+    method = given.get("method.name", SCHEMA["method.name"].default)
+    known = [*models.names(), STUDENT_NAME]
+    if student not in known:
+        raise unknown("student.name", student, known, "model")
+    own = STUDENT_OPTIONS if student == STUDENT_NAME else models.options(student)
+    return {f"student.{name}": value for name, value in own.items()} | {
+        f"method.{name}": value for name, value in methods.options(method).items()
+    }
+
+
+def _check_options(flat: Mapping[str, Any], options: Iterable[str]) -> dict[str, Any]:
+    """The options of student and method in canonical form."""
+    student, method = (
+        {path.removeprefix(prefix): flat[path] for path in options if path.startswith(prefix)}
+        for prefix in ("student.", "method.")
+    )
+    if flat["student.name"] == STUDENT_NAME:
+        student = check_student(student)
+    else:
+        student = models.check_options(flat["student.name"], student)
+    method = methods.check_options(flat["method.name"], method)
+    return {f"student.{name}": value for name, value in student.items()} | {
+        f"method.{name}": value for name, value in method.items()
+    }
+
+
+def _unknown_key(path: str, known: list[str]) -> UsageError:
+    near = difflib.get_close_matches(path, known, n=1, cutoff=0.6)
+    section = path.split(".")[0]
+    listed = [name for name in known if name.startswith(section + ".")] or list(SECTIONS)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    return UsageError(f"{path}: unknown key; {hint}known: {', '.join(listed)}")
+
+
+def to_json(config: ConfigDict) -> str:
+    """The resolved config as JSON text; tuples become lists."""
+    return json.dumps(config.to_dict(), indent=2) + "\n"
+
+
+def digest(config: ConfigDict) -> str:
+    """SHA-256 of the resolved config."""
+    return hashlib.sha256(to_json(config).encode()).hexdigest()
+
+
+def method_options(config: ConfigDict) -> dict[str, Any]:
+    """The options of the method alone; those of a sum have two names, "crd.weight"."""
+    flat = flatten(config.method)
+    return {name: flat[name] for name in methods.options(config.method.name)}
+
+
+def student_options(config: ConfigDict) -> dict[str, Any]:
+    """The options of the student."""
+    return {name: value for name, value in config.student.items() if name != "name"}
+
+
+def differences(old: ConfigDict, new: ConfigDict) -> list[str]:
+    """What differs between two resolved configs in keys that a resumed run must keep."""
+    before, after = flatten(old), flatten(new)
+    lines = []
+    for path in dict.fromkeys([*before, *after]):
+        if path in SCHEMA and not SCHEMA[path].lasting:
+            continue
+        if before.get(path) != after.get(path):
+            lines.append(f"{path}: {before.get(path)!r} there, {after.get(path)!r} now")
+    return lines
