@@ -10,11 +10,12 @@ batch (continuous batching).
 import dataclasses
 import functools
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 from jax import Array
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
@@ -140,11 +141,12 @@ def generate_tokens(
     def advance(
         hidden: Array,
         position: Array,
-        cache: language.Cache,
+        cache: language.Cache | None,
         active: Array,
         so_far: GeneratedTokens,
     ) -> _State:
         """Samples the token at a position of the responses from the hidden states [B, D]."""
+        assert cache is not None  # a decoder that is given a cache returns one
         token, log_prob = _next_token(model.logits(hidden), keys, position, decoding)
         generated = _append(so_far, token, log_prob, position, active, decoding)
         cache = _shard_cache(cache, model.config, decoding.mesh)
@@ -217,7 +219,7 @@ def _append(
     if decoding.stop_ids:
         stop = jnp.any(token[:, None] == jnp.asarray(decoding.stop_ids, jnp.int32), axis=1)
     log_probs = so_far.log_probs
-    if log_prob is not None:
+    if log_prob is not None and log_probs is not None:
         log_probs = jnp.where(written, log_prob[:, None], log_probs)
     return GeneratedTokens(
         ids=jnp.where(written, token[:, None], so_far.ids),
@@ -229,9 +231,16 @@ def _append(
 
 @functools.partial(jax.jit, static_argnames=("graphdef", "decoding"))
 def _generate_tokens(
-    graphdef: Any, params: Any, tokens: Array, lengths: Array, keys: Array, *, decoding: Decoding
+    graphdef: nnx.GraphDef,
+    params: models.Flat,
+    tokens: Array,
+    lengths: Array,
+    keys: Array,
+    *,
+    decoding: Decoding,
 ) -> GeneratedTokens:
-    return generate_tokens(models.merge(graphdef, params), tokens, lengths, keys, decoding)
+    model = cast(language.Decoder, models.merge(graphdef, params))
+    return generate_tokens(model, tokens, lengths, keys, decoding)
 
 
 def padded_length(config: language.DecoderConfig, length: int, smallest: int) -> int:
@@ -334,7 +343,10 @@ def check_length(
 
 
 def _response(generated: GeneratedTokens, row: int) -> Response:
+    """The response of a row of tokens that are on the host."""
     length = int(generated.lengths[row])
-    log_probs = None if generated.log_probs is None else generated.log_probs[row, :length]
+    log_probs = None
+    if generated.log_probs is not None:
+        log_probs = np.asarray(generated.log_probs)[row, :length]
     finish = "stop" if generated.stopped[row] else "length"
-    return Response(generated.ids[row, :length], finish, log_probs)
+    return Response(np.asarray(generated.ids)[row, :length], finish, log_probs)

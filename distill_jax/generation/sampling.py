@@ -94,6 +94,7 @@ def sample(logits: Array, keys: Array | None, sampler: Sampler, vocab_size: int)
     """
     if sampler.temperature == 0:
         return jnp.argmax(logits[:, :vocab_size], axis=-1).astype(jnp.int32)
+    assert keys is not None  # only greedy decoding needs none
     chosen = filter_logits(logits, sampler, vocab_size)
     return jax.vmap(jax.random.categorical)(keys, chosen).astype(jnp.int32)
 

@@ -1,14 +1,14 @@
-"""On what a run fits and how long its steps take, before there is a chip.
+"""Plans a run for hardware that is not present: whether it fits, and how long a step takes.
 
     fits, text, content = check(config, targets.open_target("tpu:v5p:4x4x4"))
 
-The step that a run would take is compiled ahead of time on shapes alone (`abstract`, `plan`), and
-what XLA says of it is read: bytes of a device (`memory`), messages by axis of the mesh
-(`collectives`), traffic with HBM (`hlo`); FLOPs are counted in the jaxpr (`flops`, `work`). From
-these and a table of chips (`chips`) come the times that no step can beat (`roofline`). Left out on
-purpose: evaluations, checkpoints and the memory of the host.
+The training step is compiled ahead of time on shapes alone (`abstract`, `plan`). The compiled
+program gives the memory of a device (`memory`), the collectives by axis of the mesh (`collectives`)
+and the traffic with HBM (`hlo`); the jaxpr gives the FLOPs (`flops`, `step_flops`). With a table of
+chips (`chips`) they give lower bounds of a step's time (`roofline`). Left out on purpose:
+evaluations, checkpoints and the memory of the host.
 
-The modules are imported when they are needed, since `targets` has to be before JAX starts.
+The modules are imported on demand, because `targets` must set the environment before JAX starts.
 """
 
 import sys
@@ -19,29 +19,29 @@ def check(config: Any, target: Any) -> tuple[bool, str, dict[str, Any]]:
     """Plans a run.
 
     Args:
-      config: resolved.
+      config: the resolved config.
       target: from `targets.open_target`.
 
     Returns:
-      Whether it fits; the page for a reader, which names the cheapest change if it does not; and
-      the content of plan.json.
+      (fits, text, content): whether the run fits; the page to print, which names the cheapest
+      change that makes it fit if it does not; and the content of plan.json.
 
     Raises:
-      UsageError: config and target do not go together.
+      UsageError: the config does not fit the target's devices.
     """
     from distill_jax.planning import plan, report
     from distill_jax.planning.alternatives import fix
 
     found = plan.make_plan(config, target)
-    advice = None if found.fits else fix(config, target, _say)
+    advice = None if found.fits else fix(config, target, _print_progress)
     return found.fits, report.to_text(found, advice), report.to_json(found, advice)
 
 
 def search(config: Any, target: Any) -> tuple[bool, str, dict[str, Any]]:
-    """Plans a run in many ways, and ranks those that fit; as `check`."""
+    """Plans a run with many settings and ranks those that fit; returns the same as `check`."""
     from distill_jax.planning import alternatives, report
 
-    plans, skipped = alternatives.search(config, target, _say)
+    plans, skipped = alternatives.search(config, target, _print_progress)
     content = {
         "target": target.name,
         "plans": [report.to_json(found) for found in plans],
@@ -56,6 +56,6 @@ def search(config: Any, target: Any) -> tuple[bool, str, dict[str, Any]]:
     return True, "\n".join(lines), content
 
 
-def _say(setting: str) -> None:
-    """Tells a waiting user what is compiled now."""
+def _print_progress(setting: str) -> None:
+    """Tells the waiting user which setting is being compiled."""
     print(f"compiling {setting}", file=sys.stderr, flush=True)

@@ -1,8 +1,8 @@
-"""Other settings of the same run: the cheapest that fits, and the fastest of those that do.
+"""Alternative settings of a run: the cheapest change that makes it fit, and the fastest that fit.
 
-Both compile each setting that they judge. A setting whose arguments alone are too many bytes is
-left out without compiling. Left out on purpose: whatever changes what is learned (batch size, the
-models), but where nothing else fits.
+Both compile every setting that they consider, except those whose arguments alone exceed the memory.
+Left out on purpose: settings that change what is learned (the models; the batch size, except as a
+last resort).
 """
 
 from collections.abc import Callable, Iterator
@@ -17,10 +17,10 @@ from distill_jax.planning import abstract, memory
 from distill_jax.planning.plan import Plan, make_plan
 from distill_jax.planning.targets import Target
 
-#: Programs that a search compiles at most.
+#: The most programs that a search compiles.
 MOST = 24
 _MOST_TENSOR = 16
-_REMAT = ("none", "dots", "full")  # of `training.remat`, by what is computed again
+_REMAT = ("none", "dots", "full")  # values of `training.remat`, by how much they recompute
 Changes = dict[str, Any]
 
 
@@ -28,7 +28,7 @@ def changed(config: ConfigDict, changes: Changes) -> ConfigDict:
     """The config with some keys replaced.
 
     Raises:
-      UsageError: the result is none.
+      UsageError: the result is not a valid config.
     """
     flat = configs.flatten(config)
     return configs.resolve(configs.unflatten({**flat, **changes}))
@@ -37,18 +37,18 @@ def changed(config: ConfigDict, changes: Changes) -> ConfigDict:
 def fix(
     config: ConfigDict,
     target: Target,
-    say: Callable[[str], None],
-    compiled: Callable[..., Plan] = make_plan,
+    report: Callable[[str], None],
+    plan: Callable[[ConfigDict, Target], Plan] = make_plan,
 ) -> str:
-    """What the cheapest change is with which a config that does not fit a target does.
+    """Finds the cheapest change that makes a config fit a target.
 
-    Each change is tried alone, the cheapest first, and then on top of all those before it.
+    Each change is tried alone, the cheapest first, and then together with all cheaper ones.
 
     Args:
-      config: resolved.
+      config: the resolved config, which does not fit.
       target: the devices.
-      say: is told what is compiled.
-      compiled: makes a plan.
+      report: called with each setting before it is compiled.
+      plan: makes a plan.
 
     Returns:
       A line for the user.
@@ -63,15 +63,15 @@ def fix(
     for change in tried:
         if not _may_fit(config, target, change):
             continue
-        said = " ".join(f"--config.{key}={value}" for key, value in change.items())
-        say(said)
-        if compiled(changed(config, change), target).fits:
-            return f"it fits with {said}"
+        flags = _flags(change)
+        report(flags)
+        if plan(changed(config, change), target).fits:
+            return f"it fits with {flags}"
     return "no change of mesh, remat, accumulation, teacher dtype or batch makes it fit: more chips"
 
 
 def _cheaper(config: ConfigDict, target: Target) -> Iterator[Changes]:
-    """Single changes that need less memory, those that cost the least time and quality first."""
+    """Single changes that reduce memory, those that cost the least time and quality first."""
     text, devices = config.data.name == schema.TEXT, len(target.devices)
     fsdp = config.mesh.fsdp
     while fsdp * config.mesh.tensor < devices and devices % (2 * fsdp * config.mesh.tensor) == 0:
@@ -99,7 +99,7 @@ def _cheaper(config: ConfigDict, target: Target) -> Iterator[Changes]:
 
 
 def _may_fit(config: ConfigDict, target: Target, change: Changes) -> bool:
-    """Whether a setting is possible, and what it holds between steps leaves room."""
+    """Whether a setting is valid, and its arguments alone are less than the memory."""
     try:
         run = abstract.prepare(changed(config, change), target.devices)
     except UsageError:
@@ -108,14 +108,18 @@ def _may_fit(config: ConfigDict, target: Target, change: Changes) -> bool:
     return sum(held.values()) < target.memory
 
 
-def settings(config: ConfigDict, target: Target) -> Iterator[list[Changes]]:
-    """The meshes of a target, each with its settings from the one that is fastest if it fits.
+def _flags(changes: Changes) -> str:
+    return " ".join(f"--config.{key}={value}" for key, value in changes.items())
 
-    A layer that is computed again costs time, and an int8 teacher exactness: the next setting of a
-    mesh is of use only where the one before does not fit.
+
+def settings(config: ConfigDict, target: Target) -> Iterator[list[Changes]]:
+    """The meshes of a target, each with its settings, the fastest first.
+
+    Recomputing layers costs time and an int8 teacher costs exactness, so the next setting of a mesh
+    is useful only if the one before does not fit.
     """
     text, devices = config.data.name == schema.TEXT, len(target.devices)
-    dtypes = [{}]
+    dtypes: list[Changes] = [{}]
     online = config.teacher.path and not config.teacher.store
     if text and online and config.teacher.quantize == "none":
         dtypes.append({"teacher.quantize": "int8"})
@@ -137,20 +141,22 @@ def settings(config: ConfigDict, target: Target) -> Iterator[list[Changes]]:
 
 
 def search(
-    config: ConfigDict, target: Target, say: Callable[[str], None], most: int = MOST
+    config: ConfigDict, target: Target, report: Callable[[str], None], most: int = MOST
 ) -> tuple[list[Plan], int]:
     """The settings of a target that fit, the fastest first.
 
     Args:
-      config: resolved; its mesh, remat and int8 are replaced.
+      config: the resolved config; its mesh, remat and int8 teacher are varied.
       target: the devices.
-      say: is told what is compiled.
-      most: programs that are compiled at most.
+      report: called with each setting before it is compiled.
+      most: the most programs that are compiled.
 
     Returns:
-      One plan a mesh, and how many meshes were not looked at for want of compilations.
+      One plan for each mesh that fits, and the number of meshes that were not tried because `most`
+      was reached.
     """
-    found, left, skipped = [], most, 0
+    found: list[Plan] = []
+    left, skipped = most, 0
     for choices in settings(config, target):
         if not left:
             skipped += 1
@@ -158,7 +164,7 @@ def search(
             if not left or not _may_fit(config, target, change):
                 continue
             left -= 1
-            say(" ".join(f"--config.{key}={value}" for key, value in change.items()))
+            report(_flags(change))
             plan = make_plan(changed(config, change), target)
             if plan.fits:
                 found.append(plan)

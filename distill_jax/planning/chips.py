@@ -1,7 +1,8 @@
-"""What a chip can do, from its maker's pages: the numbers that a plan divides by.
+"""Peak performance of chips, from their makers' pages.
 
-Peaks are of dense bfloat16 products. Bytes a second are of one direction. No chip here was measured
-by us. Left out on purpose: what a program reaches of these, which is for a profile to say.
+Peak FLOP/s are those of dense bfloat16 matrix products. Bandwidths are bytes a second in one
+direction. We measured none of these chips. Left out on purpose: the share of a peak that a program
+reaches, which only a profile can show.
 """
 
 import dataclasses
@@ -20,12 +21,12 @@ class Chip:
       flops: peak FLOP/s in bfloat16.
       memory: bytes of HBM.
       bandwidth: bytes a second between the chip and its HBM.
-      link: bytes a second in one direction: of one of a TPU's links, of all a GPU's NVLinks.
-      source: where these numbers stand.
-      torus: dimensions of a TPU's mesh of chips; 0 for a GPU.
-      ring: a TPU slice of this size, or a multiple of it, along a dimension is closed to a ring.
-      network: bytes a second in one direction from a GPU to those of other hosts; assumed.
-      most: chips of the largest slice along a dimension.
+      link: bytes a second in one direction over one link of a TPU, or all NVLinks of a GPU.
+      source: the publication of these numbers.
+      torus: the number of dimensions of a TPU slice; 0 for a GPU.
+      ring: a dimension of a TPU slice is closed to a ring if its size is a multiple of this.
+      network: bytes a second in one direction from a GPU to GPUs of other hosts; assumed.
+      most: the largest size of a slice along a dimension.
     """
 
     platform: str
@@ -42,11 +43,11 @@ class Chip:
 
 _CLOUD = "cloud.google.com/tpu/docs/"
 _NVIDIA = "NVIDIA's data sheet, "
-#: GPUs of one host, which NVLink joins.
-GPUS_A_HOST = 8
+#: GPUs of one host, connected by NVLink.
+GPUS_PER_HOST = 8
 
-# TPUs: the link is the page's bandwidth between chips over the links of a chip, four in a plane
-# and six in space, and over two for one direction.
+# The link of a TPU is the published interchip bandwidth divided by the links of a chip (four on a
+# 2D torus, six on a 3D torus) and by two for one direction.
 CHIPS: dict[str, Chip] = {
     "v4": Chip(
         "tpu", 275e12, 32 * GIB, 1200e9, 50e9, _CLOUD + "v4 and v4's paper (Jouppi et al. 2023)",
@@ -75,7 +76,7 @@ CHIPS: dict[str, Chip] = {
     ),
 }  # fmt: skip
 
-#: What JAX calls the kinds of the table; of `device_kind`, in small letters.
+#: JAX's `device_kind` in lower case -> the name in the table.
 _KINDS = {
     "tpu v4": "v4",
     "tpu v5 lite": "v5e",
@@ -88,20 +89,25 @@ _KINDS = {
 
 
 def of_kind(device_kind: str) -> str | None:
-    """The name in the table of what JAX calls a device; None for one that is not there."""
+    """The name in the table of a device of JAX; None for one that is not in the table."""
     kind = device_kind.lower()
     if kind in _KINDS:
         return _KINDS[kind]
     return next((name for name, c in CHIPS.items() if c.platform == "gpu" and name in kind), None)
 
 
-def find(name: str, platform: str, said: str) -> Chip:
+def find(name: str, platform: str, target: str) -> Chip:
     """A chip of the table.
 
+    Args:
+      name: in the table.
+      platform: "tpu" or "gpu".
+      target: the user's --target, for the error.
+
     Raises:
-      UsageError: there is none of that name on that platform.
+      UsageError: the table has no such chip for that platform.
     """
     known = [key for key, chip in CHIPS.items() if chip.platform == platform]
     if name not in known:
-        raise UsageError(f"--target={said}: no {platform} {name!r}; expected {', '.join(known)}")
+        raise UsageError(f"--target={target}: no {platform} {name!r}; expected {', '.join(known)}")
     return CHIPS[name]

@@ -1,34 +1,34 @@
-"""GPUs as XLA's compiler wants them described where there is none to ask.
+"""Descriptions of GPUs, from which XLA compiles ahead of time without one.
 
-XLA compiles for a GPU ahead of time from a description of it, `GpuTargetConfigProto`. Of what it
-says, the memory decides how XLA schedules, the rest which tiles and kernels it takes. Left out on
-purpose: tuning, for which XLA runs kernels on the GPU itself; products take its first choice here.
+XLA compiles for a GPU that is not present from a `GpuTargetConfigProto`. Its memory size guides
+scheduling; the other fields decide tiles and kernels. Left out on purpose: autotuning, for which
+XLA runs kernels on the GPU itself; matrix products use its default choice here.
 """
 
 import ctypes
 import dataclasses
 import importlib.util
 
-from distill_jax.planning.chips import GPUS_A_HOST, Chip
+from distill_jax.planning.chips import GPUS_PER_HOST, Chip
 
-#: Modules of JAX's CUDA plugins; one of them brings XLA's GPU compiler.
+#: The modules of JAX's CUDA plugins; either contains XLA's GPU compiler.
 PLUGINS = ("jax_plugins.xla_cuda13", "jax_plugins.xla_cuda12")
-#: The CUDA and cuDNN that kernels are compiled for.
+#: The versions of CUDA and cuDNN that kernels are compiled for.
 _CUDA, _CUDNN = (13, 0), (9, 12)
 
 
 @dataclasses.dataclass(frozen=True)
 class Processor:
-    """The parts of a GPU that a compiler asks for.
+    """The properties of a GPU that the compiler needs.
 
     Attributes:
-      name: as its driver calls it.
+      name: its name in the driver.
       capability: CUDA's compute capability.
-      cores: streaming multiprocessors.
-      lanes: float32 units of one of them.
-      clock: GHz, at most.
-      cache: bytes of L2.
-      shared: bytes of shared memory of a multiprocessor.
+      cores: the number of streaming multiprocessors.
+      lanes: float32 units of each multiprocessor.
+      clock: the highest clock rate, GHz.
+      cache: bytes of L2 cache.
+      shared: bytes of shared memory of each multiprocessor.
     """
 
     name: str
@@ -51,16 +51,16 @@ PROCESSORS = {
 
 
 def installed() -> bool:
-    """Whether a plugin with XLA's GPU compiler is."""
+    """Whether a plugin with XLA's GPU compiler is installed."""
     return importlib.util.find_spec("jax_plugins") is not None and any(
         importlib.util.find_spec(name) is not None for name in PLUGINS
     )
 
 
 def cudnn() -> bool:
-    """Whether cuDNN's library is here, without which JAX does not lower its attention."""
+    """Whether the cuDNN library is installed, which JAX needs to lower cuDNN's attention."""
     try:
-        ctypes.CDLL("libcudnn.so.9")  # found where it lies, or as loaded by the plugin
+        ctypes.CDLL("libcudnn.so.9")  # from the loader's path, or loaded by the plugin
     except OSError:
         return False
     return True
@@ -70,11 +70,11 @@ def description(name: str, chip: Chip) -> str:
     """The text of the `GpuTargetConfigProto` of a GPU.
 
     Args:
-      name: in `PROCESSORS`.
-      chip: its numbers in `chips.CHIPS`.
+      name: a key of `PROCESSORS`.
+      chip: its entry in `chips.CHIPS`.
     """
     own = PROCESSORS[name]
-    system = 2**10  # of shared memory that CUDA keeps for itself in every block
+    system = 2**10  # shared memory that CUDA reserves in every block
     return f"""
 gpu_device_info {{
   threads_per_block_limit: 1024
@@ -104,11 +104,11 @@ device_description_str: "{own.name}"
 
 
 def topology(count: int) -> str | None:
-    """Slices, hosts of a slice and GPUs of a host, as XLA writes them; None for no such number.
+    """XLA's topology of `count` GPUs, "slices x hosts x GPUs of a host"; None for other counts.
 
-    GPUs fill one host, or several of `GPUS_A_HOST`.
+    GPUs are on one host, or on several hosts of `GPUS_PER_HOST` each.
     """
-    if count <= GPUS_A_HOST:
+    if count <= GPUS_PER_HOST:
         return f"1x1x{count}"
-    hosts, left = divmod(count, GPUS_A_HOST)
-    return None if left else f"1x{hosts}x{GPUS_A_HOST}"
+    hosts, left = divmod(count, GPUS_PER_HOST)
+    return None if left else f"1x{hosts}x{GPUS_PER_HOST}"

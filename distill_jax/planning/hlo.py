@@ -1,7 +1,7 @@
-"""Reading the text of a compiled program: its instructions, and how often each is executed.
+"""Parses the text of a compiled program: its instructions, and how often each is executed.
 
-XLA's own cost analysis sees the body of a loop once. Here a body counts as often as its loop turns:
-by the count that XLA writes beside the loop, or else by the bound in the loop's condition. Left out
+XLA's own cost analysis counts the body of a loop once. Here the body is multiplied by the trip
+count of its loop: the count that XLA annotates, or else the bound in the loop's condition. Left out
 on purpose: everything that is not needed to count bytes, such as what an instruction computes.
 """
 
@@ -21,7 +21,7 @@ _CALLED = re.compile(
     r"\b(calls|to_apply|body|condition|true_computation|false_computation)=%?([\w.\-]+)"
 )
 _BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
-_TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
+_TRIP_COUNT = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 _SLICES = ("dynamic-slice", "gather", "slice")
 _INTEGER = re.compile(r"= [su]\d+\[\]\S* constant\((-?\d+)\)")
 
@@ -31,8 +31,8 @@ class Array:
     """The type of one array.
 
     Attributes:
-      bytes: of its elements, without padding.
-      on_chip: whether it is kept in a memory within the chip, not in HBM.
+      bytes: the size of its elements, without padding.
+      on_chip: whether it is in an on-chip memory, not in HBM.
     """
 
     bytes: int
@@ -44,12 +44,12 @@ class Instruction:
     """One line of a computation.
 
     Attributes:
-      name: of its value.
+      name: the name of its value.
       opcode: such as "fusion".
-      arrays: of its value; several for a tuple.
-      operands: names of the values that it takes.
+      arrays: the arrays of its value; several for a tuple.
+      operands: the names of its operands.
       line: the whole text.
-      root: whether the computation returns it.
+      root: whether the computation returns its value.
     """
 
     name: str
@@ -61,14 +61,14 @@ class Instruction:
 
     @property
     def bytes(self) -> int:
-        """Of its value."""
+        """The size of its value."""
         return sum(array.bytes for array in self.arrays)
 
     def called(self) -> dict[str, list[str]]:
-        """Names of the computations that it calls, by how: "calls", "body", "branches", ..."""
-        found = defaultdict(list)
-        for how, name in _CALLED.findall(self.line):
-            found[how].append(name)
+        """Names of the computations it calls, by attribute: "calls", "body", "branches", ..."""
+        found: dict[str, list[str]] = defaultdict(list)
+        for attribute, name in _CALLED.findall(self.line):
+            found[attribute].append(name)
         for names in _BRANCHES.findall(self.line):
             found["branches"] += [name.strip().lstrip("%") for name in names.split(",")]
         return dict(found)
@@ -79,17 +79,17 @@ class Module:
     """A program.
 
     Attributes:
-      computations: instructions by name, in order, by the name of their computation.
-      entry: the name of the first computation.
+      computations: computation name -> its instructions by name, in order.
+      entry: the name of the computation that the program starts with.
     """
 
     computations: dict[str, dict[str, Instruction]]
     entry: str
 
 
-def _arrays(said: str) -> tuple[Array, ...]:
+def _arrays(text: str) -> tuple[Array, ...]:
     found = []
-    for kind, sizes, layout in _ARRAY.findall(said):
+    for kind, sizes, layout in _ARRAY.findall(text):
         bits = _BITS.get(kind, 8 if kind.startswith("f8") else 0)
         size = math.prod(int(n) for n in sizes.split(",") if n)
         found.append(Array(-(-size * bits // 8), "S(" in layout))
@@ -97,12 +97,12 @@ def _arrays(said: str) -> tuple[Array, ...]:
 
 
 def _closing(text: str, start: int) -> int:
-    """The place of the bracket that closes the one at `start`."""
+    """The position of the bracket that closes the one at `start`."""
     depth = 0
-    for place in range(start, len(text)):
-        depth += {"(": 1, ")": -1}.get(text[place], 0)
+    for position in range(start, len(text)):
+        depth += {"(": 1, ")": -1}.get(text[position], 0)
         if not depth:
-            return place
+            return position
     raise ValueError(f"unclosed bracket: {text[:80]}")
 
 
@@ -122,15 +122,16 @@ def _instruction(line: str, match: re.Match) -> Instruction:
 
 
 def parse(text: str) -> Module:
-    """The program of the text that `jax.stages.Compiled.as_text` gives."""
+    """The program in the text of `jax.stages.Compiled.as_text`."""
     computations: dict[str, dict[str, Instruction]] = {}
-    entry, current = "", None
+    entry = ""
+    current: dict[str, Instruction] | None = None
     for line in text.splitlines():
         head = _HEAD.match(line)
         if head:
             current = computations.setdefault(head[2], {})
             entry = head[2] if head[1] else entry
-        elif line == "}":  # what a kernel says of itself has lines that begin so
+        elif line == "}":  # alone: lines of a kernel's description begin with one
             current = None
         elif current is not None:
             match = _LINE.match(line)
@@ -140,8 +141,8 @@ def parse(text: str) -> Module:
 
 
 def _constants(module: Module, name: str) -> list[int]:
-    """The integers in a computation and in those that it calls."""
-    found = []
+    """The integer constants of a computation and of those that it calls."""
+    found: list[int] = []
     for instruction in module.computations[name].values():
         match = _INTEGER.search(instruction.line)
         found += [int(match[1])] if match else []
@@ -151,16 +152,16 @@ def _constants(module: Module, name: str) -> list[int]:
 
 
 def trip_count(module: Module, loop: Instruction) -> int | None:
-    """How often the body of a `while` is executed; None where it depends on what it computes."""
-    known = _TRIPS.search(loop.line)
+    """How often the body of a `while` is executed; None where that depends on computed values."""
+    known = _TRIP_COUNT.search(loop.line)
     if known:
         return int(known[1])
     (condition,) = loop.called()["condition"]
-    # A counted loop compares its counter, which starts at 0, with one number, and nothing else.
+    # The condition of a counted loop only compares its counter, which starts at 0, with one number.
     bounds = _constants(module, condition)
     compares = [
         i
-        for i in _everything(module, condition)
+        for i in _nested_instructions(module, condition)
         if i.opcode == "compare" and "direction=LT" in i.line
     ]
     if len(bounds) == 1 and len(compares) == 1:
@@ -168,12 +169,13 @@ def trip_count(module: Module, loop: Instruction) -> int | None:
     return None
 
 
-def _everything(module: Module, name: str) -> list[Instruction]:
-    found = []
+def _nested_instructions(module: Module, name: str) -> list[Instruction]:
+    """The instructions of a computation and of those that it calls."""
+    found: list[Instruction] = []
     for instruction in module.computations[name].values():
         found.append(instruction)
         for inner in instruction.called().get("calls", ()):
-            found += _everything(module, inner)
+            found += _nested_instructions(module, inner)
     return found
 
 
@@ -182,9 +184,9 @@ class ExecutedComputation:
     """A computation and how often it is executed.
 
     Attributes:
-      name: of it.
-      times: in one call of the program. Of branches, each counts as if it were taken.
-      fused: whether it is the inside of a fusion.
+      name: the name of the computation.
+      times: executions in one call of the program; each branch of a condition counts as taken.
+      fused: whether it is the body of a fusion.
     """
 
     name: str
@@ -193,9 +195,9 @@ class ExecutedComputation:
 
 
 def executed_computations(module: Module) -> tuple[list[ExecutedComputation], int]:
-    """All computations that are executed, and the number of loops whose turns are not known.
+    """All computations that are executed, and the number of loops with an unknown trip count.
 
-    A loop of unknown turns counts once.
+    The body of such a loop counts once.
     """
     found: list[ExecutedComputation] = []
     unknown = 0
@@ -206,10 +208,10 @@ def executed_computations(module: Module) -> tuple[list[ExecutedComputation], in
         for instruction in module.computations[name].values():
             called = instruction.called()
             if instruction.opcode == "while":
-                turns = trip_count(module, instruction)
-                unknown += turns is None
+                trips = trip_count(module, instruction)
+                unknown += trips is None
                 for body in called["body"]:
-                    visit(body, times * (1 if turns is None else turns), False)
+                    visit(body, times * (1 if trips is None else trips), False)
             elif instruction.opcode == "fusion":
                 for inner in called["calls"]:
                     visit(inner, times, True)
@@ -222,7 +224,7 @@ def executed_computations(module: Module) -> tuple[list[ExecutedComputation], in
 
 
 def _reads(module: Module, fusion: Instruction, position: int, whole: int) -> int:
-    """Bytes of an operand that a fusion reads: of one that it only takes slices of, those."""
+    """Bytes that a fusion reads of one operand: `whole`, or less if it only reads slices of it."""
     (inner,) = fusion.called()["calls"]
     body = module.computations[inner]
     mark = f"parameter({position})"
@@ -241,16 +243,16 @@ def _reads(module: Module, fusion: Instruction, position: int, whole: int) -> in
         elif instruction.opcode == "dynamic-update-slice" and instruction.operands[0] in names:
             continue  # written in place
         elif instruction.opcode == "fusion":
-            for place, name in enumerate(instruction.operands):
+            for number, name in enumerate(instruction.operands):
                 if name in names:
-                    total += _reads(module, instruction, place, whole)
+                    total += _reads(module, instruction, number, whole)
         else:
             return whole
     return min(total, whole)
 
 
 def _writes(module: Module, name: str, wanted: Instruction) -> int:
-    """Bytes that a fused value is written as: of an update in place, the update."""
+    """Bytes that a fusion writes for one of its values; for an update in place, the update."""
     body = module.computations[name]
     if wanted.opcode == "dynamic-update-slice":
         return body[wanted.operands[1]].bytes
@@ -272,8 +274,8 @@ _FREE = frozenset(
 def traffic(module: Module) -> int:
     """Bytes that one call moves between a chip and its HBM.
 
-    The operands and the value of every instruction that is not within a fusion, but for those that
-    are kept on the chip, and of slices and updates in place the part that moves.
+    The sum over all instructions outside of fusions of their operands and values, without those
+    that stay on the chip. Of slices and updates in place only the part that moves counts.
     """
     total = 0
     for computation in executed_computations(module)[0]:
@@ -288,7 +290,9 @@ def traffic(module: Module) -> int:
 
 
 def _moved(module: Module, body: dict[str, Instruction], instruction: Instruction) -> int:
-    def held(value: Instruction) -> int:
+    """Bytes that one execution of an instruction moves from and to HBM."""
+
+    def in_hbm(value: Instruction) -> int:
         return sum(array.bytes for array in value.arrays if not array.on_chip)
 
     operands = [body[name] for name in instruction.operands if name in body]
@@ -296,16 +300,16 @@ def _moved(module: Module, body: dict[str, Instruction], instruction: Instructio
         (inner,) = instruction.called()["calls"]
         root = next(i for i in module.computations[inner].values() if i.root)
         read = sum(
-            _reads(module, instruction, place, held(value)) if held(value) else 0
-            for place, value in enumerate(operands)
+            _reads(module, instruction, position, in_hbm(value)) if in_hbm(value) else 0
+            for position, value in enumerate(operands)
         )
         written = _writes(module, inner, root)
-        return read + (min(written, held(instruction)) if held(instruction) else 0)
+        return read + (min(written, in_hbm(instruction)) if in_hbm(instruction) else 0)
     if instruction.opcode in _SLICES:
-        return held(instruction) + min(instruction.bytes, sum(map(held, operands)))
+        return in_hbm(instruction) + min(instruction.bytes, sum(map(in_hbm, operands)))
     if instruction.opcode in ("dynamic-update-slice", "scatter"):
-        return 2 * held(operands[1]) if held(instruction) else held(operands[1])
+        return 2 * in_hbm(operands[1]) if in_hbm(instruction) else in_hbm(operands[1])
     if instruction.opcode.endswith("-start") and len(instruction.arrays) > 1:
         # (what is written, what is read, ...)
         return sum(array.bytes for array in instruction.arrays[:2] if not array.on_chip)
-    return held(instruction) + sum(map(held, operands))
+    return in_hbm(instruction) + sum(map(in_hbm, operands))

@@ -1,4 +1,4 @@
-"""Bytes of a device: of what it holds between steps by its shardings, and within a step by XLA."""
+"""Memory of a device: the arguments of a step, by their shardings, and XLA's temporaries."""
 
 import dataclasses
 import math
@@ -8,14 +8,15 @@ import tempfile
 from typing import Any
 
 import jax
+from jax.stages import Compiled, Lowered
 
-#: What a device holds, in the order of a report. Gradients are a part of what XLA needs in a step.
-HELD = ("teacher", "student", "optimizer", "averages", "adapters", "data", "batch", "counters")
+#: The parts of a step's arguments, in the order of a report. Gradients are XLA's temporaries.
+PARTS = ("teacher", "student", "optimizer", "averages", "adapters", "data", "batch", "counters")
 _IN_HBM = re.compile(r"Memory Space: default \(color=0\)\s+Total bytes: (\d+)")
 
 
 def bytes_per_device(tree: Any) -> int:
-    """Bytes a device of arrays, or of `jax.ShapeDtypeStruct`s with shardings."""
+    """Bytes per device of arrays, or of `jax.ShapeDtypeStruct`s with shardings."""
     total = 0
     for leaf in jax.tree.leaves(tree):
         shape = leaf.shape
@@ -30,13 +31,13 @@ class Memory:
     """Bytes of one device.
 
     Attributes:
-      held: of the arguments of a step by part, see `HELD`.
-      gradients: of the trained parameters' gradients, as they are kept.
-      temporaries: all that XLA needs within a step: gradients, activations, workspaces. None where
-        it is not known.
-      code: of the program.
-      padding: what the device's layout of arrays takes above `held`.
-      limit: of the device.
+      held: the arguments of a step, by part; see `PARTS`.
+      gradients: the gradients of the trained parameters, in their dtype and sharding.
+      temporaries: everything else that XLA allocates within a step: gradients, activations,
+        workspaces. None if it is not known.
+      code: the program.
+      padding: what the device's array layouts add to `held`.
+      limit: the memory of the device.
     """
 
     held: dict[str, int]
@@ -48,29 +49,29 @@ class Memory:
 
     @property
     def arguments(self) -> int:
-        """What is there before a step begins."""
+        """What the device holds before a step begins."""
         return sum(self.held.values()) + self.padding
 
     @property
     def total(self) -> int:
-        """The most that a step needs; without its temporaries where they are not known."""
+        """The peak of a step; of its temporaries only the gradients if they are not known."""
         within = self.gradients if self.temporaries is None else self.temporaries
         return self.arguments + within + self.code
 
     @property
     def fits(self) -> bool:
-        """Whether the device has so much."""
+        """Whether the peak is within the memory of the device."""
         return self.total <= self.limit
 
 
 def argument_bytes(state: Any, frozen: Any, resident: Any, batches: Any) -> dict[str, int]:
-    """Bytes a device of the arguments of a step, by part.
+    """Bytes per device of the arguments of a step, by part.
 
     Args:
-      state: a `TrainState`; as the others, of arrays or `jax.ShapeDtypeStruct`s with shardings.
+      state: a `TrainState`. All arguments hold arrays or `jax.ShapeDtypeStruct`s with shardings.
       frozen: the `Frozen` parameters of teachers and student.
       resident: the data set on the devices.
-      batches: of the steps of one call.
+      batches: the batches of the steps of one call.
     """
     counters = (state.step, state.seed, state.sums, state.bad_step)
     return {
@@ -85,19 +86,27 @@ def argument_bytes(state: Any, frozen: Any, resident: Any, batches: Any) -> dict
     }
 
 
-def compile_step(lowered: Any, platform: str) -> tuple[Any, int]:
-    """Compiles a step; also, what its arguments, outputs and temporaries take of a device.
+def stats_of(compiled: Compiled) -> Any:
+    """XLA's memory analysis of a program, a `CompiledMemoryStats`."""
+    stats = compiled.memory_analysis()
+    if stats is None:
+        raise RuntimeError("XLA gives no memory analysis of this program")
+    return stats
 
-    On TPUs the bytes are of the memory report that the compiler writes beside a program. The
-    temporaries of `memory_analysis` are more than is allocated there: the whole would be 12 to 19 %
-    too high for five plans of the language pairs of configs/ (libtpu 0.0.42).
+
+def compile_step(lowered: Lowered, platform: str) -> tuple[Compiled, int]:
+    """Compiles a step and measures the memory of its arguments, outputs and temporaries.
+
+    On TPUs the bytes come from the memory report that the compiler writes with a program. The
+    temporaries of `memory_analysis` are more than it allocates: with these, the total would be 12
+    to 19 % too high for five plans of the language pairs of configs/ (libtpu 0.0.42).
 
     Args:
-      lowered: a `jax.stages.Lowered`.
+      lowered: the lowered step.
       platform: "cpu", "gpu" or "tpu".
 
     Returns:
-      The `jax.stages.Compiled`, and bytes.
+      The compiled step, and its bytes per device.
     """
     reported = None
     if platform == "tpu":
@@ -109,6 +118,6 @@ def compile_step(lowered: Any, platform: str) -> tuple[Any, int]:
         compiled = lowered.compile()
     if reported:
         return compiled, int(reported[1])
-    stats = compiled.memory_analysis()
+    stats = stats_of(compiled)
     fresh = max(stats.output_size_in_bytes - stats.alias_size_in_bytes, 0)
     return compiled, stats.argument_size_in_bytes + stats.temp_size_in_bytes + fresh

@@ -1,13 +1,13 @@
-"""One plan: the step of a config compiled for a target, and what that says of a run there."""
+"""A plan: the step of a config compiled for a target, and the figures of a run on that target."""
 
 import dataclasses
 import re
 import warnings
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 from jax.sharding import Mesh
+from jax.stages import Compiled
 from ml_collections import ConfigDict
 
 from distill_jax import config as configs
@@ -19,8 +19,9 @@ from distill_jax.planning.collectives import Collective, collectives
 from distill_jax.planning.targets import Target
 from distill_jax.training.step import compile_steps
 
-# The TPU compiler's words for a program that has no room: of all that it needs, of its temporaries
-# (among which its arguments are counted where all of the HBM is called available), or of an array.
+# The TPU compiler's errors for a program that does not fit. They state what the program needs in
+# total, what its temporaries need (with the arguments if all of the HBM is called available), or
+# the size of one array.
 _USED = re.compile(r"Used ([\d.]+)([KMG]?) of ([\d.]+)([KMG]?) hbm")
 _WITHIN = re.compile(r"temporaries \(([\d.]+)([KMG]?)\) exceeds available HBM \(([\d.]+)([KMG]?)\)")
 _ARRAY = re.compile(r"Allocation \(size=(\d+)()\) would exceed memory \(size=(\d+)()\)")
@@ -29,23 +30,23 @@ _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30}
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """What a config would be on a target.
+    """The figures of a config on a target.
 
     Attributes:
-      config: resolved.
+      config: the resolved config.
       target: the devices.
-      mesh: their shape.
-      parameters: how many numbers "student" and "teacher" are.
-      memory: bytes of a device.
-      fits: whether the step has room there.
-      flops: FLOPs of a step; None where the step was not compiled for want of room.
-      traffic: bytes that a device moves from and to its HBM in a step; likewise.
-      messages: what it sends in a step; likewise.
-      times: of a step; None too where the chip is in no table.
-      unit: what a batch has so many of, "tokens" or "images".
-      units: of them a step.
-      steps: of the run; None where only the data can tell.
-      notes: what a reader must know of these figures, a line each.
+      mesh: the mesh of the devices.
+      parameters: the number of parameters of "student" and "teacher".
+      memory: the memory of a device.
+      fits: whether the step fits in it.
+      flops: FLOPs of a step; None if the step could not be compiled because it does not fit.
+      traffic: bytes that a device moves from and to its HBM in a step; None likewise.
+      messages: the collectives of a step; empty likewise.
+      times: lower bounds of a step's time; None likewise, and if the chip is in no table.
+      unit: the unit of a batch's size, "tokens" or "images".
+      units: their number in a step.
+      steps: the steps of the run; None if that depends on the data.
+      notes: remarks on these figures, one line each.
     """
 
     config: ConfigDict
@@ -65,20 +66,20 @@ class Plan:
 
     @property
     def mfu(self) -> float | None:
-        """Model FLOPs over what the chips could have done in the time of an overlapped step."""
-        if self.times is None:
+        """Model FLOPs utilisation: model FLOPs over peak FLOPs during an overlapped step."""
+        if self.times is None or self.flops is None or self.target.chip is None:
             return None
         peak = self.target.chip.flops * self.mesh.size * self.times.overlapped
         return self.flops.model / peak
 
     @property
     def units_per_second(self) -> float | None:
-        """Tokens or images, at best."""
+        """Tokens or images a second, at most."""
         return self.units / self.times.overlapped if self.times else None
 
     @property
     def chip_hours(self) -> float | None:
-        """Of the configured run's steps at best, without evaluations and checkpoints."""
+        """Chip-hours of all steps of the run, at least, without evaluations and checkpoints."""
         if self.times is None or self.steps is None:
             return None
         return self.steps * self.times.overlapped * self.mesh.size / 3600
@@ -90,124 +91,162 @@ def make_plan(config: ConfigDict, target: Target) -> Plan:
     Raises:
       UsageError: the config does not fit the target's devices, or the teacher the student.
     """
-    config, notes = _kernels(config, target)
+    config, attention_notes = _compilable_attention(config, target)
     run = abstract.prepare(config, target.devices)
-    where = jax.tree.map(lambda a: a.sharding, run.state)
+    plan = plan_without_program(run, target, attention_notes)
+    shardings = jax.tree.map(lambda a: a.sharding, run.state)
     arguments = (run.state, run.frozen, run.resident, run.batches)
-    lowered = compile_steps(run.recipe, run.mesh, where).lower(*arguments)
-    held = memory.argument_bytes(*arguments)
-    trained = {"student": run.state.params, "adapters": run.state.adapters}
-    gradients = memory.bytes_per_device(trained)
-    notes += notes_of(run, target)
+    lowered = compile_steps(run.recipe, run.mesh, shardings).lower(*arguments)
     try:
         with warnings.catch_warnings():
-            # A persistent cache of programs cannot hold those for devices that are not here.
+            # The persistent compilation cache cannot hold programs for devices that are absent.
             warnings.filterwarnings("ignore", message="Error reading persistent compilation cache")
             compiled, taken = memory.compile_step(lowered, target.platform)
     except jax.errors.JaxRuntimeError as error:
-        needed = _refused(str(error), sum(held.values()), target.memory)
+        needed = _out_of_memory(str(error), plan.memory.arguments, target.memory)
         if needed is None:
             raise
-        within, limit = needed
-        found = memory.Memory(held, gradients, within, 0, 0, limit)
-        return _plan(run, target, found, False, None, None, (), None, notes)
-    stats = compiled.memory_analysis()
-    padding = stats.argument_size_in_bytes - sum(held.values())
-    within = taken - stats.argument_size_in_bytes
-    code = stats.generated_code_size_in_bytes
-    found = memory.Memory(held, gradients, within, code, padding, target.memory)
-    module = hlo.parse(compiled.as_text())
-    if hlo.executed_computations(module)[1]:
-        notes.append("a loop whose turns depend on its values counts once in traffic and messages")
-    count = run.recipe.ahead
-    messages = tuple(
-        dataclasses.replace(c, count=c.count // count, bytes=c.bytes // count)
-        for c in collectives(module, run.mesh)
-    )
-    done, traffic, times = step_flops.count_step(run), hlo.traffic(module) // count, None
-    if target.chip is not None:
-        times = roofline.times(
-            target.chip,
-            run.mesh,
-            target.shape,
-            flops=done.program,
-            traffic=traffic,
-            messages=messages,
+        temporaries, limit = needed
+        return dataclasses.replace(
+            plan, memory=dataclasses.replace(plan.memory, temporaries=temporaries, limit=limit)
         )
-    fits = target.platform == "tpu" or found.fits  # the TPU compiler refuses what does not
-    return _plan(run, target, found, fits, done, traffic, messages, times, notes)
+    return _with_program(plan, run, compiled, taken)
 
 
-def _kernels(config: ConfigDict, target: Target) -> tuple[ConfigDict, list[str]]:
-    """A config whose kernels can be compiled here, and what a reader must know of that."""
-    asked, absent = config.training.attention, target.platform == "gpu" and not gpus.cudnn()
-    if config.data.name != schema.TEXT or not absent or asked not in ("auto", "cudnn"):
-        return config, []
-    if asked == "cudnn":
-        raise UsageError(
-            "training.attention='cudnn': cuDNN is not here to compile it; expected auto, xla, or "
-            "pip install '.[cuda]'"
-        )
-    plain = configs.resolve(configs.apply_overrides(config, {"training.attention": "xla"}))
-    return plain, [
-        "attention is planned as XLA's, which keeps more and moves more than cuDNN's: cuDNN is not "
-        "here to compile it (pip install '.[cuda]')"
-    ]
+def plan_without_program(run: abstract.Abstract, target: Target, notes: Sequence[str] = ()) -> Plan:
+    """A plan that knows only the arguments and the gradients of a step, and does not fit.
 
-
-def _refused(said: str, held: int, most: int) -> tuple[int, int] | None:
-    """What a program needs beside its arguments, and what there is, of the compiler's refusal."""
-    for pattern in (_USED, _WITHIN, _ARRAY):
-        found = pattern.search(said)
-        if not found:
-            continue
-        needed, limit = (round(float(found[n]) * _UNITS[found[n + 1]]) for n in (1, 3))
-        if pattern is _WITHIN and limit + held <= most:  # what the arguments leave
-            return needed, limit + held
-        return needed if pattern is _ARRAY else max(needed - held, 0), limit
-    return None
-
-
-def _plan(run, target, found, fits, done, traffic, messages, times, notes) -> Plan:
+    Args:
+      run: the step.
+      target: the devices.
+      notes: the first of the plan's notes.
+    """
+    held = memory.argument_bytes(run.state, run.frozen, run.resident, run.batches)
+    trained = {"student": run.state.params, "adapters": run.state.adapters}
+    gradients = memory.bytes_per_device(trained)
     return Plan(
         config=run.config,
         target=target,
         mesh=run.mesh,
         parameters=run.parameters,
-        memory=found,
-        fits=fits,
-        flops=done,
-        traffic=traffic,
-        messages=messages,
-        times=times,
+        memory=memory.Memory(held, gradients, None, 0, 0, target.memory),
+        fits=False,
+        flops=None,
+        traffic=None,
+        messages=(),
+        times=None,
         unit=run.unit,
         units=run.units,
         steps=run.total_steps,
-        notes=tuple(notes),
+        notes=(*notes, *notes_of(run, target)),
     )
 
 
+def _with_program(plan: Plan, run: abstract.Abstract, compiled: Compiled, taken: int) -> Plan:
+    """The plan with the figures of its compiled step.
+
+    Args:
+      plan: without them.
+      run: the step.
+      compiled: the program of `run.recipe.ahead` steps.
+      taken: bytes per device of its arguments, outputs and temporaries.
+    """
+    target, steps = plan.target, run.recipe.ahead
+    stats = memory.stats_of(compiled)
+    found = dataclasses.replace(
+        plan.memory,
+        temporaries=taken - stats.argument_size_in_bytes,
+        code=stats.generated_code_size_in_bytes,
+        padding=stats.argument_size_in_bytes - sum(plan.memory.held.values()),
+    )
+    module = hlo.parse(compiled.as_text() or "")
+    notes = plan.notes
+    if hlo.executed_computations(module)[1]:
+        notes += ("a loop whose trip count depends on values counts once in traffic and messages",)
+    messages = tuple(
+        dataclasses.replace(c, count=c.count // steps, bytes=c.bytes // steps)
+        for c in collectives(module, run.mesh)
+    )
+    flops, traffic = step_flops.count_step(run), hlo.traffic(module) // steps
+    times = None
+    if target.chip is not None:
+        times = roofline.times(
+            target.chip,
+            run.mesh,
+            target.shape,
+            flops=flops.program,
+            traffic=traffic,
+            messages=messages,
+        )
+    return dataclasses.replace(
+        plan,
+        memory=found,
+        fits=target.platform == "tpu" or found.fits,  # the TPU compiler rejects what does not fit
+        flops=flops,
+        traffic=traffic,
+        messages=messages,
+        times=times,
+        notes=notes,
+    )
+
+
+def _compilable_attention(config: ConfigDict, target: Target) -> tuple[ConfigDict, list[str]]:
+    """The config with an attention that can be compiled here, and a note if that is another one."""
+    chosen, absent = config.training.attention, target.platform == "gpu" and not gpus.cudnn()
+    if config.data.name != schema.TEXT or not absent or chosen not in ("auto", "cudnn"):
+        return config, []
+    if chosen == "cudnn":
+        raise UsageError(
+            "training.attention='cudnn': compiling it needs cuDNN, which is not installed; expected"
+            " auto, xla, or pip install '.[cuda]'"
+        )
+    plain = configs.resolve(configs.apply_overrides(config, {"training.attention": "xla"}))
+    return plain, [
+        "attention is planned as XLA's, which keeps more and moves more than cuDNN's: compiling "
+        "cuDNN's needs cuDNN, which is not installed (pip install '.[cuda]')"
+    ]
+
+
+def _out_of_memory(message: str, held: int, most: int) -> tuple[int, int] | None:
+    """What the compiler's error says of a program that does not fit; None for another error.
+
+    Args:
+      message: the error.
+      held: bytes of the arguments.
+      most: bytes of a device.
+
+    Returns:
+      Bytes that the program needs in addition to its arguments, and bytes of the device.
+    """
+    for pattern in (_USED, _WITHIN, _ARRAY):
+        found = pattern.search(message)
+        if not found:
+            continue
+        needed, limit = (round(float(found[n]) * _UNITS[found[n + 1]]) for n in (1, 3))
+        if pattern is _WITHIN and limit + held <= most:  # the limit is what the arguments leave
+            return needed, limit + held
+        return needed if pattern is _ARRAY else max(needed - held, 0), limit
+    return None
+
+
 def notes_of(run: abstract.Abstract, target: Target) -> list[str]:
-    """What a reader must know of a plan beside its figures, and what is not divided."""
+    """Remarks on a plan's figures, and the arrays that are not divided over an axis."""
     found = []
     if run.config.training.compute_dtype == "float32" and target.chip is not None:
         found.append("the student computes in float32; the times are those of bfloat16's peak")
     if run.config.teacher.store and run.config.teacher.path:
-        found.append("the teacher of evaluations, which lies on the devices too, is not counted")
+        found.append("the teacher of evaluations, which is on the devices too, is not counted")
     if target.shape:
-        found += _parts_of_dimensions(run.mesh, target.shape)
+        found += _partial_dimensions(run.mesh, target.shape)
     arrays = {"params": run.state.params, "adapters": run.state.adapters}
-    for name, shape, axis in _undivided((arrays, run.frozen), run.mesh):
+    undivided = sorted(set(parallel.undivided((arrays, run.frozen), run.mesh)))
+    for name, shape, axis in undivided:
         found.append(f"{name} {list(shape)} is whole over {axis}={run.mesh.shape[axis]}")
     return found
 
 
-def _undivided(tree: Any, mesh: Mesh) -> list[tuple[str, tuple[int, ...], str]]:
-    return sorted(set(parallel.undivided(tree, mesh)))
-
-
-def _parts_of_dimensions(mesh: Mesh, shape: Sequence[int]) -> list[str]:
-    """Axes whose groups are parts of a dimension of the slice, and so closed rings on none."""
+def _partial_dimensions(mesh: Mesh, shape: Sequence[int]) -> list[str]:
+    """A note for each axis whose groups span part of a dimension, so that no ring closes."""
     found = []
     for axis in mesh.axis_names:
         members = [mesh.devices.flat[n].coords for n in roofline.group(mesh, (axis,))]

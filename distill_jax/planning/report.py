@@ -1,10 +1,12 @@
-"""A plan in words and in JSON."""
+"""A plan as text and as JSON."""
 
 import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
+from distill_jax.planning.chips import Chip
 from distill_jax.planning.plan import Plan
+from distill_jax.planning.step_flops import StepFlops
 
 _SCALES = ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 
@@ -21,11 +23,11 @@ def _sized(value: int) -> str:
 
 
 def to_json(plan: Plan, advice: str | None = None) -> dict[str, Any]:
-    """All figures of a plan, in bytes, FLOPs and seconds; of one device, or of a step of all.
+    """All figures of a plan: bytes of one device; FLOPs of a step over all devices; seconds.
 
     Args:
       plan: the plan.
-      advice: what would make it fit.
+      advice: a change that would make it fit.
     """
     target, found, config = plan.target, plan.memory, plan.config
     times = None
@@ -71,13 +73,13 @@ def to_json(plan: Plan, advice: str | None = None) -> dict[str, Any]:
     }
 
 
-def _fields(chip: Any) -> dict[str, Any]:
+def _fields(chip: Chip) -> dict[str, Any]:
     kept = ("flops", "memory", "bandwidth", "link", "network", "source")
     return {name: getattr(chip, name) for name in kept}
 
 
 def _activations(plan: Plan) -> int:
-    """What XLA needs within a step beside the gradients; they may share their place with others."""
+    """XLA's temporaries without the gradients, whose memory other temporaries may reuse."""
     return max((plan.memory.temporaries or 0) - plan.memory.gradients, 0)
 
 
@@ -89,11 +91,11 @@ def _teacher_dtype(plan: Plan) -> str:
 
 
 def to_text(plan: Plan, advice: str | None = None) -> str:
-    """The page that the verb prints.
+    """The page that `distill-jax plan` prints.
 
     Args:
       plan: the plan.
-      advice: what would make it fit.
+      advice: a change that would make it fit.
     """
     target, found = plan.target, plan.memory
     mesh = " x ".join(f"{axis} {size}" for axis, size in plan.mesh.shape.items())
@@ -114,51 +116,50 @@ def to_text(plan: Plan, advice: str | None = None) -> str:
         f"  {'total':<12}{_sized(found.total)} of {found.limit / 2**30:.2f} GiB: {verdict}"
     )
     if plan.flops is not None:
-        lines += ["", *_step(plan)]
+        lines += ["", *_step_lines(plan, plan.flops)]
     if plan.notes:
-        lines += ["", *_shortened(plan.notes)]
+        lines += ["", *_first_notes(plan.notes)]
     if advice is not None:
         lines += ["", advice]
     return "\n".join(lines)
 
 
-def _shortened(notes: Sequence[str]) -> list[str]:
+def _first_notes(notes: Sequence[str]) -> list[str]:
     lines = [f"note: {note}" for note in notes[:8]]
     return lines + ([f"note: and {len(notes) - 8} more, in the JSON"] if len(notes) > 8 else [])
 
 
-def _step(plan: Plan) -> list[str]:
-    done = plan.flops
+def _step_lines(plan: Plan, flops: StepFlops) -> list[str]:
     lines = [
         "one step",
-        f"  teacher forward   {_scaled(done.teacher_forward, 'FLOP')}",
-        f"  student forward   {_scaled(done.student_forward, 'FLOP')}",
-        f"  student backward  {_scaled(done.student_backward, 'FLOP')}",
+        f"  teacher forward   {_scaled(flops.teacher_forward, 'FLOP')}",
+        f"  student forward   {_scaled(flops.student_forward, 'FLOP')}",
+        f"  student backward  {_scaled(flops.student_backward, 'FLOP')}",
     ]
-    if done.rollout:
-        lines.append(f"  student writing   {_scaled(done.rollout, 'FLOP')}")
+    if flops.rollout:
+        lines.append(f"  student rollout   {_scaled(flops.rollout, 'FLOP')}")
     lines.append(
-        f"  all               {_scaled(done.model, 'FLOP')}; computed, with what is computed "
-        f"again, {_scaled(done.program, 'FLOP')}"
+        f"  all               {_scaled(flops.model, 'FLOP')}; with recomputation "
+        f"{_scaled(flops.program, 'FLOP')}"
     )
     for c in plan.messages:
         axes = " x ".join(c.axes) or "mixed"
         lines.append(f"  {c.kind} over {axes}: {_scaled(c.bytes, 'B')} sent, {c.count} calls")
-    if plan.times is None:
-        return [
-            *lines,
-            "  no times: this chip is not in the table of distill_jax/planning/chips.py",
-        ]
-    times = plan.times
-    lines += [
+    return [*lines, *_time_lines(plan)]
+
+
+def _time_lines(plan: Plan) -> list[str]:
+    times, mfu, rate = plan.times, plan.mfu, plan.units_per_second
+    if times is None or mfu is None or rate is None:
+        return ["  no times: this chip is not in the table of distill_jax/planning/chips.py"]
+    lines = [
         f"  compute {times.compute:.4g} s, HBM {times.memory:.4g} s, interconnect "
         f"{times.interconnect:.4g} s: bound by {times.bound}",
         f"  at least {times.overlapped:.4g} s (all overlapped; {times.without_overlap:.4g} s with "
-        f"no overlap), MFU at most {100 * plan.mfu:.1f} %, {_scaled(plan.units_per_second, '')}"
-        f"{plan.unit}/s",
+        f"no overlap), MFU at most {100 * mfu:.1f} %, {_scaled(rate, '')}{plan.unit}/s",
     ]
     if plan.chip_hours is None:
-        per = 1e9 / plan.units_per_second * plan.mesh.size / 3600
+        per = 1e9 / rate * plan.mesh.size / 3600
         lines.append(f"  {per:.4g} chip-hours for 1e9 {plan.unit}; of the run: set training.steps")
     else:
         lines.append(f"  {plan.chip_hours:.4g} chip-hours for the run's {plan.steps} steps")
@@ -166,12 +167,12 @@ def _step(plan: Plan) -> list[str]:
 
 
 def ranking(plans: Sequence[Plan]) -> str:
-    """A table of plans, one a line, in their order."""
+    """A table of plans, one a line, in the given order."""
     lines = ["   data fsdp tensor  remat teacher   GiB/device  step s  bound         MFU"]
     for number, plan in enumerate(plans, 1):
         mesh, times = plan.mesh.shape, plan.times
         step = f"{times.overlapped:7.4g} {times.bound:<12}" if times else f"{'-':>7} {'-':<12}"
-        mfu = f"{100 * plan.mfu:5.1f} %" if times else "-"
+        mfu = "-" if plan.mfu is None else f"{100 * plan.mfu:5.1f} %"
         lines.append(
             f"{number:2} {mesh['data']:4} {mesh['fsdp']:4} {mesh['tensor']:6}  "
             f"{plan.config.training.remat:<5} {_teacher_dtype(plan):<9} "
@@ -181,7 +182,7 @@ def ranking(plans: Sequence[Plan]) -> str:
 
 
 def settings(plan: Plan) -> str:
-    """The flags that make a run like a plan of a search."""
+    """The flags with which a run has the settings of a plan that `search` found."""
     config = plan.config
     chosen = {f"mesh.{axis}": size for axis, size in plan.mesh.shape.items()}
     chosen["training.remat"] = config.training.remat

@@ -1,9 +1,9 @@
-"""How long a step takes at least: its arithmetic, its HBM traffic and its messages, each alone.
+"""Lower bounds of a step's time: its arithmetic, its HBM traffic and its collectives.
 
-Three times by three peaks (Williams et al. 2009, "Roofline"; Austin et al. 2025, "How to scale your
-model", chapter 1). The longest is the bound, and the time of a step in which the other two hide
-behind it; the sum is that of one in which nothing overlaps. Left out on purpose: latencies, and
-what a kernel reaches of a peak.
+Each is its amount divided by a peak (Williams et al. 2009, "Roofline"; Austin et al. 2025, "How to
+scale your model", chapter 1). The longest is the bound: the time of a step in which the other two
+overlap with it. The sum is the time of a step without overlap. Left out on purpose: latencies, and
+the share of a peak that a kernel reaches.
 """
 
 import dataclasses
@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 from jax.sharding import Mesh
 
-from distill_jax.planning.chips import GPUS_A_HOST, Chip
+from distill_jax.planning.chips import GPUS_PER_HOST, Chip
 from distill_jax.planning.collectives import Collective
 
 
@@ -22,9 +22,9 @@ class StepTimes:
     """Seconds of one step.
 
     Attributes:
-      compute: of the arithmetic, at the peak of bfloat16.
-      memory: of the traffic between chip and HBM.
-      interconnect: of the messages between chips.
+      compute: the arithmetic, at the peak of bfloat16.
+      memory: the traffic between chip and HBM.
+      interconnect: the collectives between chips.
     """
 
     compute: float
@@ -35,16 +35,16 @@ class StepTimes:
     def bound(self) -> str:
         """Which of the three is the longest."""
         parts = dataclasses.asdict(self)
-        return max(parts, key=parts.get)
+        return max(parts, key=lambda name: parts[name])
 
     @property
     def overlapped(self) -> float:
-        """Of a step in which all else hides behind the longest."""
+        """The time of a step in which the shorter parts overlap with the longest."""
         return max(dataclasses.astuple(self))
 
     @property
     def without_overlap(self) -> float:
-        """Of a step in which nothing overlaps."""
+        """The time of a step in which nothing overlaps."""
         return sum(dataclasses.astuple(self))
 
 
@@ -57,15 +57,15 @@ def times(
     traffic: int,
     messages: Sequence[Collective],
 ) -> StepTimes:
-    """The three times of a step.
+    """The three lower bounds of a step.
 
     Args:
-      chip: of the devices.
+      chip: the kind of the devices.
       mesh: the devices.
-      shape: of the slice of a TPU; () for GPUs.
-      flops: of the program, over all devices.
-      traffic: bytes that a device moves from and to its HBM.
-      messages: what it sends.
+      shape: the shape of a TPU slice; () for GPUs.
+      flops: FLOPs of the program, over all devices.
+      traffic: bytes that each device moves from and to its HBM.
+      messages: the collectives of the step.
     """
     interconnect = sum(c.bytes / speed(chip, mesh, shape, c.axes) for c in messages)
     return StepTimes(
@@ -76,16 +76,16 @@ def times(
 
 
 def speed(chip: Chip, mesh: Mesh, shape: Sequence[int], axes: Sequence[str]) -> float:
-    """Bytes a second that a chip can send to the others of a group along some axes.
+    """Bytes a second that a chip can send within its group along some axes of the mesh.
 
-    Of a TPU: its links along each dimension of the slice that the axes span, both ways round where
-    the group is a closed ring, one way where it is a line. Of a GPU: NVLink within a host, else the
-    network.
+    A TPU uses its links along each dimension of the slice that the group spans: in both directions
+    where the group closes a ring, in one where it is a line. A GPU uses NVLink within a host, else
+    the network.
     """
     members = group(mesh, axes or mesh.axis_names)
     if chip.platform == "gpu":
-        places = {index // GPUS_A_HOST for index in members}
-        return chip.link if len(places) == 1 else chip.network
+        hosts = {index // GPUS_PER_HOST for index in members}
+        return chip.link if len(hosts) == 1 else chip.network
     coords = np.array([mesh.devices.flat[index].coords for index in members])
     total = 0.0
     for dimension, size in enumerate(shape):
@@ -97,7 +97,7 @@ def speed(chip: Chip, mesh: Mesh, shape: Sequence[int], axes: Sequence[str]) -> 
 
 
 def group(mesh: Mesh, axes: Sequence[str]) -> list[int]:
-    """The places, in the order of the mesh, of the first device and its neighbours along axes."""
+    """The indices, in the order of the mesh, of the first device's group along axes."""
     numbers = np.arange(math.prod(mesh.devices.shape)).reshape(mesh.devices.shape)
     kept = tuple(slice(None) if name in axes else 0 for name in mesh.axis_names)
     return [int(n) for n in numbers[kept].ravel()]

@@ -1,7 +1,7 @@
-"""What a step computes: the teacher's forward pass, the student's, its backward pass, and the rest.
+"""The FLOPs of a step: the teacher's forward pass, the student's, its backward pass, and the rest.
 
-Model FLOPs are those of the mathematics, with every value computed once; the program's are more
-where layers are computed again for their gradient (`training.remat`).
+Model FLOPs count every value once. The program's FLOPs are more if layers are recomputed for their
+gradient (`training.remat`).
 """
 
 import dataclasses
@@ -23,12 +23,12 @@ class StepFlops:
     """FLOPs of one step, over all devices.
 
     Attributes:
-      teacher_forward: of all teachers, heads included.
-      student_forward: of the student, its head included.
-      student_backward: all else that is differentiated or updated: the gradients, the method's
-        adapters, the optimizer's matrix products.
-      rollout: of the student writing a batch, times the probability that it does.
-      program: of the step as it is compiled, with what is computed again; of a rollout as above.
+      teacher_forward: the forward pass of all teachers, with their heads.
+      student_forward: the forward pass of the student, with its head.
+      student_backward: the rest of the update: gradients, the method's adapters, matrix products of
+        the optimizer.
+      rollout: the student's generation of a batch, times the probability of a rollout.
+      program: the compiled step with recomputation; a rollout counts as above.
     """
 
     teacher_forward: int
@@ -39,51 +39,55 @@ class StepFlops:
 
     @property
     def model(self) -> int:
-        """Of the model, each value computed once."""
+        """Model FLOPs: every value computed once."""
         parts = (self.teacher_forward, self.student_forward, self.student_backward, self.rollout)
         return sum(parts)
 
 
 def count_step(run: Abstract) -> StepFlops:
-    """The work of a step of a run."""
+    """The FLOPs of a step of a run."""
     text = isinstance(run.recipe, TextRecipe)
-    forward = _text_forward if text else _image_forward
-    teacher, student = forward(run)
-    writing = _shown(run)
-    program = _step(run) - writing
-    plain = program
+    teacher, student = _text_forward(run) if text else _image_forward(run)
+    view = _count_view(run)
+    program = _count_train_step(run) - view
+    without_remat = program
     if text and run.config.training.remat != "none":
         changed = configs.apply_overrides(run.config, {"training.remat": "none"})
         devices = list(run.mesh.devices.flat)
-        plain = _step(prepare(configs.resolve(changed), devices)) - writing
-    chance = run.config.rollout.probability if text else 0.0
-    rollout = round(chance * writing) if text else writing
-    return StepFlops(teacher, student, plain - teacher - student, rollout, program + rollout)
+        without_remat = _count_train_step(prepare(configs.resolve(changed), devices)) - view
+    rollout = round(run.config.rollout.probability * view) if text else view
+    return StepFlops(
+        teacher_forward=teacher,
+        student_forward=student,
+        student_backward=without_remat - teacher - student,
+        rollout=rollout,
+        program=program + rollout,
+    )
 
 
-def _one(tree: Any) -> Any:
-    """The shapes of a single step of a call."""
+def _single_step(tree: Any) -> Any:
+    """The shapes of one of the batches of a call."""
     return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), tree)
 
 
-def _step(run: Abstract) -> int:
+def _count_train_step(run: Abstract) -> int:
     def step(state, frozen, resident, batch):
         return train_step(run.recipe, run.mesh, state, frozen, resident, batch)
 
-    return flops.count(step, run.state, run.frozen, run.resident, _one(run.batches))
+    return flops.count(step, run.state, run.frozen, run.resident, _single_step(run.batches))
 
 
-def _shown(run: Abstract) -> int:
-    """Of making the batch: products where the student writes it, or images are transformed."""
+def _count_view(run: Abstract) -> int:
+    """The FLOPs of making a batch's view: a rollout of the student, or transforms of images."""
 
-    def shown(state, frozen, resident, batch):
+    def view(state, frozen, resident, batch):
         return run.recipe.shown(state, frozen, resident, batch, None)
 
-    return flops.count(shown, run.state, run.frozen, run.resident, _one(run.batches))
+    return flops.count(view, run.state, run.frozen, run.resident, _single_step(run.batches))
 
 
 def _text_forward(run: Abstract) -> tuple[int, int]:
-    comparison, batch = run.recipe.comparison, _one(run.batches)
+    comparison, batch = run.recipe.comparison, _single_step(run.batches)
     alone = dataclasses.replace(comparison, teachers=(), stored=None, divergences=(), terms=())
 
     def count(chosen: Any) -> int:

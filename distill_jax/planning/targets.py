@@ -1,10 +1,10 @@
-"""What a plan is made for: TPU slices that are not here, GPUs that are not here, or what is here.
+"""The targets of a plan: absent TPU slices, absent GPUs, or the devices of this machine.
 
-    tpu:v5p:4x4x4    the slice as libtpu describes it; XLA's TPU compiler runs without a chip
-    gpu:h100:8       GPUs as a table describes them; XLA's GPU compiler runs without one
+    tpu:v5p:4x4x4    a slice, described by libtpu; XLA's TPU compiler needs no chip
+    gpu:h100:8       GPUs, described by a table; XLA's GPU compiler needs no GPU
     local            the devices of this machine
 
-Left out on purpose: several slices, and pods that mix chips.
+Left out on purpose: several slices, and pods of mixed chips.
 """
 
 import contextlib
@@ -12,6 +12,7 @@ import dataclasses
 import importlib.util
 import os
 import re
+from collections.abc import Iterator
 from typing import Any
 
 from distill_jax.errors import UsageError
@@ -21,7 +22,7 @@ EXPECTED = (
     "tpu:CHIP:SHAPE such as tpu:v5p:4x4x4, gpu:CHIP:COUNT such as gpu:h100:8, or local; chips: "
     + ", ".join(chips.CHIPS)
 )
-#: The part of a GPU's memory that JAX takes (XLA_PYTHON_CLIENT_MEM_FRACTION's default).
+#: The share of a GPU's memory that JAX takes (the default of XLA_PYTHON_CLIENT_MEM_FRACTION).
 _GPU_FRACTION = 0.75
 
 
@@ -30,12 +31,12 @@ class Target:
     """Devices to plan for.
 
     Attributes:
-      name: what the user said.
-      kind: of the chip, as in `chips.CHIPS`; "" for one that is not in the table.
-      chip: its numbers; None for one that is not in the table.
-      devices: to compile for.
-      shape: of the slice of a TPU; () otherwise.
-      memory: bytes of a device that a program may take.
+      name: the user's --target.
+      kind: the chip's name in `chips.CHIPS`; "" for one that is not in the table.
+      chip: its entry in the table, or None.
+      devices: the devices to compile for.
+      shape: the shape of a TPU slice; () otherwise.
+      memory: bytes of a device that a program may use.
     """
 
     name: str
@@ -52,42 +53,42 @@ class Target:
         return "gpu" if found == "cuda" else found
 
 
-def parse(said: str) -> tuple[str, str, tuple[int, ...]]:
+def parse(target: str) -> tuple[str, str, tuple[int, ...]]:
     """("tpu" | "gpu" | "local", chip, shape) of a target; for GPUs the shape is (count,).
 
     Raises:
-      UsageError: the target is none, with what was expected.
+      UsageError: the target is not valid.
     """
-    if said == "local":
+    if target == "local":
         return "local", "", ()
-    match = re.fullmatch(r"(tpu|gpu):(\w+):([1-9]\d*(?:x[1-9]\d*)*)", said)
+    match = re.fullmatch(r"(tpu|gpu):(\w+):([1-9]\d*(?:x[1-9]\d*)*)", target)
     if match is None:
-        raise UsageError(f"--target={said}: expected {EXPECTED}")
+        raise UsageError(f"--target={target}: expected {EXPECTED}")
     platform, name, sizes = match[1], match[2], tuple(map(int, match[3].split("x")))
-    chip = chips.find(name, platform, said)
+    chip = chips.find(name, platform, target)
     wanted = chip.torus or 1
     if len(sizes) != wanted:
         example = "x".join("4" * wanted) if chip.torus else "8"
         raise UsageError(
-            f"--target={said}: expected {wanted} sizes, as in {platform}:{name}:{example}"
+            f"--target={target}: expected {wanted} sizes, as in {platform}:{name}:{example}"
         )
     if chip.torus and max(sizes) > chip.most:
         raise UsageError(
-            f"--target={said}: expected sizes of at most {chip.most}, the largest slice of {name}"
+            f"--target={target}: expected sizes of at most {chip.most}, the largest slice of {name}"
         )
     return platform, name, sizes
 
 
-def prepare_process(said: str) -> None:
-    """Sets what JAX and libtpu read once, when they start: called before the first use of JAX.
+def prepare_process(target: str) -> None:
+    """Sets the environment variables that JAX and libtpu read once; call it before importing JAX.
 
     Raises:
-      UsageError: the target is none.
+      UsageError: the target is not valid.
     """
-    platform, _, sizes = parse(said)
+    platform, _, sizes = parse(target)
     if platform == "local":
         return
-    # Nothing of a plan runs, and another process may hold this machine's accelerators.
+    # A plan executes nothing, and another process may be using this machine's accelerators.
     os.environ["JAX_PLATFORMS"] = "cpu"
     wanted = {"TF_CPP_MIN_LOG_LEVEL": "3"}
     if platform == "tpu":
@@ -102,17 +103,17 @@ def prepare_process(said: str) -> None:
         os.environ.setdefault(name, value)
 
 
-def open_target(said: str) -> Target:
+def open_target(target: str) -> Target:
     """The devices of a target.
 
     Raises:
-      UsageError: the target is none, or its compiler is missing or knows no such slice.
+      UsageError: the target is not valid, or its compiler is missing or knows no such slice.
     """
-    platform, name, sizes = parse(said)
+    platform, name, sizes = parse(target)
     if platform == "tpu":
-        return _slice(said, name, sizes)
+        return _slice(target, name, sizes)
     if platform == "gpu":
-        return _gpus(said, name, *sizes)
+        return _gpus(target, name, *sizes)
     import jax
 
     devices = tuple(jax.devices())
@@ -120,7 +121,7 @@ def open_target(said: str) -> Target:
     chip = chips.CHIPS.get(kind)
     stats = devices[0].memory_stats() or {}
     memory = stats.get("bytes_limit") or (chip.memory if chip else _host_memory(len(devices)))
-    return Target(said, kind, chip, devices, (), memory)
+    return Target(target, kind, chip, devices, (), memory)
 
 
 def _host_memory(devices: int) -> int:
@@ -128,59 +129,59 @@ def _host_memory(devices: int) -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // devices
 
 
-def _slice(said: str, name: str, sizes: tuple[int, ...]) -> Target:
+def _slice(target: str, name: str, sizes: tuple[int, ...]) -> Target:
     if importlib.util.find_spec("libtpu") is None:
         raise UsageError(
-            f"--target={said}: compiling for a TPU needs libtpu; expected pip install '.[plan]'"
+            f"--target={target}: compiling for a TPU needs libtpu; expected pip install '.[plan]'"
         )
     layout = "x".join(map(str, sizes))
-    options = {"chip_config_name": "megacore"} if name == "v4" else {}
+    options: dict[str, Any] = {"chip_config_name": "megacore"} if name == "v4" else {}
     if sizes[0] % 2 or sizes[1] % 2:
-        # Hosts have 2x2 chips, but for slices of a part of a host.
+        # A host has 2x2 chips, unless the slice is a part of a host.
         options["chips_per_host_bounds"] = [1, 1, 1]
-    chip, devices = chips.CHIPS[name], _topology(said, f"{name}:{layout}", "tpu", **options)
-    return Target(said, name, chip, devices, sizes, chip.memory)
+    chip, devices = chips.CHIPS[name], _topology(target, f"{name}:{layout}", "tpu", **options)
+    return Target(target, name, chip, devices, sizes, chip.memory)
 
 
-def _gpus(said: str, name: str, count: int) -> Target:
+def _gpus(target: str, name: str, count: int) -> Target:
     chip, layout = chips.CHIPS[name], gpus.topology(count)
     if layout is None:
         raise UsageError(
-            f"--target={said}: expected up to {chips.GPUS_A_HOST} GPUs, or a multiple of "
-            f"{chips.GPUS_A_HOST}"
+            f"--target={target}: expected up to {chips.GPUS_PER_HOST} GPUs, or a multiple of "
+            f"{chips.GPUS_PER_HOST}"
         )
     if not gpus.installed():
         raise UsageError(
-            f"--target={said}: compiling for a GPU needs JAX's CUDA plugin; expected "
+            f"--target={target}: compiling for a GPU needs JAX's CUDA plugin; expected "
             "pip install '.[plan-gpu]'"
         )
     described = gpus.description(name, chip)
-    devices = _topology(said, name, "cuda", topology=layout, target_config=described)
-    return Target(said, name, chip, devices, (), round(chip.memory * _GPU_FRACTION))
+    devices = _topology(target, name, "cuda", topology=layout, target_config=described)
+    return Target(target, name, chip, devices, (), round(chip.memory * _GPU_FRACTION))
 
 
-def _topology(said: str, name: str, platform: str, **options: Any) -> tuple[Any, ...]:
+def _topology(target: str, name: str, platform: str, **options: Any) -> tuple[Any, ...]:
     from jax.experimental import topologies
 
     try:
         with _silent():
             found = topologies.get_topology_desc(name, platform=platform, **options)
-    except Exception as error:  # the compiler's own, of no fixed kind
+    except Exception as error:  # of the compiler, of no fixed type
         reason = str(error).splitlines()[0]
         raise UsageError(
-            f"--target={said}: its compiler knows no such devices: {reason}"
+            f"--target={target}: its compiler knows no such devices: {reason}"
         ) from error
     return tuple(found.devices)
 
 
 @contextlib.contextmanager
-def _silent():
-    """Drops what the compilers say on standard error of the devices that are not there."""
-    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+def _silent() -> Iterator[None]:
+    """Discards what the compilers write to standard error about absent devices."""
+    saved, null = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     try:
-        os.dup2(nowhere, 2)
+        os.dup2(null, 2)
         yield
     finally:
-        os.dup2(kept, 2)
-        os.close(kept)
-        os.close(nowhere)
+        os.dup2(saved, 2)
+        os.close(saved)
+        os.close(null)

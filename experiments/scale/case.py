@@ -50,25 +50,7 @@ def _ruled_out(config: Any, target: Any) -> Any:
     held = memory.argument_bytes(run.state, run.frozen, run.resident, run.batches)
     if sum(held.values()) < target.memory:
         return None
-    gradients = memory.bytes_per_device(
-        {"student": run.state.params, "adapters": run.state.adapters}
-    )
-    return planned.Plan(
-        config=run.config,
-        target=target,
-        mesh=run.mesh,
-        parameters=run.parameters,
-        memory=memory.Memory(held, gradients, None, 0, 0, target.memory),
-        fits=False,
-        flops=None,
-        traffic=None,
-        messages=(),
-        times=None,
-        unit=run.unit,
-        units=run.units,
-        steps=run.total_steps,
-        notes=tuple(planned.notes_of(run, target)),
-    )
+    return planned.plan_without_program(run, target)
 
 
 def main(argv: list[str]) -> int:

@@ -85,9 +85,11 @@ def test_attention_on_gpus_is_cudnns_where_that_is_here(
         alternatives.changed(settings, {"training.attention": "xla"}), jax.devices()[:2]
     )
     assert found.flops == step_flops.count_step(plain)
-    assert any("cuDNN is not here" in note for note in found.notes) != installed
+    assert any("needs cuDNN, which is not installed" in note for note in found.notes) != installed
     if not installed:
-        with pytest.raises(UsageError, match="training.attention='cudnn': cuDNN is not here"):
+        with pytest.raises(
+            UsageError, match="training.attention='cudnn': compiling it needs cuDNN"
+        ):
             plan.make_plan(alternatives.changed(settings, {"training.attention": "cudnn"}), opened)
 
 
@@ -161,7 +163,7 @@ def test_bytes_on_a_tpu_are_of_the_compilers_report(written):
     ],
 )
 def test_what_the_tpu_compiler_says_when_there_is_no_room(said, expected):
-    found = plan._refused(said, held=5 * 2**30, most=16 * 2**30)
+    found = plan._out_of_memory(said, held=5 * 2**30, most=16 * 2**30)
     assert found == (expected and tuple(round(number * 2**30) for number in expected))
 
 

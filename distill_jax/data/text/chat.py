@@ -73,9 +73,13 @@ class ChatTemplate:
             auto_escape_callback=lambda name: False,
         )
         environment.add_filter("tojson", _tojson)
-        environment.add_function("raise_exception", _raise)
+        environment.add_function(  # type: ignore[attr-defined]  # missing in minijinja's stubs
+            "raise_exception", _raise
+        )
         if self.date is not None:
-            environment.add_function("strftime_now", self.date.strftime)
+            environment.add_function(  # type: ignore[attr-defined]  # missing in the stubs
+                "strftime_now", self.date.strftime
+            )
         source = _GENERATION.sub(
             lambda tag: f"{{%{tag[1]} {'endif' if tag[2] else 'if true'} {tag[3]}%}}", self.source
         )

@@ -7,6 +7,7 @@ special ids.
 
 import dataclasses
 from collections.abc import Callable, Iterable, Sequence
+from typing import TypeGuard
 
 from distill_jax.errors import UsageError
 
@@ -45,7 +46,7 @@ def short_repr(value: object) -> str:
     return text if len(text) <= 80 else f"{text[:76]} ..."
 
 
-def is_unicode(value: object) -> bool:
+def is_unicode(value: object) -> TypeGuard[str]:
     """Whether a value is a string that UTF-8 can encode: JSON may hold half a surrogate pair."""
     if not isinstance(value, str):
         return False

@@ -85,7 +85,8 @@ def load(path: pathlib.Path, location: str) -> Codec:
 
 
 def _parse(data: bytes, location: str) -> tuple[list[float], list[str]]:
-    scores, pieces = [], []
+    scores: list[float] = []
+    pieces: list[str] = []
     position = 4
     try:
         struct.unpack_from("<i", data)

@@ -168,8 +168,8 @@ def fingerprint(rows: Rows) -> str:
     for start in range(0, len(rows), _HASHED_ROWS):
         batch = rows.batch(np.arange(start, min(start + _HASHED_ROWS, len(rows))))
         for name in ("tokens", "segments", "targets"):
-            digest.update(batch[name].astype("<i4", copy=False))
-        digest.update(batch["mask"])
+            digest.update(batch[name].astype("<i4", copy=False).data)
+        digest.update(batch["mask"].data)
     return digest.hexdigest()
 
 

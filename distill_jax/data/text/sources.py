@@ -251,7 +251,7 @@ def _record(row: Any, chosen: dict[str, tuple[str, ...]] | None, location: str) 
 
 def _joined(row: dict[str, Any], names: tuple[str, ...], location: str) -> str:
     """The text of a part of a record; of several fields only the first must be present."""
-    texts = []
+    texts: list[str] = []
     for position, name in enumerate(names):
         value = row.get(name)
         if value is None and position:
