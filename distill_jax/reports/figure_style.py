@@ -1,7 +1,7 @@
-"""How figures look and how they become files: palette, settings, SVG that is the same every time.
+"""The style of figures and their files: palette, matplotlib settings, reproducible SVG.
 
-Nothing here touches pyplot or any other global state. Left out on purpose: what is drawn, which is
-for `distill_jax.reports.figures`, and dark colours, which are for the page
+Nothing here changes pyplot or any other global state. Left out on purpose: what is drawn, which is
+in `distill_jax.reports.figures`, and the colours of dark mode, which belong to the page
 (`distill_jax.reports.stylesheet`).
 """
 
@@ -10,6 +10,7 @@ import io
 import os
 import warnings
 from collections.abc import Iterator
+from typing import Any
 
 import matplotlib
 import matplotlib.style
@@ -20,7 +21,7 @@ ACCENT = "#d9480f"
 SERIES = ("#1c6dd0", ACCENT, "#0b8a5f", "#8e4ec6", "#a87900", "#0c8599")
 MARKERS = ("o", "s", "^", "D", "v", "P")
 
-_STYLE = {
+_STYLE: dict[str, Any] = {
     "axes.edgecolor": MUTED,
     "axes.facecolor": "none",
     "axes.grid": True,
@@ -37,7 +38,7 @@ _STYLE = {
     "figure.constrained_layout.use": True,
     "figure.facecolor": "none",
     "font.family": "sans-serif",
-    "font.sans-serif": ["DejaVu Sans"],  # comes with matplotlib: the layout is the same everywhere
+    "font.sans-serif": ["DejaVu Sans"],  # bundled with matplotlib: the same layout everywhere
     "font.size": 8.5,
     "grid.color": GRID,
     "grid.linewidth": 0.7,
@@ -61,27 +62,27 @@ _STYLE = {
 
 @contextlib.contextmanager
 def style() -> Iterator[None]:
-    """Settings under which every figure here is made and drawn; for figures of your own as well."""
+    """The matplotlib settings of all figures here; use it for your own figures too."""
     with matplotlib.style.context("default"), matplotlib.rc_context(_STYLE):
         yield
 
 
 def svg(figure: Figure) -> str:
-    """The figure as SVG with real text, equal bytes for equal figures, no date."""
+    """The figure as SVG with text as text and no date; equal figures give equal bytes."""
     buffer = io.StringIO()
     with style(), warnings.catch_warnings():
-        # The viewer has fonts for scripts that the layout font lacks.
+        # The viewer's fonts cover scripts that the layout font lacks.
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
         figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
     return buffer.getvalue()
 
 
-def save(figure: Figure, path: str | os.PathLike) -> None:
-    """Writes the figure on white, as .svg, .png or .pdf by the name; equal bytes for equal figures.
+def save(figure: Figure, path: str | os.PathLike[str]) -> None:
+    """Writes the figure on white as .svg, .png or .pdf; equal figures give equal bytes.
 
     Args:
       figure: any figure made here.
-      path: the file to write.
+      path: the file to write; its suffix decides the format.
     """
     dates = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}, ".png": {"Software": None}}
     metadata = dates.get(os.path.splitext(path)[1].lower())
@@ -90,9 +91,9 @@ def save(figure: Figure, path: str | os.PathLike) -> None:
 
 
 def label_text(text: object) -> str:
-    """Text for a figure: at most 40 characters, control characters as a visible mark.
+    """Text for a figure, cut to 40 characters, with control characters made visible.
 
-    An SVG may not hold control characters, and a long name would leave no room for the drawing.
+    SVG forbids control characters, and a long name would leave no room for the drawing.
     """
     text = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in str(text))
     return text if len(text) <= 40 else text[:39] + "…"

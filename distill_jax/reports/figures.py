@@ -1,11 +1,11 @@
 """Figures of a run or a study: arrays in, `matplotlib.figure.Figure` out.
 
-The same arrays give the same bytes of SVG (`svg`, `save`). Left out on purpose: computing what is
-drawn, and any choice of the best run.
+Equal arrays give equal bytes of SVG (`svg`, `save`). Left out on purpose: computing what is drawn,
+and selecting a best run.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import matplotlib.colors
 import numpy as np
@@ -43,18 +43,19 @@ __all__ = [
 ]
 
 Run = Sequence[Mapping[str, Any]]
+"""The records of a metrics.jsonl."""
 
 
 def learning_curves(metrics_by_run: Mapping[str, Run | Sequence[Run]]) -> Figure:
-    """Training loss, and accuracy, NLL and scores of answers in validation, against the step.
+    """Training loss, and validation accuracy, NLL and answer scores, against the step.
 
     Args:
-      metrics_by_run: label -> the records of its metrics.jsonl, or a list of such lists, one for
-        each seed. Several seeds are drawn as their mean, in a band of ± one sample standard
-        deviation, at the steps that all of them have.
+      metrics_by_run: label -> the records of its metrics.jsonl, or a list of these, one for each
+        seed. Several seeds are drawn as their mean with a band of ± one sample standard deviation,
+        at the steps that all of them have.
 
     Returns:
-      One panel for each of these that any run has measured, at least one panel.
+      One panel for each metric that any run has measured, at least one panel.
     """
     panels = [
         ("train", "loss", "Training loss", 1.0),
@@ -93,18 +94,18 @@ def learning_curves(metrics_by_run: Mapping[str, Run | Sequence[Run]]) -> Figure
 
 
 def reliability_diagram(reliability: Mapping[str, Mapping[str, ArrayLike]]) -> Figure:
-    """Accuracy against confidence in bins, and how many predictions fall in each bin.
+    """Accuracy against confidence in bins, and the number of predictions in each bin.
 
-    The expected calibration error that each panel states is sum_b (n_b / N) |accuracy_b -
+    The title of each panel gives the expected calibration error, sum_b (n_b / N) |accuracy_b -
     confidence_b| over the bins drawn (Guo et al. 2017, equation 3).
 
     Args:
       reliability: label -> {"count", "confidence", "accuracy"}, each [B] over B equal bins of
-        [0, 1]: predictions in the bin, their mean confidence, and the share that is right. Empty
-        bins are skipped, whatever their means say.
+        [0, 1]: the number of predictions in the bin, their mean confidence, and the share that is
+        correct. Empty bins are skipped, whatever their means.
 
     Returns:
-      One column a label: the diagram above, the counts below.
+      One column for each label: the diagram above, the counts below.
     """
     with style():
         figure = Figure(figsize=(max(3.5 * len(reliability), 3.5), 4.1))
@@ -134,15 +135,15 @@ def reliability_diagram(reliability: Mapping[str, Mapping[str, ArrayLike]]) -> F
 
 
 def confusion_matrix(matrix: ArrayLike, class_names: Sequence[str]) -> Figure:
-    """How often each class was taken for each other.
+    """How often each class was predicted for each true class.
 
     Args:
       matrix: counts [K, K]; row: true class, column: predicted class.
       class_names: K names.
 
     Returns:
-      A square, each row shaded by its share of the true class; counts are written in for up to 20
-      classes.
+      A square whose cells are shaded by their share of the true class; up to 20 classes also show
+      the counts.
     """
     matrix = np.asarray(matrix, np.int64)
     names = [label_text(name) for name in class_names]
@@ -151,7 +152,7 @@ def confusion_matrix(matrix: ArrayLike, class_names: Sequence[str]) -> Figure:
     share = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
     shade = np.empty((*matrix.shape, 4))
     shade[..., :3] = matplotlib.colors.to_rgb(SERIES[0])
-    shade[..., 3] = share**0.6  # lifts the rare confusions, which are what one looks for
+    shade[..., 3] = share**0.6  # brightens rare confusions, the interesting ones
     few = len(names) <= 20
     longest = max(map(len, names))
     size = (0.9 + 0.36 * len(names) if few else 5.5) + 0.07 * longest
@@ -175,18 +176,19 @@ def confusion_matrix(matrix: ArrayLike, class_names: Sequence[str]) -> Figure:
 def class_accuracy(
     accuracy: Mapping[str, Sequence[float | None]], class_names: Sequence[str], *, most: int = 25
 ) -> Figure:
-    """The accuracy on each class, one dot a network.
+    """The accuracy on each class, with a dot for each network.
 
     Args:
       accuracy: label (student, teacher) -> [K] fractions; None for a class without examples.
       class_names: K names.
-      most: with more classes than this, only those on which the first network is worst are drawn.
+      most: the most classes that are drawn; of more, those with the lowest accuracy of the first
+        network.
 
     Returns:
-      One line a class, in the order of the classes, or from the worst on where classes were left
-      out.
+      One line for each class, in the order of the classes, or from the lowest accuracy if classes
+      were omitted.
     """
-    values = {label: _numbers(row) for label, row in accuracy.items()}
+    values = {label: np.array(row, np.float64) for label, row in accuracy.items()}
     first = next(iter(values.values()))
     shown = np.arange(len(first))
     if len(first) > most:
@@ -204,10 +206,10 @@ def class_accuracy(
                 ms=6,
                 mew=1.4,
                 color=SERIES[i],
-                mfc=SERIES[i] if i == 0 else "none",  # equal values stay both visible
+                mfc=SERIES[i] if i == 0 else "none",  # keeps equal values visible
                 label=label_text(label),
             )
-        axes.set_yticks(height, [label_text(class_names[k]) for k in shown])
+        axes.set_yticks(height, [label_text(class_names[int(k)]) for k in shown])
         axes.invert_yaxis()
         axes.tick_params(axis="y", length=0)
         axes.spines["left"].set_visible(False)
@@ -223,16 +225,16 @@ def error_against_temperature(
     baselines: Mapping[str, float] | None = None,
     ylabel: str = "Test error (%)",
 ) -> Figure:
-    """The student's error against the temperature of distillation, one line a width.
+    """The student's error against the distillation temperature, one line for each width.
 
     Args:
-      errors: label (a student's width) -> temperature -> the error of each seed, drawn as they are
-        given. With several seeds the point is their mean, its bar ± one sample standard deviation.
-      baselines: label -> an error drawn as a level line, such as the teacher's.
-      ylabel: what the errors are, with their unit.
+      errors: label (a student's width) -> temperature -> the error of each seed. Several seeds are
+        drawn as their mean with an error bar of ± one sample standard deviation.
+      baselines: label -> an error drawn as a horizontal line, such as the teacher's.
+      ylabel: the label of the errors, with their unit.
 
     Returns:
-      One panel with a logarithmic axis of temperature.
+      One panel with a logarithmic temperature axis.
     """
     with style():
         figure = Figure(figsize=(6.4, 3.7))
@@ -279,12 +281,12 @@ def scatter(
     ylabel: str,
     log_x: bool = False,
 ) -> Figure:
-    """One point a run, one colour and marker a label.
+    """One point for each run; each label has its own colour and marker.
 
     Args:
       points: label -> (x, y) of each of its runs.
-      xlabel: of the horizontal axis, with its unit.
-      ylabel: of the vertical one.
+      xlabel: the label of the horizontal axis, with its unit.
+      ylabel: the label of the vertical axis.
       log_x: whether the horizontal axis is logarithmic.
     """
     with style():
@@ -306,19 +308,23 @@ def scatter(
 
 
 def _legend(figure: Figure, handles: Sequence[Artist | Container]) -> None:
-    # Labels are passed on by hand: matplotlib hides one that begins with "_" when it collects them.
-    labels = [handle.get_label() for handle in handles]
-    figure.legend(handles, labels, loc="outside upper left", ncols=min(len(labels), 4))
+    # The labels are explicit because matplotlib's automatic legend skips those that begin with "_".
+    labels = [str(handle.get_label()) for handle in handles]
+    artists = cast(Sequence[Artist], handles)  # a legend takes containers too
+    figure.legend(artists, labels, loc="outside upper left", ncols=min(len(labels), 4))
 
 
 def _seeds(runs: Run | Sequence[Run]) -> Sequence[Run]:
-    return [runs] if not runs or isinstance(runs[0], Mapping) else runs
+    """The runs of several seeds; a single run as a list of one."""
+    if not runs or isinstance(runs[0], Mapping):
+        return [cast(Run, runs)]
+    return cast(Sequence[Run], runs)
 
 
 def _curve_over_seeds(
     runs: Sequence[Run], split: str, key: str
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Steps, mean and deviation [S] of one figure at the steps that all runs have."""
+    """Steps, mean and deviation [S] of one metric at the steps that all runs have."""
     by_step = [
         {r["step"]: r[key] for r in run if r.get("split") == split and key in r} for run in runs
     ]
@@ -329,5 +335,5 @@ def _curve_over_seeds(
 
 
 def _numbers(values: ArrayLike) -> np.ndarray:
-    """Floats [..]; None, as which a log holds what is not finite, becomes NaN."""
+    """float64 [...]; None, which stands for non-finite values in a log, becomes NaN."""
     return np.array(values, dtype=np.float64)

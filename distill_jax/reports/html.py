@@ -1,9 +1,9 @@
 """Pages: one self-contained HTML file with inline figures, no script and nothing from the network.
 
-A page is sections, a section is blocks: a plain `str` becomes an escaped paragraph, `table`,
-`facts` and `details` give ready `Markup`, a `Drawing` holds a figure. What a user may have named (a
-class, a run, a path) is escaped on every way in. Left out on purpose: templates, themes and
-anything interactive.
+A page has sections, and a section has blocks. A plain `str` becomes an escaped paragraph; `table`,
+`facts` and `details` make `Markup`; a `Drawing` holds a figure. All text that a user may have
+chosen (a class, a run, a path) is escaped. Left out on purpose: templates, themes and anything
+interactive.
 """
 
 import html
@@ -22,17 +22,17 @@ SVG, XLINK = "http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"
 
 
 class Markup(str):
-    """HTML made by this module; it goes on a page as it stands."""
+    """HTML made by this module, which is put on a page unchanged."""
 
 
 @dataclass(frozen=True)
 class Drawing:
-    """A figure with its caption; numbered by the page that it stands on.
+    """A figure with its caption; the page numbers it.
 
     Attributes:
-      figure: what is drawn.
+      figure: the figure.
       caption: one or two sentences below it.
-      description: what a reader who does not see it should know; empty takes the caption.
+      description: its text alternative for screen readers; empty for the caption.
     """
 
     figure: Figure
@@ -48,12 +48,12 @@ def page(title: str, sections: Iterable[Section], *, subtitle: str = "") -> str:
     """A whole HTML document.
 
     Args:
-      title: heading of the page.
-      sections: pairs of a heading and its blocks; a `str` is a paragraph that is escaped.
+      title: the heading of the page.
+      sections: pairs of a heading and its blocks; a `str` becomes an escaped paragraph.
       subtitle: a line below the title.
 
     Returns:
-      HTML in UTF-8's range of characters; the same arguments give the same text.
+      The HTML, to be encoded as UTF-8; equal arguments give equal text.
     """
     sections = list(sections)
     drawings = 0
@@ -124,13 +124,13 @@ def table(
     *,
     caption: str = "",
 ) -> Markup:
-    """A table; the first column heads each row, numbers stand on the right.
+    """A table; the first cell of a row is its header, numbers are right-aligned.
 
     Args:
-      rows: results (dicts, written by the columns), or rows of finished cells, as those of a
-        `tables.Table`: table(t.rows, t.columns).
+      rows: results (dicts, formatted by the columns), or rows of formatted cells, such as those of
+        a `tables.Table`: table(t.rows, t.columns).
       columns: at least one.
-      caption: a sentence above it, which also names it to a screen reader.
+      caption: a sentence above the table, which also labels it for screen readers.
     """
     kinds = [' class="number"' if column.numeric else "" for column in columns]
     head = "".join(
@@ -152,7 +152,7 @@ def table(
 
 
 def details(summary: str, content: Markup) -> Markup:
-    """Content that is folded away below a line of text."""
+    """Content that is collapsed under a summary line."""
     return Markup(f"<details><summary>{_escaped(summary)}</summary>\n{content}</details>")
 
 
@@ -171,11 +171,11 @@ def _figure(drawing: Drawing, number: int) -> str:
 
 
 def _inline_svg(source: str, prefix: str, description: str) -> str:
-    """A figure's SVG made fit to stand beside others in a page.
+    """Adapts a figure's SVG to a page with several figures.
 
-    Every id gets the prefix (a browser resolves a repeated id to its first owner), colours become
-    the page's variables, the document's own style and metadata, which would hold for or repeat on
-    the whole page, go.
+    Every id gets the prefix, because a browser resolves a repeated id to its first element. Colours
+    become the variables of the page. The SVG's own style and metadata are removed: the style would
+    apply to the whole page.
     """
     root = ElementTree.fromstring(source)
     for parent in list(root.iter()):

@@ -1,7 +1,7 @@
-"""The report of one run: report.html made from the files that stand in its workdir.
+"""The report of one run: report.html, made from the files of its workdir.
 
-Only files are read, so a report can be made anywhere, of a run that is finished, still training or
-dead. Left out on purpose: comparing runs, which is for a study with its own page.
+Only files are read, so a report can be made on any machine, of a run that has finished, is still
+training or was interrupted. Left out on purpose: comparing runs, which a study does on its own page.
 """
 
 import json
@@ -24,18 +24,18 @@ SPEED = {
     "host_memory_bytes": ("Peak host memory (MiB)", 2.0**-20),
 }
 
-LONGEST_ANSWER = 800  # characters of a text in the page; result.json has it whole
+LONGEST_ANSWER = 800  # characters of an answer on the page; result.json has all of them
 
 
 def run_report(workdir: str | os.PathLike) -> pathlib.Path:
-    """Writes report.html into a workdir, whole or not at all.
+    """Writes report.html into a workdir, atomically.
 
     Args:
-      workdir: folder of a run with at least config.json. Of manifest.json, result.json,
-        metrics.jsonl and performance.jsonl the page shows what is there. A split's figures in
-        result.json may hold "reliability" {"count", "confidence", "accuracy"} (per bin) and
-        "confusion" [K, K], also as "teacher_reliability", and "samples" of written answers;
-        manifest.json may hold data.class_names.
+      workdir: the folder of a run, with at least config.json. The page shows those of
+        manifest.json, result.json, metrics.jsonl and performance.jsonl that exist. The metrics of a
+        split in result.json may have "reliability" and "teacher_reliability" {"count",
+        "confidence", "accuracy"} (per bin), "confusion" [K, K], and "samples" of written answers;
+        manifest.json may have data.class_names.
 
     Returns:
       The path of the page.
@@ -75,7 +75,7 @@ def run_report(workdir: str | os.PathLike) -> pathlib.Path:
 
 
 def _read_json(path: pathlib.Path) -> Any:
-    """The values of a file, None when there is none."""
+    """The content of a JSON file; None if there is no file."""
     if not path.exists():
         return None
     try:
@@ -97,11 +97,16 @@ def _last_validation(metrics: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _shown_figures(result: dict[str, Any] | None, metrics: list[dict[str, Any]]) -> dict[str, Any]:
-    """What is drawn beside the curves: the test figures, or the last evaluation of a begun run."""
+    """The metrics to draw: the final test metrics, or an unfinished run's last evaluation."""
     return result["final"]["test"] if result else _last_validation(metrics)
 
 
-def _subtitle(config, manifest, result, metrics) -> str:
+def _subtitle(
+    config: Mapping[str, Any],
+    manifest: Mapping[str, Any],
+    result: Mapping[str, Any] | None,
+    metrics: list[dict[str, Any]],
+) -> str:
     teachers = [str(teacher.get("model")) for teacher in manifest.get("teachers", [])]
     teachers = teachers or list(lookup(config, "teacher.path") or ())
     steps = result["steps"] if result else _last_step(metrics)
@@ -148,8 +153,8 @@ def _summary(result: dict[str, Any] | None, metrics: list[dict[str, Any]]) -> ht
 
 
 def _facts(split: str, values: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """The tiles of one evaluation: (label, value), without those that it did not measure."""
-    wanted = [
+    """The tiles of one evaluation, (label, value), for the metrics that it measured."""
+    tiles = [
         (f"{split} accuracy", "accuracy", "{:.2%}"),
         (f"{split} errors", "errors", "{:,}"),
         ("NLL", "nll", "{:.4f}"),
@@ -161,8 +166,8 @@ def _facts(split: str, values: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("Agreement with teacher", "agreement", "{:.2%}"),
     ]
     return [
-        (label, written.format(values[key]))
-        for label, key, written in wanted
+        (label, template.format(values[key]))
+        for label, key, template in tiles
         if values.get(key) is not None
     ]
 
@@ -193,28 +198,28 @@ def _curves(metrics: list[dict[str, Any]]) -> html.Section | None:
 
 
 def _calibration(shown: Mapping[str, Any]) -> html.Section | None:
-    found = {"Student": shown.get("reliability"), "Teacher": shown.get("teacher_reliability")}
-    found = {label: bins for label, bins in found.items() if bins}
-    if not found:
+    keys = {"Student": "reliability", "Teacher": "teacher_reliability"}
+    bins = {label: shown[key] for label, key in keys.items() if shown.get(key)}
+    if not bins:
         return None
     drawing = html.Drawing(
-        figures.reliability_diagram(found),
-        "Accuracy against confidence in equal bins. On the dashed line confidence is deserved; "
-        "bars below it are overconfident. Dots mark each bin's mean confidence; below, how many "
-        "predictions fall in each bin.",
+        figures.reliability_diagram(bins),
+        "Accuracy against confidence in equal bins. On the dashed line both are equal; "
+        "bars below it are overconfident. Dots mark each bin's mean confidence; below, the number "
+        "of predictions in each bin.",
     )
     return "Calibration", [drawing]
 
 
 def _answers(result: dict[str, Any] | None) -> html.Section | None:
-    """The first prompts of each split that was answered, and what was written."""
-    blocks = []
+    """The first prompts of each split whose prompts were answered, with the answers."""
+    blocks: list[html.Block] = []
     for split in ("test", "validation"):
         samples = (lookup(result or {}, f"final.{split}") or {}).get("samples") or ()
         titles = {"prompt": "Prompt", "reference": "Response in the file", "student": "Student"}
         titles |= {"teacher": "Teacher"} if samples and "teacher" in samples[0] else {}
         if samples:
-            caption = f"The first prompts of the {split} split, answered after the last step."
+            caption = f"The first prompts of the {split} split, with answers after the last step."
             columns = [Column(name, title) for name, title in titles.items()]
             rows = [{name: _cut(row[name]) for name in titles} for row in samples]
             blocks.append(html.table(rows, columns, caption=caption))
@@ -236,7 +241,7 @@ def _classes(shown: Mapping[str, Any], names: list[Any]) -> html.Section | None:
         caption = f"Accuracy on the examples of each class{part}."
         blocks.append(html.Drawing(figures.class_accuracy(rows, names, most=most), caption))
     if shown.get("confusion"):
-        caption = "Which class was taken for which; shaded by the share of the true class."
+        caption = "Predicted against true classes; shaded by the share of the true class."
         blocks.append(html.Drawing(figures.confusion_matrix(shown["confusion"], names), caption))
     return ("Classes", blocks) if blocks else None
 

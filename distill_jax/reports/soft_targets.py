@@ -1,6 +1,6 @@
-"""The figure that shows why distillation works: what a teacher says beside the right answer.
+"""The soft targets of a teacher: the probabilities of the wrong classes that a student learns from.
 
-Left out on purpose: choosing the images; a page that shows them says how they were chosen.
+Left out on purpose: selecting the images; the page that shows them states how they were selected.
 """
 
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike
 
 from distill_jax.reports.figure_style import ACCENT, INK, MUTED, SERIES, label_text, style
 
-SHOWN_CLASSES = 10  # of many
+SHOWN_CLASSES = 10  # in a row, if there are many
 
 
 def soft_target_grid(
@@ -22,10 +22,10 @@ def soft_target_grid(
     class_names: Sequence[str],
     temperatures: Sequence[float] = (1, 4),
 ) -> Figure:
-    """A few images and the probabilities that the teacher gives them, at several temperatures.
+    """A few images and the teacher's probabilities for them, at several temperatures.
 
-    p_k = exp(z_k / T) / sum_j exp(z_j / T): at T = 1 only the true class shows; a higher T makes
-    visible which wrong classes the teacher finds likely (Hinton, Vinyals & Dean 2015, section 1-2).
+    p_k = exp(z_k / T) / sum_j exp(z_j / T): at T = 1 only the true class is visible; a higher T
+    shows which wrong classes the teacher finds likely (Hinton, Vinyals & Dean 2015, section 1-2).
 
     Args:
       images: [N, H, W] or [N, H, W, C], C 1 or 3, uint8 or floats in [0, 1].
@@ -35,9 +35,9 @@ def soft_target_grid(
       temperatures: positive, one column of bars each.
 
     Returns:
-      One row an image; the true class is drawn in the accent colour, the three likeliest classes
-      carry their probability in percent. Of more than 12 classes each row shows the likeliest ten,
-      the true class always among them.
+      One row for each image. The true class has the accent colour, and the three most likely
+      classes show their probability in percent. Of more than 12 classes, each row shows the ten
+      most likely ones, with the true class always among them.
     """
     images, labels = np.asarray(images), np.asarray(labels)
     logits = np.asarray(teacher_logits, np.float64)
@@ -49,45 +49,61 @@ def soft_target_grid(
         )
     if images.ndim == 4 and images.shape[-1] == 1:
         images = images[..., 0]
-    few = len(names) <= SHOWN_CLASSES + 2
+    all_classes = len(names) <= SHOWN_CLASSES + 2
     shown = [
-        np.arange(len(names)) if few else _likeliest(row, label)
+        np.arange(len(names)) if all_classes else _likeliest(row, label)
         for row, label in zip(logits, labels, strict=True)
     ]
     longest = max(sum(len(names[k]) for k in classes) for classes in shown)
     slanted = longest * len(temperatures) > 80
     with style():
-        row_height = 1.02 + (0.45 if slanted and not few else 0.15 if not few else 0)
-        figure = Figure(figsize=(8.6, 0.35 + row_height * len(images) + (0.4 if slanted else 0)))
-        grid = figure.subplots(
-            len(images),
-            1 + len(temperatures),
-            squeeze=False,
-            width_ratios=[0.8] + [3.2] * len(temperatures),
-        )
+        figure, grid = _grid(len(images), len(temperatures), slanted, per_row=not all_classes)
         for i, (image, label) in enumerate(zip(images, labels, strict=True)):
-            picture = grid[i][0]
-            limit = 255 if image.dtype == np.uint8 else 1
-            picture.imshow(image, cmap="gray", vmin=0, vmax=limit, interpolation="none")
-            picture.set(xticks=[], yticks=[])
-            picture.spines[:].set_visible(False)
-            place = "center" if len(names[label]) <= 10 else "left"  # too long: to the right only
-            picture.set_title(names[label], color=ACCENT, loc=place, pad=3)
+            _image(grid[i][0], image, names[label])
             for axes, temperature in zip(grid[i][1:], temperatures, strict=True):
                 _probability_bars(axes, _softmax(logits[i] / temperature), int(label), shown[i])
                 axes.set_title(f"T = {temperature:g}" if i == 0 else "")
-                axes.set_xticks(
-                    np.arange(len(shown[i])),
-                    [names[k] for k in shown[i]] if i == len(images) - 1 or not few else [],
-                    rotation=35 if slanted else 0,
-                    ha="right" if slanted else "center",
-                    rotation_mode="anchor" if slanted else "default",
-                )
+                labelled = i == len(images) - 1 or not all_classes
+                _class_ticks(axes, [names[k] for k in shown[i]], labelled, slanted)
     return figure
 
 
+def _grid(rows: int, columns: int, slanted: bool, *, per_row: bool) -> tuple[Figure, np.ndarray]:
+    """A figure with a narrow column of images and columns of bars.
+
+    Args:
+      rows: the number of images.
+      columns: the number of columns of bars.
+      slanted: whether class names are slanted, which takes more height.
+      per_row: whether every row has class names of its own, not only the last one.
+    """
+    row_height = 1.02 + (0.45 if slanted and per_row else 0.15 if per_row else 0)
+    figure = Figure(figsize=(8.6, 0.35 + row_height * rows + (0.4 if slanted else 0)))
+    grid = figure.subplots(rows, 1 + columns, squeeze=False, width_ratios=[0.8] + [3.2] * columns)
+    return figure, grid
+
+
+def _image(axes: Axes, image: np.ndarray, name: str) -> None:
+    limit = 255 if image.dtype == np.uint8 else 1
+    axes.imshow(image, cmap="gray", vmin=0, vmax=limit, interpolation="none")
+    axes.set(xticks=[], yticks=[])
+    axes.spines[:].set_visible(False)
+    # A long name may extend to the right, but not to the left of the figure.
+    axes.set_title(name, color=ACCENT, loc="center" if len(name) <= 10 else "left", pad=3)
+
+
+def _class_ticks(axes: Axes, names: list[str], labelled: bool, slanted: bool) -> None:
+    axes.set_xticks(
+        np.arange(len(names)),
+        names if labelled else [],
+        rotation=35 if slanted else 0,
+        ha="right" if slanted else "center",
+        rotation_mode="anchor" if slanted else "default",
+    )
+
+
 def _likeliest(logits: np.ndarray, label: int) -> np.ndarray:
-    """The classes of the largest logits, the true class among them."""
+    """The classes with the largest logits, the true class always among them."""
     order = np.argsort(-logits, kind="stable")
     first = order[:SHOWN_CLASSES]
     return first if label in first else np.append(first[:-1], label)
@@ -97,20 +113,20 @@ def _probability_bars(
     axes: Axes, probabilities: np.ndarray, label: int, classes: np.ndarray
 ) -> None:
     probabilities = probabilities[classes]
-    places = np.arange(len(classes))
+    positions = np.arange(len(classes))
     axes.bar(
-        places, probabilities, 0.72, color=[ACCENT if k == label else SERIES[0] for k in classes]
+        positions, probabilities, 0.72, color=[ACCENT if k == label else SERIES[0] for k in classes]
     )
     axes.set(ylim=(0, 1.22), yticks=[0, 0.5, 1], xlim=(-0.6, len(classes) - 0.4))
     axes.tick_params(length=0, labelsize=7.5)
     axes.tick_params(axis="y", labelcolor=MUTED)
     axes.grid(axis="x", visible=False)
     axes.spines["left"].set_visible(False)
-    for place in np.argsort(-probabilities, kind="stable")[:3]:
-        share = probabilities[place]
+    for position in np.argsort(-probabilities, kind="stable")[:3]:
+        share = probabilities[position]
         if share >= 0.0005:
             percent = f"{100 * share:.{0 if share >= 0.0995 else 1}f}%"
-            axes.text(place, share + 0.03, percent, ha="center", size=7, color=INK)
+            axes.text(position, share + 0.03, percent, ha="center", size=7, color=INK)
 
 
 def _softmax(logits: np.ndarray) -> np.ndarray:

@@ -1,8 +1,8 @@
 """Tables of results: mean ± standard deviation over seeds, as Markdown or as aligned text.
 
-A `Table` is cells of finished text under columns; `markdown`, `text` and `html.table` only lay the
-same cells out. Left out on purpose: significance tests and sorting by result, which invites
-choosing the winner by test data.
+A `Table` holds formatted cells under columns; `markdown`, `text` and `html.table` only lay them
+out. Left out on purpose: significance tests, and sorting by result, which invites selecting a
+winner on test data.
 """
 
 import math
@@ -16,16 +16,17 @@ Kind = Literal["text", "integer", "decimal", "percent", "general"]
 
 @dataclass(frozen=True)
 class Column:
-    """One column: where its values are found and how they are written.
+    """One column: the key of its values and their format.
 
     Attributes:
-      key: name of the value in a row; dots reach into nested dicts ("final.test.accuracy"), unless
-        the row has a key of exactly that name.
-      title: the heading; empty takes the key.
+      key: the name of the value in a row; dots reach into nested dicts ("final.test.accuracy"),
+        unless the row has a key of exactly that name.
+      title: the heading; empty for the key.
       kind: "text"; "integer" (with thousands separators); "decimal" (`digits` after the point);
-        "percent" (a fraction times 100, `digits` after the point, the sign left to the heading);
-        "general" (at least `digits` significant ones, no exponent for large numbers).
-      digits: see kind.
+        "percent" (a fraction times 100, `digits` after the point, without the sign, which belongs
+        in the heading); "general" (at least `digits` significant digits, no exponent for large
+        numbers).
+      digits: see `kind`.
     """
 
     key: str
@@ -44,7 +45,7 @@ class Column:
 
 @dataclass(frozen=True)
 class Table:
-    """Cells of text: `rows[i][j]` stands under `columns[j]`."""
+    """Formatted cells: `rows[i][j]` belongs to `columns[j]`."""
 
     columns: tuple[Column, ...]
     rows: tuple[tuple[str, ...], ...]
@@ -65,19 +66,18 @@ EVALUATION = (
     Column("agreement", "Agreement (%)", "percent"),
     Column("kl", "KL from teacher", "decimal", 4),
 )
-"""The figures of an evaluation that are single numbers, as `training.metrics` names them."""
+"""The metrics of an evaluation that are single numbers, by their names in result.json."""
 
 
 def listing(rows: Sequence[Mapping[str, Any]], columns: Sequence[Column]) -> Table:
-    """A table with one line a row.
+    """A table with one line for each row.
 
     Args:
       rows: results, possibly nested.
-      columns: what to show of each; a missing value and None are shown as "–".
+      columns: the columns; a missing value and None are shown as "–".
     """
-    columns = tuple(columns)
     return Table(
-        columns,
+        tuple(columns),
         tuple(tuple(format_value(lookup(row, c.key), c) for c in columns) for row in rows),
     )
 
@@ -89,72 +89,72 @@ def over_seeds(
     columns: Sequence[Column],
     seed: str = "seed",
 ) -> Table:
-    """A table with one line a setting: mean ± standard deviation (number of seeds).
+    """A table with one line for each setting: mean ± standard deviation (number of seeds).
 
-    The deviation is that of a sample, sqrt(sum (x - mean)^2 / (n - 1)); with one seed it is left
-    out. A seed that lacks a value (or has None) is not counted in that cell; one that is NaN makes
-    the mean NaN, so that a diverged run cannot hide.
+    The deviation is the sample standard deviation, sqrt(sum (x - mean)^2 / (n - 1)); it is omitted
+    for one seed. A cell skips the seeds that lack its value or have None. A NaN makes the mean NaN,
+    so that a diverged run shows.
 
     Args:
       results: one result a run, possibly nested.
-      by: the columns that make up a setting, in order; results that agree in all of them share a
-        line. Lines stand in the order of first appearance.
+      by: the columns that define a setting; results with equal values in all of them share a line.
+        Lines are in the order of first appearance.
       columns: numeric columns to average.
-      seed: where a result holds its seed.
+      seed: the key of a result's seed.
 
     Raises:
       ValueError: a setting has the same seed twice, which would count one run as two.
     """
-    by = tuple(column if isinstance(column, Column) else Column(column) for column in by)
+    keys = tuple(column if isinstance(column, Column) else Column(column) for column in by)
     groups: dict[str, list[Mapping[str, Any]]] = {}
     for result in results:
-        # By what the values are, not by what their cells say: rounding must not join two settings.
-        setting = repr([lookup(result, column.key) for column in by])
-        groups.setdefault(setting, []).append(result)
+        # Grouped by values, not by formatted cells: rounding must not join two settings.
+        group = repr([lookup(result, column.key) for column in keys])
+        groups.setdefault(group, []).append(result)
     rows = []
     for members in groups.values():
-        setting = tuple(format_value(lookup(members[0], column.key), column) for column in by)
+        setting = tuple(format_value(lookup(members[0], column.key), column) for column in keys)
         seeds = [lookup(member, seed) for member in members]
         seeds = [value for value in seeds if value is not None]
         if len(set(seeds)) < len(seeds):
-            named = ", ".join(f"{c.heading}={cell}" for c, cell in zip(by, setting, strict=True))
-            raise ValueError(f"{named}: the same seed twice among {seeds}")
+            name = ", ".join(f"{c.heading}={cell}" for c, cell in zip(keys, setting, strict=True))
+            raise ValueError(f"{name}: the same seed twice among {seeds}")
         rows.append(setting + tuple(_mean_cell(members, column) for column in columns))
-    return Table(by + tuple(columns), tuple(rows))
+    return Table(keys + tuple(columns), tuple(rows))
 
 
-def evaluation(figures: Mapping[str, Mapping[str, Any]]) -> Table:
-    """The figures of several evaluations, one line each, without the columns that nobody has.
+def evaluation(metrics: Mapping[str, Mapping[str, Any]]) -> Table:
+    """The metrics of several evaluations, one line each, without columns that have no value.
 
     Args:
-      figures: label -> figures as `training.metrics.summarise` names them.
+      metrics: label -> metrics, as in result.json.
     """
-    rows = [{**values, "model": label} for label, values in figures.items()]
-    had = [column for column in EVALUATION if any(row.get(column.key) is not None for row in rows)]
-    return listing(rows, [Column("model", "Model"), *had])
+    rows = [{**values, "model": label} for label, values in metrics.items()]
+    used = [column for column in EVALUATION if any(row.get(column.key) is not None for row in rows)]
+    return listing(rows, [Column("model", "Model"), *used])
 
 
-def teacher_metrics(figures: Mapping[str, Any]) -> dict[str, Any]:
-    """The teacher's figures out of a student's, under their own names; {} without a teacher."""
+def teacher_metrics(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """The "teacher_..." metrics of an evaluation, without that prefix; {} without a teacher."""
     prefix = "teacher_"
-    return {k.removeprefix(prefix): v for k, v in figures.items() if k.startswith(prefix)}
+    return {k.removeprefix(prefix): v for k, v in metrics.items() if k.startswith(prefix)}
 
 
-def metrics_text(figures: Mapping[str, Any]) -> str:
-    """The figures of one evaluation as aligned text, the teacher's below the student's.
+def metrics_text(metrics: Mapping[str, Any]) -> str:
+    """The metrics of one evaluation as aligned text, the teacher's below the student's.
 
     Args:
-      figures: as returned by `training.metrics.summarise`.
+      metrics: as in result.json.
     """
-    networks = {"student": figures, "teacher": teacher_metrics(figures)}
+    networks = {"student": metrics, "teacher": teacher_metrics(metrics)}
     lines = text(evaluation({name: values for name, values in networks.items() if values}))
-    return f"{lines}on {count_text(figures)}"
+    return f"{lines}on {count_text(metrics)}"
 
 
-def count_text(figures: Mapping[str, Any]) -> str:
-    """How many examples, or tokens of text and prompts, an evaluation counted, in words."""
-    prompts = f" and {figures['prompts']:,} prompts" if "prompts" in figures else ""
-    return f"{figures['count']:,} {figures.get('unit', 'examples')}{prompts}"
+def count_text(metrics: Mapping[str, Any]) -> str:
+    """The number of examples of an evaluation, or of its tokens and prompts, with their unit."""
+    prompts = f" and {metrics['prompts']:,} prompts" if "prompts" in metrics else ""
+    return f"{metrics['count']:,} {metrics.get('unit', 'examples')}{prompts}"
 
 
 def mean_and_deviation(values: Sequence[float]) -> tuple[float, float | None]:
@@ -169,7 +169,7 @@ def mean_and_deviation(values: Sequence[float]) -> tuple[float, float | None]:
 
 
 def lookup(row: Mapping[str, Any], key: str) -> Any:
-    """The value at a key, or at a path of keys joined by dots; None when it is missing."""
+    """The value of a key, or of a path of keys joined by dots; None if it is missing."""
     if key in row:
         return row[key]
     value: Any = row
@@ -181,7 +181,7 @@ def lookup(row: Mapping[str, Any], key: str) -> Any:
 
 
 def format_value(value: Any, column: Column) -> str:
-    """One value as the text of its cell."""
+    """One value as a cell of a column."""
     if value is None:
         return MISSING
     if column.kind == "text" or isinstance(value, str):
@@ -197,7 +197,7 @@ def format_value(value: Any, column: Column) -> str:
 
 
 def markdown(table: Table) -> str:
-    """The table in Markdown, numbers to the right, with a line end after the last row."""
+    """The table in Markdown, numbers right-aligned, with a newline after the last row."""
     head = [_escaped(column.heading) for column in table.columns]
     rule = ["---:" if column.numeric else ":---" for column in table.columns]
     body = [[_escaped(cell) for cell in row] for row in table.rows]
@@ -205,19 +205,19 @@ def markdown(table: Table) -> str:
 
 
 def text(table: Table) -> str:
-    """The table as aligned plain text, numbers to the right, with a line end after the last row."""
+    """The table as plain text, numbers right-aligned, with a newline after the last row."""
     head = [column.heading for column in table.columns]
     lines = [head, *table.rows]
     widths = [max(len(line[j]) for line in lines) for j in range(len(head))]
     rule = ["-" * width for width in widths]
-    laid_out = []
+    written = []
     for line in [head, rule, *table.rows]:
         cells = [
             cell.rjust(width) if column.numeric else cell.ljust(width)
             for cell, width, column in zip(line, widths, table.columns, strict=True)
         ]
-        laid_out.append("  ".join(cells).rstrip() + "\n")
-    return "".join(laid_out)
+        written.append("  ".join(cells).rstrip() + "\n")
+    return "".join(written)
 
 
 def _mean_cell(members: Sequence[Mapping[str, Any]], column: Column) -> str:
