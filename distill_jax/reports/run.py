@@ -1,7 +1,7 @@
 """The report of one run: report.html, made from the files of its workdir.
 
 Only files are read, so a report can be made on any machine, of a run that has finished, is still
-training or was interrupted. Left out on purpose: comparing runs, which a study does on its own page.
+training or was interrupted. Left out on purpose: comparing runs, which is the task of a study.
 """
 
 import json
