@@ -14,7 +14,9 @@ from distill_jax import config as configs
 from distill_jax import models
 from distill_jax.planning import flops
 from distill_jax.planning.abstract import Abstract, prepare
-from distill_jax.tasks.language.recipe import TextRecipe
+from distill_jax.tasks.images.recipe import ImageRecipe
+from distill_jax.tasks.language.recipe import Comparison, TextRecipe
+from distill_jax.teachers import Teachers
 from distill_jax.training.step import train_step
 
 
@@ -46,8 +48,13 @@ class StepFlops:
 
 def count_step(run: Abstract) -> StepFlops:
     """The FLOPs of a step of a run."""
-    text = isinstance(run.recipe, TextRecipe)
-    teacher, student = _text_forward(run) if text else _image_forward(run)
+    recipe = run.recipe
+    text = isinstance(recipe, TextRecipe)
+    if isinstance(recipe, TextRecipe):
+        teacher, student = _text_forward(run, recipe.comparison)
+    else:
+        assert isinstance(recipe, ImageRecipe)
+        teacher, student = _image_forward(run, recipe)
     view = _count_view(run)
     program = _count_train_step(run) - view
     without_remat = program
@@ -86,11 +93,12 @@ def _count_view(run: Abstract) -> int:
     return flops.count(view, run.state, run.frozen, run.resident, _single_step(run.batches))
 
 
-def _text_forward(run: Abstract) -> tuple[int, int]:
-    comparison, batch = run.recipe.comparison, _single_step(run.batches)
+def _text_forward(run: Abstract, comparison: Comparison) -> tuple[int, int]:
+    """FLOPs of the forward passes of teacher and student on text."""
+    batch = _single_step(run.batches)
     alone = dataclasses.replace(comparison, teachers=(), stored=None, divergences=(), terms=())
 
-    def count(chosen: Any) -> int:
+    def count(chosen: Comparison) -> int:
         def forward(params, frozen, batch):
             weights = jnp.ones(batch["tokens"].shape, jnp.float32)
             return chosen.summed(params, frozen, batch, weights)[0]
@@ -102,8 +110,9 @@ def _text_forward(run: Abstract) -> tuple[int, int]:
     return both - student, student
 
 
-def _image_forward(run: Abstract) -> tuple[int, int]:
-    recipe = run.recipe
+def _image_forward(run: Abstract, recipe: ImageRecipe) -> tuple[int, int]:
+    """FLOPs of the forward passes of teacher and student on images."""
+    teachers = recipe.teachers
     shape = (run.config.training.batch_size, *recipe.spec.input_shape)
     images = jax.ShapeDtypeStruct(shape, jnp.float32)
 
@@ -111,12 +120,14 @@ def _image_forward(run: Abstract) -> tuple[int, int]:
         key = jax.random.key(0)
         return models.apply(recipe.graphdef, params, stats, images, train=True, key=key)[0].logits
 
-    def teacher(variables, images):
-        return [answer.logits for answer in recipe.teachers(variables, images)]
-
     own = flops.count(student, run.state.params, run.state.stats, images)
-    if recipe.teachers is None or not recipe.method.needs_teacher:
+    if teachers is None or not recipe.method.needs_teacher:
         return 0, own
-    if recipe.teachers.own_average:
+    if teachers.own_average:
         return own, own
+    assert isinstance(teachers, Teachers)  # a plan of images has no precomputed answers
+
+    def teacher(variables, images):
+        return [outputs.logits for outputs in teachers(variables, images)]
+
     return flops.count(teacher, run.frozen.teachers, images), own

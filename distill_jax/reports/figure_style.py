@@ -21,7 +21,7 @@ ACCENT = "#d9480f"
 SERIES = ("#1c6dd0", ACCENT, "#0b8a5f", "#8e4ec6", "#a87900", "#0c8599")
 MARKERS = ("o", "s", "^", "D", "v", "P")
 
-_STYLE: dict[str, Any] = {
+_STYLE: dict[Any, Any] = {  # matplotlib types the keys as a literal
     "axes.edgecolor": MUTED,
     "axes.facecolor": "none",
     "axes.grid": True,

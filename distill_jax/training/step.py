@@ -148,7 +148,7 @@ def _fold(mesh: Mesh, body: Callable[[Any, Any], Any], carry: Any, items: Any) -
 
 def compile_steps(
     recipe: Recipe, mesh: Mesh, where: TrainState | None = None
-) -> Callable[..., TrainState]:
+) -> jax.stages.Wrapped:
     """The jitted function of several steps: (state, frozen, resident, batches) -> state.
 
     Its batches are [n, B, ...].
