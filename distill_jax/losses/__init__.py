@@ -1,8 +1,8 @@
-"""Losses: pure functions of arrays that say how far a student is from its labels or its teacher.
+"""Losses: pure functions of arrays that measure how far a student is from its labels or teacher.
 
-Every loss returns one float32 value per example and averages nothing over examples; `mean` does
-that, once, with the mask. Logits have their classes on the last axis, feature maps are
-[B, H, W, C], embeddings [B, D]. Directions are in the names: `forward_kl(student, teacher)` is
+Every loss returns one float32 value per example; `mean` averages over examples, once, with the
+mask. Logits have their classes on the last axis, feature maps are [B, H, W, C], embeddings
+[B, D]. Directions are in the names: `forward_kl(student, teacher)` is
 KL(teacher || student). Left out on purpose: weights, schedules and the choice of what is compared
 (methods/ has them), and adapters with parameters of their own.
 
@@ -13,7 +13,7 @@ What holds for all of them:
   is its gradient.
 - The teacher is a constant: its gradient is zero.
 - The mean over the batch is the published loss, without its weight. A loss that compares examples
-  with each other gives each its share; what has no share is the same for all.
+  with each other gives each example its share, or, where it cannot be shared out, the same value.
 - A logit of -inf marks a class that does not exist (a padded vocabulary). Where both networks mark
   the same classes, they contribute nothing to a divergence.
 """

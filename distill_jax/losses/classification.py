@@ -6,14 +6,18 @@ probabilities belong to a divergence, which is zero when the student has learned
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
 
 from distill_jax.errors import UsageError
 from distill_jax.losses.logits import check_fraction, log_probabilities
 
 
 def cross_entropy(
-    logits: jax.Array, targets: jax.Array, *, label_smoothing: float | jax.Array = 0.0
-) -> jax.Array:
+    logits: Float[Array, "*batch classes"],
+    targets: Int[Array, "*batch"] | Float[Array, "*batch classes"],
+    *,
+    label_smoothing: float | Float[Array, ""] = 0.0,
+) -> Float[Array, "*batch"]:
     """Cross-entropy of a softmax against class ids or class probabilities, per example, in nats.
 
     -sum_c y_c log softmax(logits)_c,  y = (1 - s) target + s / C  with label smoothing s.
@@ -21,8 +25,8 @@ def cross_entropy(
     Args:
       logits: [..., classes], unnormalised.
       targets: integer [...] with ids from 0 to classes - 1 (any other id gives NaN, so that it is
-        either masked or seen), or floating [..., classes] with probabilities, used as they are. A
-        constant: its gradient is stopped.
+        either masked or noticed), or floating [..., classes] with probabilities, used as they are.
+        Its gradient is stopped.
       label_smoothing: from 0 to 1; a number or a scalar array.
 
     Returns:

@@ -4,16 +4,18 @@ Left out on purpose: embeddings, memory banks, the choice of negatives and the n
 scores, all of which have state and belong to a method.
 """
 
-import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 
 from distill_jax.errors import UsageError
 
-# Beside the probabilities, as in the authors' code.
+# Added to the probabilities, as in the authors' code.
 NCE_EPSILON = 1e-7
 
 
-def contrastive_nce(positive: jax.Array, negatives: jax.Array, *, count: int) -> jax.Array:
+def contrastive_nce(
+    positive: Float[Array, " batch"], negatives: Float[Array, "batch negatives"], *, count: int
+) -> Float[Array, " batch"]:
     """Contrastive representation distillation (CRD): noise-contrastive estimation, per example.
 
     -[log(P+ / (P+ + K/N + e)) + sum_k log((K/N) / (P-_k + K/N + e))] with e = 1e-7: K negatives

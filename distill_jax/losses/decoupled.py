@@ -1,12 +1,13 @@
 """Decoupled distillation: the soft-target loss in two parts, the target class and the rest.
 
 Both parts are divergences of their own, so both are built from `forward_kl`: one over two classes,
-the other over the classes that are left when the target is taken away. Left out on purpose: the
+the other over the classes without the target. Left out on purpose: the
 warm-up and the hard loss that the paper adds, both a method's.
 """
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
 
 from distill_jax.errors import UsageError
 from distill_jax.losses.divergences import forward_kl, soft_target
@@ -14,12 +15,12 @@ from distill_jax.losses.logits import LOWEST_LOGIT, as_float32, check_pair, log_
 
 
 def decoupled_parts(
-    student_logits: jax.Array,
-    teacher_logits: jax.Array,
-    labels: jax.Array,
+    student_logits: Float[Array, "*batch classes"],
+    teacher_logits: Float[Array, "*batch classes"],
+    labels: Int[Array, "*batch"],
     *,
-    temperature: float | jax.Array,
-) -> tuple[jax.Array, jax.Array]:
+    temperature: float | Float[Array, ""],
+) -> tuple[Float[Array, "*batch"], Float[Array, "*batch"]]:
     """Target-class and non-target-class distillation, per example, each times T^2.
 
     With P and Q the softmax of teacher and student at T and y the label:
@@ -31,7 +32,7 @@ def decoupled_parts(
       student_logits: [..., classes], unnormalised.
       teacher_logits: same shape; its gradient is stopped.
       labels: integer [...] with ids from 0 to classes - 1; any other id gives NaN, with zero
-        gradient, so that it is either masked or seen.
+        gradient, so that it is either masked or noticed.
       temperature: positive; a number or a scalar array.
 
     Returns:
@@ -60,35 +61,48 @@ def decoupled_parts(
         )
     is_target = labels[..., None] == jnp.arange(shape[-1])
 
-    def target_or_not(logits: jax.Array) -> jax.Array:
-        """(log p_y, log(1 - p_y)): logits of two classes; the second a sum, never 1 - p."""
-        log_p = log_probabilities(logits, temperature)
-        target = jnp.sum(jnp.where(is_target, log_p, 0.0), axis=-1)
-        rest = jax.nn.logsumexp(jnp.where(is_target, LOWEST_LOGIT, log_p), axis=-1)
-        return jnp.stack([target, rest], axis=-1)
-
-    def without_target(logits: jax.Array) -> jax.Array:
-        return jnp.where(is_target, -jnp.inf, as_float32(logits))
-
     teacher_logits = jax.lax.stop_gradient(teacher_logits)
     scale = jnp.square(jnp.asarray(temperature, jnp.float32))
-    tckd = scale * forward_kl(target_or_not(student_logits), target_or_not(teacher_logits))
+    tckd = scale * forward_kl(
+        _target_or_not(student_logits, is_target, temperature),
+        _target_or_not(teacher_logits, is_target, temperature),
+    )
     nckd = soft_target(
-        without_target(student_logits), without_target(teacher_logits), temperature=temperature
+        _without_target(student_logits, is_target),
+        _without_target(teacher_logits, is_target),
+        temperature=temperature,
     )
     is_class = jnp.any(is_target, axis=-1)
     return jnp.where(is_class, tckd, jnp.nan), jnp.where(is_class, nckd, jnp.nan)
 
 
+def _target_or_not(
+    logits: Float[Array, "*batch classes"],
+    is_target: Bool[Array, "*batch classes"],
+    temperature: float | Float[Array, ""],
+) -> Float[Array, "*batch 2"]:
+    """(log p_y, log(1 - p_y)): logits of two classes; the second is a sum, never 1 - p."""
+    log_p = log_probabilities(logits, temperature)
+    target = jnp.sum(jnp.where(is_target, log_p, 0.0), axis=-1)
+    rest = jax.nn.logsumexp(jnp.where(is_target, LOWEST_LOGIT, log_p), axis=-1)
+    return jnp.stack([target, rest], axis=-1)
+
+
+def _without_target(
+    logits: Float[Array, "*batch classes"], is_target: Bool[Array, "*batch classes"]
+) -> Float[Array, "*batch classes"]:
+    return jnp.where(is_target, -jnp.inf, as_float32(logits))
+
+
 def decoupled_kd(
-    student_logits: jax.Array,
-    teacher_logits: jax.Array,
-    labels: jax.Array,
+    student_logits: Float[Array, "*batch classes"],
+    teacher_logits: Float[Array, "*batch classes"],
+    labels: Int[Array, "*batch"],
     *,
-    temperature: float | jax.Array,
-    alpha: float | jax.Array = 1.0,
-    beta: float | jax.Array = 8.0,
-) -> jax.Array:
+    temperature: float | Float[Array, ""],
+    alpha: float | Float[Array, ""] = 1.0,
+    beta: float | Float[Array, ""] = 8.0,
+) -> Float[Array, "*batch"]:
     """Decoupled knowledge distillation (DKD), per example: alpha TCKD + beta NCKD.
 
     The parts are those of `decoupled_parts`. In `soft_target` the second has the weight 1 - P_y,

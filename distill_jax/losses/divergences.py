@@ -8,13 +8,16 @@ the label or across examples, and those that never build the logits.
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 
 from distill_jax.losses.logits import check_fraction, check_pair, log_probabilities
 
 
 def _log_pair(
-    student_logits: jax.Array, teacher_logits: jax.Array, temperature: float | jax.Array
-) -> tuple[jax.Array, jax.Array]:
+    student_logits: Float[Array, "*batch classes"],
+    teacher_logits: Float[Array, "*batch classes"],
+    temperature: float | Float[Array, ""],
+) -> tuple[Float[Array, "*batch classes"], Float[Array, "*batch classes"]]:
     """(log Q, log P). The teacher's logits are constant; a learned temperature acts on both."""
     check_pair(student_logits, teacher_logits)
     teacher_logits = jax.lax.stop_gradient(teacher_logits)
@@ -24,12 +27,16 @@ def _log_pair(
     )
 
 
-def kl_of_logs(log_a: jax.Array, log_b: jax.Array) -> jax.Array:
+def kl_of_logs(
+    log_a: Float[Array, "*batch classes"], log_b: Float[Array, "*batch classes"]
+) -> Float[Array, "*batch"]:
     """KL(A || B) over the last axis."""
     return jnp.sum(kl_summands(log_a, log_b), axis=-1)
 
 
-def kl_summands(log_a: jax.Array, log_b: jax.Array) -> jax.Array:
+def kl_summands(
+    log_a: Float[Array, "*batch classes"], log_b: Float[Array, "*batch classes"]
+) -> Float[Array, "*batch classes"]:
     """What is summed over the classes for KL(A || B).
 
     sum (b - a) is zero for distributions, but adding it term by term makes the summand second order
@@ -40,18 +47,22 @@ def kl_summands(log_a: jax.Array, log_b: jax.Array) -> jax.Array:
     return a * (log_a - log_b) + (b - a)
 
 
-def log_mixture(weight: float | jax.Array, log_a: jax.Array, log_b: jax.Array) -> jax.Array:
+def log_mixture(
+    weight: float | Float[Array, ""],
+    log_a: Float[Array, "*batch classes"],
+    log_b: Float[Array, "*batch classes"],
+) -> Float[Array, "*batch classes"]:
     """log(weight * a + (1 - weight) * b), without leaving log space."""
     weight = jnp.asarray(weight, jnp.float32)
     return jnp.logaddexp(jnp.log(weight) + log_a, jnp.log1p(-weight) + log_b)
 
 
 def forward_kl(
-    student_logits: jax.Array,
-    teacher_logits: jax.Array,
+    student_logits: Float[Array, "*batch classes"],
+    teacher_logits: Float[Array, "*batch classes"],
     *,
-    temperature: float | jax.Array = 1.0,
-) -> jax.Array:
+    temperature: float | Float[Array, ""] = 1.0,
+) -> Float[Array, "*batch"]:
     """Temperature-scaled KL from teacher to student, per example: covers every mode of the teacher.
 
     KL(P || Q) = sum_c P_c (log P_c - log Q_c).  No factor T^2; see `soft_target`.
@@ -83,11 +94,11 @@ def forward_kl(
 
 
 def soft_target(
-    student_logits: jax.Array,
-    teacher_logits: jax.Array,
+    student_logits: Float[Array, "*batch classes"],
+    teacher_logits: Float[Array, "*batch classes"],
     *,
-    temperature: float | jax.Array,
-) -> jax.Array:
+    temperature: float | Float[Array, ""],
+) -> Float[Array, "*batch"]:
     """The soft-target loss of knowledge distillation: T^2 times `forward_kl`, per example.
 
     T^2 KL(P || Q).  The factor keeps the size of the gradient, T (Q - P), about the same when T
@@ -117,11 +128,11 @@ def soft_target(
 
 
 def reverse_kl(
-    student_logits: jax.Array,
-    teacher_logits: jax.Array,
+    student_logits: Float[Array, "*batch classes"],
+    teacher_logits: Float[Array, "*batch classes"],
     *,
-    temperature: float | jax.Array = 1.0,
-) -> jax.Array:
+    temperature: float | Float[Array, ""] = 1.0,
+) -> Float[Array, "*batch"]:
     """Temperature-scaled KL from student to teacher, per example: seeks one mode of the teacher.
 
     KL(Q || P) = sum_c Q_c (log Q_c - log P_c).  Its gradient with respect to the student's logits
@@ -152,12 +163,12 @@ def reverse_kl(
 
 
 def jensen_shannon(
-    student_logits: jax.Array,
-    teacher_logits: jax.Array,
+    student_logits: Float[Array, "*batch classes"],
+    teacher_logits: Float[Array, "*batch classes"],
     *,
-    temperature: float | jax.Array = 1.0,
-    beta: float | jax.Array = 0.5,
-) -> jax.Array:
+    temperature: float | Float[Array, ""] = 1.0,
+    beta: float | Float[Array, ""] = 0.5,
+) -> Float[Array, "*batch"]:
     """Generalised Jensen-Shannon divergence, per example: between forward and reverse KL.
 
     JSD(beta) = beta KL(P || M) + (1 - beta) KL(Q || M),  M = beta P + (1 - beta) Q,
@@ -201,12 +212,12 @@ def jensen_shannon(
 
 
 def skew_kl(
-    student_logits: jax.Array,
-    teacher_logits: jax.Array,
+    student_logits: Float[Array, "*batch classes"],
+    teacher_logits: Float[Array, "*batch classes"],
     *,
-    temperature: float | jax.Array = 1.0,
-    alpha: float | jax.Array = 0.1,
-) -> jax.Array:
+    temperature: float | Float[Array, ""] = 1.0,
+    alpha: float | Float[Array, ""] = 0.1,
+) -> Float[Array, "*batch"]:
     """Forward KL to a mixture of student and teacher, per example: its gradient is bounded.
 
     KL(P || alpha P + (1 - alpha) Q),  so alpha is the weight of the TEACHER in the mixture.
@@ -240,12 +251,12 @@ def skew_kl(
 
 
 def skew_reverse_kl(
-    student_logits: jax.Array,
-    teacher_logits: jax.Array,
+    student_logits: Float[Array, "*batch classes"],
+    teacher_logits: Float[Array, "*batch classes"],
     *,
-    temperature: float | jax.Array = 1.0,
-    alpha: float | jax.Array = 0.1,
-) -> jax.Array:
+    temperature: float | Float[Array, ""] = 1.0,
+    alpha: float | Float[Array, ""] = 0.1,
+) -> Float[Array, "*batch"]:
     """Reverse KL to a mixture of student and teacher, per example: its gradient is bounded.
 
     KL(Q || (1 - alpha) P + alpha Q),  so alpha is the weight of the STUDENT in the mixture.
@@ -279,11 +290,11 @@ def skew_reverse_kl(
 
 
 def total_variation(
-    student_logits: jax.Array,
-    teacher_logits: jax.Array,
+    student_logits: Float[Array, "*batch classes"],
+    teacher_logits: Float[Array, "*batch classes"],
     *,
-    temperature: float | jax.Array = 1.0,
-) -> jax.Array:
+    temperature: float | Float[Array, ""] = 1.0,
+) -> Float[Array, "*batch"]:
     """Total variation distance, per example: the largest gap that any event can show.
 
     (1 / 2) sum_c |P_c - Q_c|.  Where P_c = Q_c the subgradient zero is taken.

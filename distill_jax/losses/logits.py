@@ -1,14 +1,15 @@
 """Logits: their checks, their log-probabilities, and the measures taken on them directly.
 
-`as_float32`, `log_probabilities`, `check_pair` and `check_fraction` are what the other files of
-this room stand on. Left out on purpose: standardised logits and relations between logits, which
-have a file of their own.
+The other files of this package build on `as_float32`, `log_probabilities`, `check_pair` and
+`check_fraction`. Left out on purpose: standardised logits and relations between logits, which have
+a file of their own (`relational_logits`).
 """
 
 import numbers
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 
 from distill_jax.errors import UsageError
 
@@ -17,12 +18,14 @@ from distill_jax.errors import UsageError
 LOWEST_LOGIT = -1e30
 
 
-def as_float32(logits: jax.Array) -> jax.Array:
+def as_float32(logits: Float[Array, "*batch classes"]) -> Float[Array, "*batch classes"]:
     """Logits in float32, with -inf (a class that does not exist) replaced by `LOWEST_LOGIT`."""
     return jnp.maximum(jnp.asarray(logits).astype(jnp.float32), LOWEST_LOGIT)
 
 
-def log_probabilities(logits: jax.Array, temperature: float | jax.Array = 1.0) -> jax.Array:
+def log_probabilities(
+    logits: Float[Array, "*batch classes"], temperature: float | Float[Array, ""] = 1.0
+) -> Float[Array, "*batch classes"]:
     """log softmax(logits / temperature) over the last axis, in float32 and never -inf.
 
     Args:
@@ -51,13 +54,15 @@ def check_pair(student_logits: jax.Array, teacher_logits: jax.Array) -> None:
         )
 
 
-def check_fraction(key: str, value: float | jax.Array) -> None:
-    """Raises UsageError where `value` is a number outside 0..1; a traced one cannot be seen."""
+def check_fraction(key: str, value: float | Float[Array, ""] | None) -> None:
+    """Raises UsageError for a number outside 0..1; an array may be traced and is not checked."""
     if isinstance(value, numbers.Real) and not 0 <= value <= 1:
         raise UsageError(f"{key}={value}: expected a number from 0 to 1")
 
 
-def entropy(logits: jax.Array, temperature: float | jax.Array = 1.0) -> jax.Array:
+def entropy(
+    logits: Float[Array, "*batch classes"], temperature: float | Float[Array, ""] = 1.0
+) -> Float[Array, "*batch"]:
     """Shannon entropy of the tempered softmax, per example, in nats.
 
     H(p) = -sum_c p_c log p_c,  p = softmax(logits / T).  The gradient flows into `logits`.
@@ -83,7 +88,9 @@ def entropy(logits: jax.Array, temperature: float | jax.Array = 1.0) -> jax.Arra
     return -jnp.sum(jnp.exp(log_p) * log_p, axis=-1)
 
 
-def logit_mse(student_logits: jax.Array, teacher_logits: jax.Array) -> jax.Array:
+def logit_mse(
+    student_logits: Float[Array, "*batch classes"], teacher_logits: Float[Array, "*batch classes"]
+) -> Float[Array, "*batch"]:
     """Squared difference of the logits, averaged over classes, per example.
 
     (1 / C) sum_c (student_c - teacher_c)^2.  Unlike a divergence it is not blind to a constant that

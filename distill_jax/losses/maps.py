@@ -7,6 +7,7 @@ adapters that some papers put in front. Losses that compare maps value by value 
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 
 from distill_jax.errors import UsageError
 from distill_jax.losses.pooling import match_size, pool_to_common
@@ -21,14 +22,19 @@ from distill_jax.losses.vectors import (
 )
 
 
-def _attention(maps: jax.Array) -> jax.Array:
+def _attention(
+    maps: Float[Array, "batch height width channels"],
+) -> Float[Array, "batch positions"]:
     """Where a map is active: the mean square over channels as a unit vector [B, H * W]."""
     return unit(flat(jnp.mean(jnp.square(maps), axis=-1)))
 
 
 def attention_transfer(
-    student: jax.Array, teacher: jax.Array, *, variant: str = "code"
-) -> jax.Array:
+    student: Float[Array, "batch height width channels"],
+    teacher: Float[Array, "batch teacher_height teacher_width teacher_channels"],
+    *,
+    variant: str = "code",
+) -> Float[Array, " batch"]:
     """Attention transfer (AT): where in the image the activations are large, per example.
 
     Q = u / ||u||_2 with u = mean_c f^2, a vector over the H W positions. "code": the mean over
@@ -64,7 +70,10 @@ def attention_transfer(
     return jnp.mean(gap, axis=1) if variant == "code" else safe_sqrt(jnp.sum(gap, axis=1))
 
 
-def neuron_selectivity(student: jax.Array, teacher: jax.Array) -> jax.Array:
+def neuron_selectivity(
+    student: Float[Array, "batch height width channels"],
+    teacher: Float[Array, "batch teacher_height teacher_width teacher_channels"],
+) -> Float[Array, " batch"]:
     """Neuron selectivity transfer (NST): do the channels respond to the same regions?
 
     The squared maximum mean discrepancy between the channels of both, each channel a unit vector
@@ -102,11 +111,11 @@ def neuron_selectivity(student: jax.Array, teacher: jax.Array) -> jax.Array:
 
 
 def flow_of_solution(
-    student_first: jax.Array,
-    student_second: jax.Array,
-    teacher_first: jax.Array,
-    teacher_second: jax.Array,
-) -> jax.Array:
+    student_first: Float[Array, "batch h1 w1 first"],
+    student_second: Float[Array, "batch h2 w2 second"],
+    teacher_first: Float[Array, "batch teacher_h1 teacher_w1 first"],
+    teacher_second: Float[Array, "batch teacher_h2 teacher_w2 second"],
+) -> Float[Array, " batch"]:
     """Flow of the solution procedure (FSP): how one layer's channels lead to a later layer's.
 
     G_ij = mean over positions of first_i second_j for each network, the larger map of its two
@@ -150,8 +159,11 @@ def flow_of_solution(
 
 
 def factor_transfer(
-    student_factor: jax.Array, teacher_factor: jax.Array, *, variant: str = "code"
-) -> jax.Array:
+    student_factor: Float[Array, "batch height width channels"],
+    teacher_factor: Float[Array, "batch teacher_height teacher_width teacher_channels"],
+    *,
+    variant: str = "code",
+) -> Float[Array, " batch"]:
     """Factor transfer (FT): the student's factor against the teacher's, both normalised.
 
     Factors are the maps that the paper's translator (student) and paraphraser (teacher) give.

@@ -5,6 +5,7 @@ Left out on purpose: interpolation, and adapters that learn to change a size.
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 
 from distill_jax.errors import UsageError
 from distill_jax.losses.vectors import check_maps, einsum, float_pair
@@ -19,7 +20,9 @@ def _bins(length: int, size: int) -> jax.Array:
     return jnp.asarray(rows, jnp.float32)
 
 
-def adaptive_average(maps: jax.Array, size: tuple[int, int]) -> jax.Array:
+def adaptive_average(
+    maps: Float[Array, "batch height width channels"], size: tuple[int, int]
+) -> Float[Array, "batch pooled_height pooled_width channels"]:
     """Adaptive average pooling to a given height and width.
 
     Output i of S averages the inputs floor(i L / S) up to, and without, ceil((i + 1) L / S), on
@@ -57,14 +60,20 @@ def adaptive_average(maps: jax.Array, size: tuple[int, int]) -> jax.Array:
     return maps
 
 
-def pool_to_common(first: jax.Array, second: jax.Array) -> tuple[jax.Array, jax.Array]:
+def pool_to_common(
+    first: Float[Array, "batch height width channels"],
+    second: Float[Array, "batch other_height other_width other_channels"],
+) -> tuple[Float[Array, "batch h w channels"], Float[Array, "batch h w other_channels"]]:
     """Two maps at the smaller height and the smaller width of the two, in float32."""
     a, b = jnp.shape(first), jnp.shape(second)
     size = min(a[1], b[1]), min(a[2], b[2])
     return adaptive_average(first, size), adaptive_average(second, size)
 
 
-def match_size(student: jax.Array, teacher: jax.Array) -> tuple[jax.Array, jax.Array]:
+def match_size(
+    student: Float[Array, "batch height width channels"],
+    teacher: Float[Array, "batch teacher_height teacher_width teacher_channels"],
+) -> tuple[Float[Array, "batch h w channels"], Float[Array, "batch h w teacher_channels"]]:
     """Student and teacher maps at one height and width: the smaller of the two, axis by axis.
 
     Args:

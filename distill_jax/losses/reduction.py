@@ -1,22 +1,24 @@
 """Reduction: the one place where per-example values become a scalar.
 
-Left out on purpose: weights per example. A weighted loss multiplies its values first and says so.
+Left out on purpose: weights per example. A weighted loss multiplies its values first.
 """
 
-import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Shaped
 
 from distill_jax.errors import UsageError
 
 
-def mean(values: jax.Array, where: jax.Array | None = None) -> jax.Array:
+def mean(
+    values: Shaped[Array, "*batch"], where: Bool[Array, "*batch"] | None = None
+) -> Float[Array, ""]:
     """Mean over the unmasked values, in float32; 0 where there are none.
 
     sum_i where_i values_i / max(1, sum_i where_i).  On sharded arrays inside jit this is the mean
     over the global batch, not a mean of means.
 
     Args:
-      values: [...], one a (real or padded) example.
+      values: [...], one per (real or padded) example.
       where: bool, same shape; True counts. None counts every value. A masked value may be NaN.
 
     Returns:

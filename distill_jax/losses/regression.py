@@ -1,14 +1,15 @@
 """Features regressed value by value: the student's map against the teacher's of the same shape.
 
-What brings the student's map to that shape (a connector, a regressor, a fusion) is an adapter and
-comes before; layer weights come after. Both are left out on purpose, as are the constants that
-authors' code multiplies in: each docstring names its own.
+Left out on purpose: what brings the student's map to that shape (a connector, a regressor, a
+fusion), which is a method's adapter and comes before; layer weights, which come after; and the
+constants that the authors' code multiplies with, which each docstring names.
 """
 
 import math
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 
 from distill_jax.errors import UsageError
 from distill_jax.losses.pooling import adaptive_average
@@ -20,7 +21,9 @@ RARELY_NEGATIVE = 1e-3
 VARIANCE_EPSILON = 1e-5
 
 
-def feature_mse(student: jax.Array, teacher: jax.Array) -> jax.Array:
+def feature_mse(
+    student: Float[Array, " batch *features"], teacher: Float[Array, " batch *features"]
+) -> Float[Array, " batch"]:
     """Squared difference of features, averaged over all their values, per example.
 
     Args:
@@ -47,15 +50,18 @@ def feature_mse(student: jax.Array, teacher: jax.Array) -> jax.Array:
 
 
 def activation_boundary(
-    student_pre: jax.Array, teacher_pre: jax.Array, *, margin: float = 1.0
-) -> jax.Array:
+    student_pre: Float[Array, "batch height width channels"],
+    teacher_pre: Float[Array, "batch height width channels"],
+    *,
+    margin: float = 1.0,
+) -> Float[Array, " batch"]:
     """Activation boundary transfer (AB): which units are on, by a hinge with a margin.
 
     Sum over H W C of (s + m)^2 where t <= 0 and s > -m, and of (s - m)^2 where t > 0 and s <= m:
     the sign of the teacher's pre-activation is learned, not its size.
 
-    Nothing is multiplied in. The common benchmark code has a factor 3 / 1000 and a layer weight
-    2^(i - L + 1) beside it.
+    No factor is applied. The common benchmark code multiplies with 3 / 1000 and a layer weight
+    2^(i - L + 1).
 
     Args:
       student_pre: [B, H, W, C], before the activation, after its connector.
@@ -87,7 +93,9 @@ def activation_boundary(
     return jnp.sum(jnp.square(hinge), axis=(1, 2, 3))
 
 
-def overhaul_margin(bias: jax.Array, scale: jax.Array) -> jax.Array:
+def overhaul_margin(
+    bias: Float[Array, " channels"], scale: Float[Array, " channels"]
+) -> Float[Array, " channels"]:
     """The margin of `overhaul` for each channel: the mean of the values that are negative.
 
     E[x | x < 0] for x ~ N(bias, scale^2), which is what a batch-norm layer gives with these
@@ -128,14 +136,18 @@ def overhaul_margin(bias: jax.Array, scale: jax.Array) -> jax.Array:
     return jnp.where(varies, jnp.where(often, mean, -3.0 * scale), jnp.minimum(bias, 0.0))
 
 
-def overhaul(student_pre: jax.Array, teacher_pre: jax.Array, margin: jax.Array) -> jax.Array:
+def overhaul(
+    student_pre: Float[Array, "batch height width channels"],
+    teacher_pre: Float[Array, "batch height width channels"],
+    margin: Float[Array, " channels"],
+) -> Float[Array, " batch"]:
     """Overhaul of feature distillation (OFD): the partial squared distance, per example.
 
     Sum over H W C of (s - t')^2 where s > t' or t' > 0, with t' = max(t, margin_c). A student below
     a target that is not positive is left alone: the activation gives zero either way.
 
-    Nothing is multiplied in. The authors' code has a factor 1 / 1000 for CIFAR and a layer weight
-    2^(-(L - i - 1)) beside it.
+    No factor is applied. The authors' code multiplies with 1 / 1000 for CIFAR and a layer weight
+    2^(-(L - i - 1)).
 
     Args:
       student_pre: [B, H, W, C], before the activation, after its connector.
@@ -170,12 +182,15 @@ def overhaul(student_pre: jax.Array, teacher_pre: jax.Array, margin: jax.Array) 
     return jnp.sum(jnp.where(counts, jnp.square(student - target), 0.0), axis=(1, 2, 3))
 
 
-def hierarchical_context(student: jax.Array, teacher: jax.Array) -> jax.Array:
+def hierarchical_context(
+    student: Float[Array, "batch height width channels"],
+    teacher: Float[Array, "batch height width channels"],
+) -> Float[Array, " batch"]:
     """Hierarchical context loss (HCL) of ReviewKD: squared differences at several resolutions.
 
     The mean squared difference of the maps with weight 1, and of the maps pooled to 4, 2 and 1
     positions a side with weights 1/2, 1/4 and 1/8, divided by the sum of the weights used. Sizes
-    that are not smaller than the map are skipped and halve nothing.
+    that are not smaller than the map are skipped, and do not halve the next weight.
 
     Args:
       student: [B, H, W, C], after its fusion.
@@ -211,7 +226,11 @@ def hierarchical_context(student: jax.Array, teacher: jax.Array) -> jax.Array:
     return value / total
 
 
-def variational_information(mean: jax.Array, target: jax.Array, raw_scale: jax.Array) -> jax.Array:
+def variational_information(
+    mean: Float[Array, "batch *positions channels"],
+    target: Float[Array, "batch *positions channels"],
+    raw_scale: Float[Array, " channels"],
+) -> Float[Array, " batch"]:
     """Variational information distillation (VID): minus a Gaussian log-likelihood, per example.
 
     (1 / 2) mean[(mean - target)^2 / v + log v] over all values, with a variance for each channel,

@@ -7,6 +7,7 @@ purpose: the factor T^2 and the set of temperatures that some papers use, both a
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 
 from distill_jax.errors import UsageError
 from distill_jax.losses.logits import as_float32, log_probabilities
@@ -16,7 +17,9 @@ from distill_jax.losses.vectors import centred, einsum, safe_sqrt
 CORRELATION_EPSILON = 1e-8
 
 
-def standardise(logits: jax.Array, *, epsilon: float = 1e-7) -> jax.Array:
+def standardise(
+    logits: Float[Array, "*batch classes"], *, epsilon: float = 1e-7
+) -> Float[Array, "*batch classes"]:
     """Logits with mean 0 and standard deviation 1 over the classes.
 
     (z - mean_c z) / (epsilon + std_c z), with the unbiased standard deviation (divided by C - 1).
@@ -51,8 +54,10 @@ def standardise(logits: jax.Array, *, epsilon: float = 1e-7) -> jax.Array:
 
 
 def _probability_pair(
-    student_logits: jax.Array, teacher_logits: jax.Array, temperature: float | jax.Array
-) -> tuple[jax.Array, jax.Array]:
+    student_logits: Float[Array, "batch classes"],
+    teacher_logits: Float[Array, "batch classes"],
+    temperature: float | Float[Array, ""],
+) -> tuple[Float[Array, "batch classes"], Float[Array, "batch classes"]]:
     """Tempered softmax of both, [B, C]; the teacher's logits are constant."""
     student, teacher = jnp.shape(student_logits), jnp.shape(teacher_logits)
     if student != teacher or len(student) != 2:
@@ -78,13 +83,13 @@ def _correlation(a: jax.Array, b: jax.Array, axis: int) -> jax.Array:
 
 
 def dist(
-    student_logits: jax.Array,
-    teacher_logits: jax.Array,
+    student_logits: Float[Array, "batch classes"],
+    teacher_logits: Float[Array, "batch classes"],
     *,
-    temperature: float | jax.Array = 1.0,
-    beta: float | jax.Array = 1.0,
-    gamma: float | jax.Array = 1.0,
-) -> jax.Array:
+    temperature: float | Float[Array, ""] = 1.0,
+    beta: float | Float[Array, ""] = 1.0,
+    gamma: float | Float[Array, ""] = 1.0,
+) -> Float[Array, " batch"]:
     """Distillation from a stronger teacher (DIST): correlation in place of a divergence.
 
     beta (1 - rho(Q_b, P_b)) + gamma (1 - mean_c rho(Q_:c, P_:c)), where P and Q [B, C] are the
@@ -125,11 +130,11 @@ def dist(
 
 
 def batch_correlation(
-    student_logits: jax.Array,
-    teacher_logits: jax.Array,
+    student_logits: Float[Array, "batch classes"],
+    teacher_logits: Float[Array, "batch classes"],
     *,
-    temperature: float | jax.Array,
-) -> jax.Array:
+    temperature: float | Float[Array, ""],
+) -> Float[Array, " batch"]:
     """Squared difference of the Gram matrices over the batch: which examples look alike.
 
     sum_j (P P^T - Q Q^T)_bj^2, where P and Q [B, C] are the softmax of teacher and student at T.
@@ -161,11 +166,11 @@ def batch_correlation(
 
 
 def class_correlation(
-    student_logits: jax.Array,
-    teacher_logits: jax.Array,
+    student_logits: Float[Array, "batch classes"],
+    teacher_logits: Float[Array, "batch classes"],
     *,
-    temperature: float | jax.Array,
-) -> jax.Array:
+    temperature: float | Float[Array, ""],
+) -> Float[Array, " batch"]:
     """Squared difference of the Gram matrices over the classes: which classes go together.
 
     ||P^T P - Q^T Q||_F^2 / C, where P and Q [B, C] are the softmax of teacher and student at T. A

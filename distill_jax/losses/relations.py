@@ -10,6 +10,7 @@ import math
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 
 from distill_jax.losses.vectors import (
     check_batch,
@@ -27,19 +28,23 @@ from distill_jax.losses.vectors import (
 PROBABILITY_EPSILON = 1e-7
 
 
-def _embeddings(student: jax.Array, teacher: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _embeddings(
+    student: Float[Array, " batch *features"], teacher: Float[Array, " batch *teacher_features"]
+) -> tuple[Float[Array, "batch dim"], Float[Array, "batch teacher_dim"]]:
     """Both as float32 [B, D]; the teacher's a constant."""
     check_batch(student, teacher)
     student, teacher = float_pair(student, teacher)
     return flat(student), flat(teacher)
 
 
-def _gram(x: jax.Array) -> jax.Array:
+def _gram(x: Float[Array, "batch dim"]) -> Float[Array, "batch batch"]:
     """Inner products of the rows, [B, B]."""
     return einsum("id,jd->ij", x, x)
 
 
-def similarity_preserving(student: jax.Array, teacher: jax.Array) -> jax.Array:
+def similarity_preserving(
+    student: Float[Array, " batch *features"], teacher: Float[Array, " batch *teacher_features"]
+) -> Float[Array, " batch"]:
     """Similarity-preserving distillation (SP): are the same examples alike?
 
     (1 / B) sum_j (G_s - G_t)_bj^2, with G = F F^T of the flattened features F [B, D], each row
@@ -68,8 +73,11 @@ def similarity_preserving(student: jax.Array, teacher: jax.Array) -> jax.Array:
 
 
 def correlation_congruence(
-    student: jax.Array, teacher: jax.Array, *, variant: str = "code"
-) -> jax.Array:
+    student: Float[Array, " batch *features"],
+    teacher: Float[Array, " batch *teacher_features"],
+    *,
+    variant: str = "code",
+) -> Float[Array, " batch"]:
     """Correlation congruence (CC): the correlation between examples, not the examples alone.
 
     "code", a form that common benchmarks share: sum_d D_bd D_(b+1)d with D = |s - t|, summed over
@@ -81,7 +89,7 @@ def correlation_congruence(
     p = 0, 1, 2, with x of length 1 and g = 0.4.
 
     The benchmarks also train the teacher's projection, through a loss that is symmetric in both.
-    Where that is wanted: "code" sees only s - t, so pass (s - t, zeros).
+    To do the same, pass (s - t, zeros): "code" reads only s - t.
 
     Args:
       student: [B, D].
@@ -115,14 +123,16 @@ def correlation_congruence(
     return jnp.concatenate([neighbours, jnp.zeros(1, jnp.float32)])
 
 
-def _taylor_kernel(x: jax.Array, gamma: float = 0.4, order: int = 2) -> jax.Array:
+def _taylor_kernel(
+    x: Float[Array, "batch dim"], gamma: float = 0.4, order: int = 2
+) -> Float[Array, "batch batch"]:
     """exp(-gamma ||x_i - x_j||^2) of unit rows, expanded in their inner product."""
     cosine = _gram(unit(x))
     terms = ((2 * gamma) ** p / math.factorial(p) * cosine**p for p in range(order + 1))
     return math.exp(-2 * gamma) * sum(terms)
 
 
-def _squared_distances(x: jax.Array) -> jax.Array:
+def _squared_distances(x: Float[Array, "batch dim"]) -> Float[Array, "batch batch"]:
     """[B, B], from differences: unlike those from inner products they are exact for near points."""
     return map_rows(lambda row: jnp.sum(jnp.square(x - row), axis=-1), x, x.size)
 
@@ -133,7 +143,9 @@ def _huber(gap: jax.Array) -> jax.Array:
     return jnp.where(size < 1.0, 0.5 * jnp.square(gap), size - 0.5)
 
 
-def relational_distance(student: jax.Array, teacher: jax.Array) -> jax.Array:
+def relational_distance(
+    student: Float[Array, " batch *features"], teacher: Float[Array, " batch *teacher_features"]
+) -> Float[Array, " batch"]:
     """Relational knowledge distillation by distances (RKD-D).
 
     mean_j huber(d_s(b, j) - d_t(b, j)), with d the Euclidean distance of two embeddings divided by
@@ -157,22 +169,24 @@ def relational_distance(student: jax.Array, teacher: jax.Array) -> jax.Array:
 
     Reference:
       Park, Kim, Lu and Cho 2019, "Relational knowledge distillation", section 3.2 (RKD-D);
-      the usual weight is 25, beside 50 for the angles.
+      the usual weight is 25, with 50 for the angles.
     """
     s, t = (_relative_distances(x) for x in _embeddings(student, teacher))
     return jnp.mean(_huber(s - t), axis=1)
 
 
-def _relative_distances(x: jax.Array) -> jax.Array:
+def _relative_distances(x: Float[Array, "batch dim"]) -> Float[Array, "batch batch"]:
     """Distances [B, B] over their mean off the diagonal; zero where all points coincide."""
     distance = safe_sqrt(_squared_distances(x))
     batch = x.shape[0]
     mean = jnp.sum(distance) / max(batch * (batch - 1), 1)
-    apart = mean > 0
-    return jnp.where(apart, distance / jnp.where(apart, mean, 1.0), 0.0)
+    distinct = mean > 0
+    return jnp.where(distinct, distance / jnp.where(distinct, mean, 1.0), 0.0)
 
 
-def relational_angle(student: jax.Array, teacher: jax.Array) -> jax.Array:
+def relational_angle(
+    student: Float[Array, " batch *features"], teacher: Float[Array, " batch *teacher_features"]
+) -> Float[Array, " batch"]:
     """Relational knowledge distillation by angles (RKD-A).
 
     mean_ij huber(cos_s(i, b, j) - cos_t(i, b, j)), with cos(i, b, j) the cosine of the angle at b
@@ -180,8 +194,8 @@ def relational_angle(student: jax.Array, teacher: jax.Array) -> jax.Array:
     that coincides with b has no angle: its cosine is 0, with zero gradient.
 
     Cosines come from the B^2 distances by the law of cosines, so that a vertex costs B^2 numbers
-    whatever the width of the embeddings; in large batches the vertices come some after others. The
-    rounding of a cosine grows with the ratio of the two distances.
+    whatever the width of the embeddings; in large batches a few vertices are computed at a time.
+    The rounding of a cosine grows with the ratio of the two distances.
 
     Args:
       student: [B, D]; [B, ...] is flattened.
@@ -209,18 +223,22 @@ def relational_angle(student: jax.Array, teacher: jax.Array) -> jax.Array:
     return map_rows(at_vertex, (s, t), s.size)
 
 
-def _cosines(to_vertex: jax.Array, between: jax.Array) -> jax.Array:
+def _cosines(
+    to_vertex: Float[Array, " batch"], between: Float[Array, "batch batch"]
+) -> Float[Array, "batch batch"]:
     """Cosines [B, B] of the angles at one vertex; 0 for a point that coincides with it.
 
     `to_vertex` [B] are the squared distances of the points to it, `between` [B, B] their own.
     """
-    apart = to_vertex > 0
-    inverse = jnp.where(apart, 1.0 / jnp.sqrt(jnp.where(apart, to_vertex, 1.0)), 0.0)
+    distinct = to_vertex > 0
+    inverse = jnp.where(distinct, 1.0 / jnp.sqrt(jnp.where(distinct, to_vertex, 1.0)), 0.0)
     numerator = to_vertex[:, None] + to_vertex[None, :] - between
     return 0.5 * numerator * inverse[:, None] * inverse[None, :]
 
 
-def probabilistic_transfer(student: jax.Array, teacher: jax.Array) -> jax.Array:
+def probabilistic_transfer(
+    student: Float[Array, " batch *features"], teacher: Float[Array, " batch *teacher_features"]
+) -> Float[Array, " batch"]:
     """Probabilistic knowledge transfer (PKT): who is whose neighbour, as probabilities.
 
     mean_j p_t(j | b) log((p_t(j | b) + e) / (p_s(j | b) + e)) with e = 1e-7, where p(j | b) is
@@ -255,7 +273,7 @@ def probabilistic_transfer(student: jax.Array, teacher: jax.Array) -> jax.Array:
     return jnp.mean(t * ratio + (s - t), axis=1)
 
 
-def _neighbour_probabilities(x: jax.Array) -> jax.Array:
+def _neighbour_probabilities(x: Float[Array, "batch dim"]) -> Float[Array, "batch batch"]:
     # The cosine of opposite vectors can round to just below -1.
     kernel = jax.nn.relu(0.5 * (1.0 + _gram(unit(x))))
     return kernel / jnp.sum(kernel, axis=1, keepdims=True)

@@ -1,22 +1,28 @@
 """Hidden states and attention relations of two decoders on the same tokens, one value a token.
 
-What brings the student's states to the teacher's width (a projection) is an adapter and comes
-before; the choice of layers, the weights and the mask over tokens are left out on purpose.
+Left out on purpose: the projection of the student's states to the teacher's width, which is a
+method's adapter and comes before; the choice of layers, weights, and the mask over tokens.
 """
 
 import functools
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
 
 from distill_jax.errors import UsageError
 from distill_jax.losses.vectors import check_same_shape, einsum, float_pair, unit
 
-# Added to a mean square before its root is divided by.
+# Added to a mean square, so that its root can be divided by.
 EPSILON = 1e-12
 
 
-def hidden_mse(student: jax.Array, teacher: jax.Array, *, normalise: bool = False) -> jax.Array:
+def hidden_mse(
+    student: Float[Array, "*tokens dim"],
+    teacher: Float[Array, "*tokens dim"],
+    *,
+    normalise: bool = False,
+) -> Float[Array, "*tokens"]:
     """Squared difference of hidden states, averaged over their width, per token.
 
     Args:
@@ -50,7 +56,9 @@ def hidden_mse(student: jax.Array, teacher: jax.Array, *, normalise: bool = Fals
     return jnp.mean(jnp.square(student - teacher), axis=-1)
 
 
-def hidden_cosine(student: jax.Array, teacher: jax.Array) -> jax.Array:
+def hidden_cosine(
+    student: Float[Array, "*tokens dim"], teacher: Float[Array, "*tokens dim"]
+) -> Float[Array, "*tokens"]:
     """1 - cos of the angle between hidden states, per token.
 
     Args:
@@ -75,24 +83,29 @@ def hidden_cosine(student: jax.Array, teacher: jax.Array) -> jax.Array:
     return 1.0 - jnp.sum(unit(student) * unit(teacher), axis=-1)
 
 
+StudentHeads = Float[Array, "batch tokens heads width"]
+TeacherHeads = Float[Array, "batch tokens heads teacher_width"]
+
+
 def attention_relation(
-    student: tuple[jax.Array, jax.Array],
-    teacher: tuple[jax.Array, jax.Array],
-    seen: jax.Array,
-) -> jax.Array:
-    """KL(teacher || student) of what each token relates to, averaged over heads, per token.
+    student: tuple[StudentHeads, StudentHeads],
+    teacher: tuple[TeacherHeads, TeacherHeads],
+    mask: Bool[Array, "batch tokens tokens"],
+) -> Float[Array, "batch tokens"]:
+    """KL(teacher || student) of the attention relations, averaged over heads, per token.
 
-    The relation of vectors a and b is softmax(a b^T / sqrt(H)) over the tokens that a token sees:
-    queries with keys give the attention itself, values with values MiniLM's value relation. Widths
-    of the heads may differ, their number may not.
+    The relation of vectors a and b is softmax(a b^T / sqrt(H)) over the tokens that the mask
+    leaves: queries with keys give the attention itself, values with values MiniLM's value relation.
+    The heads of both networks may differ in width, not in number.
 
-    One head is computed at a time, and again for the gradient: at most one [B, T, T] of each
+    One head is computed at a time, and recomputed for the gradient: at most one [B, T, T] of each
     network is alive.
 
     Args:
       student: a and b, each [B, T, A, Hs].
       teacher: a and b, each [B, T, A, Ht]; their gradient is stopped.
-      seen: bool [B, T, T], which tokens each token sees; a token that sees none has the value 0.
+      mask: bool [B, T, T], which tokens (last axis) each token attends to; the value of a token
+        that attends to none is 0.
 
     Returns:
       float32 [B, T], from 0.
@@ -117,20 +130,15 @@ def attention_relation(
             f"relations of {jnp.shape(student[0])} and {jnp.shape(teacher[0])}: expected "
             "[B, T, A, H] with the same B, T and A"
         )
-    any_seen = jnp.any(seen, axis=-1)
 
-    def log_relation(a: jax.Array, b: jax.Array) -> jax.Array:
-        scores = einsum("bth,bsh->bts", a, b) * (a.shape[-1] ** -0.5)
-        scores = jnp.where(seen, scores, -jnp.inf)
-        # A row without any is made uniform: -inf everywhere has no softmax.
-        return jax.nn.log_softmax(jnp.where(any_seen[..., None], scores, 0.0), axis=-1)
+    attends = jnp.any(mask, axis=-1)
 
     @functools.partial(jax.checkpoint, prevent_cse=False)
     def one_head(total, head):
         (a_s, b_s), (a_t, b_t) = head
-        q, p = log_relation(a_s, b_s), log_relation(a_t, b_t)
-        gap = jnp.where(seen, p - q, 0.0)
-        return total + jnp.sum(jnp.where(seen, jnp.exp(p), 0.0) * gap, axis=-1), None
+        q, p = _log_relation(a_s, b_s, mask, attends), _log_relation(a_t, b_t, mask, attends)
+        gap = jnp.where(mask, p - q, 0.0)
+        return total + jnp.sum(jnp.where(mask, jnp.exp(p), 0.0) * gap, axis=-1), None
 
     def by_head(pair):
         return tuple(jnp.moveaxis(jnp.asarray(x, jnp.float32), 2, 0) for x in pair)
@@ -139,3 +147,16 @@ def attention_relation(
     nothing = jnp.zeros(jnp.shape(student[0])[:2], jnp.float32)
     total, _ = jax.lax.scan(one_head, nothing, heads)
     return total / jnp.shape(student[0])[2]
+
+
+def _log_relation(
+    a: Float[Array, "batch tokens width"],
+    b: Float[Array, "batch tokens width"],
+    mask: Bool[Array, "batch tokens tokens"],
+    attends: Bool[Array, "batch tokens"],
+) -> Float[Array, "batch tokens tokens"]:
+    """log softmax(a b^T / sqrt(H)) over the mask; `attends` is False where it leaves no token."""
+    scores = einsum("bth,bsh->bts", a, b) * (a.shape[-1] ** -0.5)
+    scores = jnp.where(mask, scores, -jnp.inf)
+    # A row that the mask leaves empty is made uniform: -inf everywhere has no softmax.
+    return jax.nn.log_softmax(jnp.where(attends[..., None], scores, 0.0), axis=-1)

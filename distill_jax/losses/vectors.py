@@ -1,6 +1,6 @@
 """Vectors: norms, unit vectors and products that stay finite and exact, and the checks of features.
 
-What the losses on feature maps and embeddings stand on. One rule holds for all of them: a zero
+The losses on feature maps and embeddings build on these. One rule holds for all of them: a zero
 vector has no direction, so its unit vector is zero and its gradient is zero, never NaN. Left out on
 purpose: anything with a teacher, which is a loss and has its own file.
 """
@@ -10,33 +10,34 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 
 from distill_jax.errors import UsageError
 
 # A vector this short or shorter counts as zero. Its square is still a normal float32.
 SHORTEST = 1e-12
 
-# The most floats, about, that `map_rows` lets one intermediate array have: 64 MiB.
+# About how many floats `map_rows` allows in one intermediate array: 64 MiB.
 CHUNK = 2**24
 
 # Some accelerators round the factors of a float32 product to bfloat16 or TF32 unless told not to.
 einsum = functools.partial(jnp.einsum, precision="highest")
 
 
-def safe_sqrt(x: jax.Array) -> jax.Array:
+def safe_sqrt(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
     """sqrt(x) for x >= 0, with gradient zero instead of infinity at 0."""
     positive = x > 0
     return jnp.where(positive, jnp.sqrt(jnp.where(positive, x, 1.0)), 0.0)
 
 
-def unit(x: jax.Array, axis: int | tuple[int, ...] = -1) -> jax.Array:
+def unit(x: Float[Array, "*shape"], axis: int | tuple[int, ...] = -1) -> Float[Array, "*shape"]:
     """x divided by its Euclidean norm over `axis`; zero, with zero gradient, where x is zero."""
     square = jnp.sum(jnp.square(x), axis=axis, keepdims=True)
     has_length = square > SHORTEST**2
     return jnp.where(has_length, x / jnp.sqrt(jnp.where(has_length, square, 1.0)), 0.0)
 
 
-def centred(x: jax.Array, axis: int = -1) -> jax.Array:
+def centred(x: Float[Array, "*shape"], axis: int = -1) -> Float[Array, "*shape"]:
     """x less its mean over `axis`; exactly zero where x is constant over it.
 
     The mean of equal numbers can round to another number. Less their maximum first, a constant row
@@ -46,7 +47,7 @@ def centred(x: jax.Array, axis: int = -1) -> jax.Array:
     return x - jnp.mean(x, axis=axis, keepdims=True)
 
 
-def flat(features: jax.Array) -> jax.Array:
+def flat(features: Float[Array, " batch *features"]) -> Float[Array, "batch dim"]:
     """Features [B, ...] as float32 [B, D]."""
     features = jnp.asarray(features).astype(jnp.float32)
     return features.reshape(features.shape[0], -1)
@@ -56,7 +57,7 @@ def map_rows(function: Callable, rows, floats: int):
     """`function` of every row of `rows`, stacked, with bounded memory.
 
     All rows at once where their intermediates, `floats` numbers for a row, fit into `CHUNK`;
-    otherwise some rows after another, computed again for the gradient instead of kept.
+    otherwise a few rows at a time, recomputed for the gradient instead of kept.
 
     Args:
       function: row -> array or tree of arrays.
@@ -72,7 +73,9 @@ def map_rows(function: Callable, rows, floats: int):
     return jax.lax.map(jax.checkpoint(function), rows, batch_size=chunk)
 
 
-def float_pair(student: jax.Array, teacher: jax.Array) -> tuple[jax.Array, jax.Array]:
+def float_pair(
+    student: Float[Array, "*shape"], teacher: Float[Array, "*teacher_shape"]
+) -> tuple[Float[Array, "*shape"], Float[Array, "*teacher_shape"]]:
     """Both in float32, the teacher's a constant."""
     student, teacher = (jnp.asarray(x).astype(jnp.float32) for x in (student, teacher))
     return student, jax.lax.stop_gradient(teacher)

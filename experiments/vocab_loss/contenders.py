@@ -44,15 +44,21 @@ def jax_loss(task: dict[str, Any], mesh: Any = None) -> Callable[..., Any]:
     import jax.numpy as jnp
 
     from distill_jax import losses
+    from distill_jax.losses.vocab import VocabSettings
 
     option = {"beta": 0.5} if task["divergence"] == "jensen_shannon" else {}
+
+    settings = VocabSettings(
+        chunk=task["chunk"] or None,
+        accumulate_dtype=task["dtype"] if task["name"] == "ours_low_memory" else "float32",
+        mesh=mesh,
+    )
 
     def ours(student, head, teacher, teacher_head):
         weights = jnp.full(task["tokens"], 1 / task["tokens"])
         return losses.vocab_divergence(
             student, head, teacher, teacher_head, weights=weights,
-            divergence=task["divergence"], chunk=task["chunk"] or None, mesh=mesh,
-            accumulate_dtype=task["dtype"] if task["name"] == "ours_low_memory" else "float32",
+            divergence=task["divergence"], settings=settings,
         )[0]  # fmt: skip
 
     def dense(student, head, teacher, teacher_head):

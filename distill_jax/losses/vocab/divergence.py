@@ -1,100 +1,85 @@
 """Divergences over a vocabulary from hidden states and heads: the logits are never built whole.
 
 [N, V] logits of a language model take gigabytes: 8,192 tokens of 128,256 in float32 are 4.2 GB, and
-a divergence by automatic differentiation keeps a dozen such arrays. Here tokens go through in
-chunks, and each chunk's gradient is computed at once, beside its value. At no time is more alive
-than the logits of one chunk, the heads and their gradient. Left out on purpose: the models, the
-shift of the labels, and what a mask means.
+a divergence by automatic differentiation keeps a dozen such arrays. Here tokens are computed in
+chunks, and each chunk's gradient together with its value. At most the logits of one chunk, the
+heads and their gradient are alive at a time.
+
+Exact: every id of the vocabulary counts, in float32, whatever the dtype of the operands. The result
+is differentiable, once, in the student's hidden states and head; teachers, labels, weights,
+temperature and the other factors are constants. Left out on purpose: the models, the shift of the
+labels, and what a mask means.
 """
 
+import dataclasses
 import numbers
 from collections.abc import Sequence
 
-import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh
+from jaxtyping import Array, Float, Int
 
 from distill_jax.errors import UsageError
-from distill_jax.losses.vocab.chunks import Arrays, Readout, Settings, summed
 from distill_jax.losses.vocab.formulas import VocabDivergence
+from distill_jax.losses.vocab.loop import summed
+from distill_jax.losses.vocab.operands import (
+    Factors,
+    Heads,
+    LossSpec,
+    Measures,
+    Readout,
+    Tokens,
+    VocabSettings,
+    check_shapes,
+)
+
+ManyArrays = Sequence[Float[Array, "_ _"]]
 
 
 def vocab_divergence(
-    student_hidden: jax.Array,
-    student_head: jax.Array,
-    teacher_hidden: jax.Array | Sequence[jax.Array],
-    teacher_head: jax.Array | Sequence[jax.Array],
+    student_hidden: Float[Array, "tokens student_dim"],
+    student_head: Float[Array, "student_dim student_vocab"],
+    teacher_hidden: Float[Array, "tokens teacher_dim"] | ManyArrays,
+    teacher_head: Float[Array, "teacher_dim teacher_vocab"] | ManyArrays,
     *,
-    weights: jax.Array,
-    divergence: str = "forward_kl",
-    skew: float | None = None,
-    temperature: float | jax.Array = 1.0,
-    labels: jax.Array | None = None,
-    soft_weight: float | jax.Array = 1.0,
-    hard_weight: float | jax.Array = 0.0,
-    student_cap: float | None = None,
-    teacher_cap: float | None | Sequence[float | None] = None,
-    student_scale: float = 1.0,
-    teacher_scale: float | Sequence[float] = 1.0,
-    teacher_weights: Sequence[float] = (),
-    vocab_size: int | None = None,
-    chunk: int | None = None,
-    accumulate_dtype: str = "float32",
-    mesh: Mesh | None = None,
-) -> tuple[jax.Array, Arrays]:
-    """T^2 D(P, Q) and the cross-entropy of the same logits, summed over tokens with weights.
+    weights: Float[Array, " tokens"],
+    labels: Int[Array, " tokens"] | None = None,
+    divergence: str | VocabDivergence = "forward_kl",
+    temperature: float | Float[Array, ""] = 1.0,
+    soft_weight: float | Float[Array, ""] = 1.0,
+    hard_weight: float | Float[Array, ""] = 0.0,
+    student_readout: Readout = Readout(),
+    teacher_readout: Readout | Sequence[Readout] = Readout(),
+    settings: VocabSettings = VocabSettings(),
+) -> tuple[Float[Array, ""], Measures]:
+    """Divergence from teachers, and cross-entropy, summed over tokens with weights.
 
-    T^2 keeps the size of the gradient as T grows; for the total variation, which is linear in the
-    difference of the logits, it is T.
-
-    Exact: every entry of the vocabulary counts, in float32, whatever the dtype of the operands. The
-    result is differentiable, once, with respect to the student's hidden states and head; its
-    gradients are computed with the value. The teacher, labels, weights and the temperature are
-    constants.
-
-    The logits of a network are f(scale * hidden @ head), with f(z) = cap * tanh(z / cap) where a
-    cap is given (Gemma 2), in float32; then P and Q are their softmax at temperature T. Of several
-    teachers P is the weighted mean, sum_i w_i softmax(z_i / T), kept in log space.
+    sum_n weight_n (soft_weight T^2 D(P_n, Q_n) + hard_weight CE_n), with P and Q the softmax of
+    teacher and student at T; of several teachers P = sum_i w_i softmax(z_i / T). T^2 keeps the size
+    of the gradient as T grows; for the total variation, linear in the logits, the factor is T.
 
     Args:
-      student_hidden: [N, Ds], of N tokens.
+      student_hidden: [N, Ds], of N tokens; floating.
       student_head: [Ds, Vs].
-      teacher_hidden: [N, Dt]; of several teachers a sequence, each with a width of its own.
-      teacher_head: [Dt, Vt]; likewise.
-      weights: [N], of each token in the sum. A mask divided by the number of tokens of the global
-        batch that it leaves gives the mean; a token of weight 0 may hold anything finite.
-      divergence: D, "forward_kl", "reverse_kl", "jensen_shannon", "skew_kl", "skew_reverse_kl" or
-        "total_variation", each as the function of that name in this room.
-      skew: beta of "jensen_shannon" (1/2 by default), alpha of the skewed ones (0.1 by default).
+      teacher_hidden: [N, Dt], no gradient; of several teachers a sequence, each of its own width.
+      teacher_head: [Dt, Vt], no gradient; likewise.
+      weights: [N]. A mask over the number of tokens that it leaves in the global batch gives the
+        mean; a token of weight 0 may hold anything finite.
+      labels: int32 [N], the next tokens; a negative label has no cross-entropy.
+      divergence: D, one of `FORMULAS`, or a `VocabDivergence` where its skew is not the default.
       temperature: T, positive; a number or a scalar array.
-      labels: int32 [N], the next tokens. A negative label has no cross-entropy.
-      soft_weight: of T^2 D; a number or a scalar array.
-      hard_weight: of the cross-entropy at T = 1; a number or a scalar array.
-      student_cap: soft cap of the student's logits.
-      teacher_cap: of the teacher's; of several one for all, or one each.
-      student_scale: factor of the student's logits, before the cap.
-      teacher_scale: of the teacher's; likewise.
-      teacher_weights: of several teachers in their mean, each >= 0, normalised here; () for equal
-        ones.
-      vocab_size: V, how many ids are real; all networks are read up to there, as if the rest, with
-        which vocabularies are padded, did not exist. The smallest of Vs and Vt by default.
-      chunk: tokens at a time on a device; by default from the shapes and `CHUNK_BYTES`.
-      accumulate_dtype: in which the head's gradient is summed over chunks.
-      mesh: devices with the axes `data` and `fsdp`, which split the tokens, N a multiple of their
-        product, and `tensor`, which splits the vocabulary. A head may lie in shards of either side;
-        the gradient of the student's comes in shards of both. None leaves it to the compiler.
+      soft_weight: of T^2 D; likewise.
+      hard_weight: of the cross-entropy at T = 1; likewise.
+      student_readout: cap and scale of the logits.
+      teacher_readout: likewise; of several one for all, or one each, with their weights w_i in P.
+      settings: ids that are real, chunks and mesh.
 
     Returns:
-      (loss, measures): float32 scalars, all sums over tokens with `weights`. Of the measures,
-      "soft_loss" is T^2 D and "hard_loss" the cross-entropy, unweighted; "kl" is KL(P || Q),
-      "student_entropy", "teacher_entropy" and "agreement" (of the likeliest ids) are at T = 1, and
-      "teacher_loss" is the teacher's cross-entropy, and "accuracy" says how often the likeliest id
-      is the label. Perplexities are exp of the two cross-entropies where weights sum to 1. Without
-      labels, these three are 0.
+      (loss, measures), float32 sums with `weights`: "soft_loss" (T^2 D) and "hard_loss"; at T = 1
+      "kl" = KL(P || Q), "student_entropy", "teacher_entropy", "teacher_loss" (cross-entropy);
+      "agreement" of the likeliest ids, and "accuracy". Without labels those with labels are 0.
 
     Raises:
-      UsageError: shapes do not fit, a name or number is not one of those above, or `hard_weight` is
-        given without labels.
+      UsageError: a shape, name or number does not fit, or `hard_weight` is given without labels.
 
     Example:
       >>> student, teacher, head = jnp.array([[0.0, 0.0]]), jnp.array([[1.0, 3.0]]), jnp.eye(2)
@@ -106,65 +91,54 @@ def vocab_divergence(
       Hsu et al. 2024, "Liger Kernel: efficient Triton kernels for LLM training" (gradients in the
       forward pass, by chunks); the divergences' own references stand at their functions.
     """
-    minimised = VocabDivergence(divergence, skew)
-    if isinstance(temperature, numbers.Real) and not temperature > 0:
-        raise UsageError(f"temperature={temperature}: expected a positive number")
     if labels is None and not (isinstance(hard_weight, numbers.Real) and hard_weight == 0):
         raise UsageError(f"hard_weight={hard_weight}: needs labels; expected labels, or 0")
-    teachers, readouts = _teachers(
-        teacher_hidden, teacher_head, teacher_cap, teacher_scale, teacher_weights
-    )
-    count = check_shapes((student_hidden, student_head), teachers)
-    smallest = min(head.shape[1] for _, head in ((student_hidden, student_head), *teachers))
+    teachers = _teachers(teacher_hidden, teacher_head, teacher_readout)
+    count = check_shapes((student_hidden, student_head), [one[:2] for one in teachers])
+    if isinstance(divergence, str):
+        divergence = VocabDivergence(divergence)
     if labels is None:
         labels = jnp.full(count, -1, jnp.int32)
-    settings = Settings(
-        divergence=minimised,
-        student=Readout(student_cap, student_scale),
+    hidden, teacher_heads, readouts = (tuple(each) for each in zip(*teachers, strict=True))
+    heads = Heads(student_head, teacher_heads)
+    spec = LossSpec.of(
+        heads,
+        student_readout,
+        settings,
+        divergence=divergence,
         teachers=readouts,
-        vocab_size=checked_vocab_size(vocab_size, smallest),
-        chunk=chunk,
-        at_one=isinstance(temperature, numbers.Real) and temperature == 1,
-        accumulate_dtype=accumulate_dtype,
-        mesh=mesh,
+        temperature=temperature,
     )
-    factors = [jnp.asarray(a, jnp.float32) for a in (temperature, soft_weight, hard_weight)]
-    others = teachers, {}
-    return summed(settings, student_hidden, student_head, others, labels, weights, factors)
+    tokens = Tokens(student_hidden, hidden, None, labels, weights)
+    return summed(spec, tokens, heads, Factors.of(temperature, soft_weight, hard_weight))
 
 
 def vocab_cross_entropy(
-    hidden: jax.Array,
-    head: jax.Array,
+    hidden: Float[Array, "tokens dim"],
+    head: Float[Array, "dim vocab"],
     *,
-    labels: jax.Array,
-    weights: jax.Array,
-    cap: float | None = None,
-    scale: float = 1.0,
-    vocab_size: int | None = None,
-    chunk: int | None = None,
-    accumulate_dtype: str = "float32",
-    mesh: Mesh | None = None,
-) -> tuple[jax.Array, Arrays]:
+    labels: Int[Array, " tokens"],
+    weights: Float[Array, " tokens"],
+    readout: Readout = Readout(),
+    settings: VocabSettings = VocabSettings(),
+) -> tuple[Float[Array, ""], Measures]:
     """The cross-entropy alone, summed over tokens with weights, as `vocab_divergence` computes it.
 
+    sum_n weight_n (-log Q_n[label_n]), with Q the softmax of the logits.
+
     Args:
-      hidden: [N, D].
+      hidden: [N, D]; floating.
       head: [D, V].
       labels: int32 [N]; a negative label has no cross-entropy.
       weights: [N].
-      cap: soft cap of the logits.
-      scale: their factor, before the cap.
-      vocab_size: how many ids are real; all by default.
-      chunk: tokens at a time, as in `vocab_divergence`.
-      accumulate_dtype: in which the head's gradient is summed over chunks.
-      mesh: as in `vocab_divergence`.
+      readout: cap and scale of the logits.
+      settings: ids that are real, chunks and mesh.
 
     Returns:
       (loss, measures): the measures are "hard_loss", "student_entropy" and "accuracy".
 
     Raises:
-      UsageError: shapes do not fit, or `vocab_size` is not a number of ids.
+      UsageError: shapes do not fit, or `settings.vocab_size` is not a number of ids.
 
     Example:
       >>> hidden, head = jnp.array([[0.0, 2.0]]), jnp.eye(2)
@@ -178,67 +152,26 @@ def vocab_cross_entropy(
       problem; their kernel keeps no logits at all).
     """
     check_shapes((hidden, head))
-    settings = Settings(
-        divergence=None,
-        student=Readout(cap, scale),
-        teachers=(),
-        vocab_size=checked_vocab_size(vocab_size, head.shape[1]),
-        chunk=chunk,
-        at_one=True,
-        accumulate_dtype=accumulate_dtype,
-        mesh=mesh,
-    )
-    factors = [jnp.float32(1), jnp.float32(0), jnp.float32(1)]
-    return summed(settings, hidden, head, ((), {}), labels, weights, factors)
+    heads = Heads(head)
+    spec = LossSpec.of(heads, readout, settings)
+    tokens = Tokens(hidden, (), None, labels, weights)
+    return summed(spec, tokens, heads, Factors.of(1.0, 0.0, 1.0))
 
 
-def checked_vocab_size(given: int | None, most: int) -> int:
-    """How many ids are real, all of them by default; UsageError where it cannot be."""
-    if given is not None and not 0 < given <= most:
-        raise UsageError(f"vocab_size={given}: expected a number from 1 to {most}")
-    return most if given is None else given
-
-
-def _teachers(hidden, head, cap, scale, weights):
-    """The (hidden states, head) and the readout of each teacher that has a weight."""
+def _teachers(hidden, head, readout) -> list[tuple[Array, Array, Readout]]:
+    """(hidden states, head, readout) of each teacher that has a weight; the weights sum to 1."""
     if not isinstance(hidden, Sequence):
         hidden, head = (hidden,), (head,)
     count = len(hidden)
-    each = {
-        name: value if isinstance(value, Sequence) else (value,) * count
-        for name, value in {"teacher_cap": cap, "teacher_scale": scale}.items()
-    }
-    each |= {"teacher_head": head, "teacher_weights": weights or (1.0,) * count}
-    for name, values in each.items():
+    readouts = readout if isinstance(readout, Sequence) else (readout,) * count
+    for name, values in {"teacher_head": head, "teacher_readout": readouts}.items():
         if len(values) != count or not count:
             raise UsageError(f"{name}: {len(values)} of them; expected {count}, one a teacher")
-    total = sum(each["teacher_weights"])
-    if not total > 0 or min(each["teacher_weights"]) < 0:
-        raise UsageError(f"teacher_weights={tuple(weights)}: expected numbers >= 0, one above 0")
-    kept = [
-        ((own, other), Readout(cap, scale, weight / total))
-        for own, other, cap, scale, weight in zip(
-            hidden, head, each["teacher_cap"], each["teacher_scale"], each["teacher_weights"],
-            strict=True,
-        )
-        if weight > 0
-    ]  # fmt: skip
-    return tuple(pair for pair, _ in kept), tuple(readout for _, readout in kept)
-
-
-def check_shapes(
-    student: tuple[jax.Array, jax.Array], teachers: Sequence[tuple[jax.Array, jax.Array]] = ()
-) -> int:
-    """The number of tokens; UsageError where arrays do not fit together."""
-    counts = []
-    for name, arrays in (("student", student), *(("teacher", one) for one in teachers)):
-        hidden, head = map(jnp.shape, arrays)
-        if len(hidden) != 2 or len(head) != 2 or hidden[1] != head[0]:
-            raise UsageError(f"{name}_hidden {hidden}, {name}_head {head}: expected [N, D], [D, V]")
-        counts.append(hidden[0])
-        if counts[-1] != counts[0]:
-            raise UsageError(
-                f"student_hidden has {counts[0]} tokens, teacher_hidden {counts[-1]}: "
-                "expected the same"
-            )
-    return counts[0]
+    weights = tuple(readout.weight for readout in readouts)
+    if not sum(weights) > 0 or min(weights) < 0:
+        raise UsageError(f"weights of teachers {weights}: expected numbers >= 0, one above 0")
+    return [
+        (own, other, dataclasses.replace(readout, weight=readout.weight / sum(weights)))
+        for own, other, readout in zip(hidden, head, readouts, strict=True)
+        if readout.weight > 0
+    ]

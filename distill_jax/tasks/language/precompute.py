@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from distill_jax import models, parallel, teachers
 from distill_jax.data import text
 from distill_jax.errors import UsageError
-from distill_jax.losses.vocab.chunks import Readout
+from distill_jax.losses.vocab import Readout
 from distill_jax.optim import schedules
 from distill_jax.tasks.images.parts import mesh_of
 from distill_jax.tasks.language import objective

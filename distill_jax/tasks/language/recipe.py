@@ -15,7 +15,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from distill_jax import losses, models
-from distill_jax.losses.vocab import VocabDivergence
+from distill_jax.losses.vocab import Readout, VocabDivergence, VocabSettings
 from distill_jax.methods import Term
 from distill_jax.methods.states import Reading
 from distill_jax.models.language import DecoderConfig
@@ -37,6 +37,10 @@ class Network:
 
     config: DecoderConfig
     graphdef: Any
+
+    def readout(self, weight: float = 1.0) -> Readout:
+        """How its logits come from hidden states; `weight` in the mean of several teachers."""
+        return Readout(self.config.logit_cap, self.config.logit_scale, weight)
 
     def read(self, params: Flat, batch: Batch) -> Reading:
         """The decoder of these parameters, and what it makes of a batch."""
@@ -146,13 +150,11 @@ class Comparison:
           hard_weight: of the cross-entropy with the targets.
         """
         params = {**frozen.student, **params}
-        own = self.student.config
         student = self.student.read(params, batch)
         shared = {
             "labels": batch["targets"].reshape(-1),
             "weights": weights.reshape(-1),
-            "vocab_size": self.vocab_size,
-            "mesh": self.mesh,
+            "settings": VocabSettings(vocab_size=self.vocab_size, mesh=self.mesh),
         }
         if self.stored:
             flat = {
@@ -165,34 +167,33 @@ class Comparison:
                 temperature=temperature,
                 soft_weight=soft_weight * self.divergences[0].weight,
                 hard_weight=hard_weight,
-                cap=own.logit_cap,
-                scale=own.logit_scale,
+                readout=self.student.readout(),
                 **shared,
             )
         if not self.teachers:
             loss, measures = losses.vocab_cross_entropy(
-                *states(student), cap=own.logit_cap, scale=own.logit_scale, **shared
+                *states(student), readout=self.student.readout(), **shared
             )
             return hard_weight * loss, measures
         arrays = jax.lax.stop_gradient(frozen.teachers)
         read = [net.read(own, batch) for net, own in zip(self.teachers, arrays, strict=True)]
         hidden, heads = zip(*map(states, read), strict=True)
 
+        readouts = [
+            net.readout(weight) for net, weight in zip(self.teachers, self.weights, strict=True)
+        ]
+
         def diverge(divergence: Divergence, hard_weight: jax.Array | float):
             return losses.vocab_divergence(
                 *states(student),
                 hidden,
                 heads,
-                divergence=divergence.over_vocab.name,
-                skew=divergence.over_vocab.skew,
+                divergence=divergence.over_vocab,
                 temperature=temperature,
                 soft_weight=soft_weight * divergence.weight,
                 hard_weight=hard_weight,
-                student_cap=own.logit_cap,
-                teacher_cap=[net.config.logit_cap for net in self.teachers],
-                student_scale=own.logit_scale,
-                teacher_scale=[net.config.logit_scale for net in self.teachers],
-                teacher_weights=self.weights,
+                student_readout=self.student.readout(),
+                teacher_readout=readouts,
                 **shared,
             )
 

@@ -18,7 +18,7 @@ from jax.sharding import Mesh, PartitionSpec
 
 from distill_jax import parallel
 from distill_jax.errors import UsageError
-from distill_jax.losses.vocab.chunks import Readout, chunk_size, logits
+from distill_jax.losses.vocab import Readout, chunk_size
 
 #: The kinds of answers, and how many draws or ids each keeps by default.
 KINDS = {"sampled": 50, "top_k": 64}
@@ -199,7 +199,7 @@ def compute_sparse_answers(
 
         def body(chunk):
             own, drawn = chunk
-            z = logits(own, head, readout)[0]
+            z = readout.logits(own, head)
             if parts > 1:
                 z = jax.lax.all_gather(z, "tensor", axis=1, tiled=True)
             log_p = jax.nn.log_softmax(z[:, : sparse.vocab_size] / temperature, axis=-1)

@@ -12,7 +12,7 @@ from vocab_reference import ARRAYS, check, draw, every_divergence, fused, refere
 
 from distill_jax import losses
 from distill_jax.errors import UsageError
-from distill_jax.losses.vocab.chunks import chunk_size
+from distill_jax.losses.vocab import Readout, VocabDivergence, VocabSettings, chunk_size
 
 
 @every_divergence
@@ -72,8 +72,8 @@ def test_the_cross_entropy_alone(chunk):
     def both(hidden, head):
         def loss(hidden, head):
             return losses.vocab_cross_entropy(
-                hidden, head, labels=labels, weights=weights, cap=2.0, scale=0.5, vocab_size=11,
-                chunk=chunk,
+                hidden, head, labels=labels, weights=weights, readout=Readout(2.0, 0.5),
+                settings=VocabSettings(vocab_size=11, chunk=chunk),
             )  # fmt: skip
 
         return jax.value_and_grad(loss, (0, 1), has_aux=True)(hidden, head)
@@ -151,8 +151,13 @@ def test_a_small_divergence_of_bfloat16_operands_is_exact_and_never_negative():
 def test_the_cotangent_scales_the_gradients_and_nothing_reaches_the_teacher():
     arrays, labels, weights = draw()
 
+    settings = VocabSettings(chunk=3)
+
     def loss(*given):
-        return 3 * losses.vocab_divergence(*given, weights=weights, labels=labels, chunk=3)[0]
+        return (
+            3
+            * losses.vocab_divergence(*given, weights=weights, labels=labels, settings=settings)[0]
+        )
 
     given = [jnp.asarray(arrays[name]) for name in ARRAYS]
     gradients = jax.grad(loss, argnums=(0, 1, 2, 3))(*given)
@@ -169,7 +174,10 @@ def compiled(tokens, width, vocab, chunk):
 
     def loss(student, head, *rest):
         *teacher, weights = rest
-        return losses.vocab_divergence(student, head, *teacher, weights=weights, chunk=chunk)[0]
+        settings = VocabSettings(chunk=chunk)
+        return losses.vocab_divergence(student, head, *teacher, weights=weights, settings=settings)[
+            0
+        ]
 
     return jax.jit(jax.grad(loss, argnums=(0, 1))).lower(*given).compile()
 
@@ -206,11 +214,12 @@ def test_chunks_follow_the_shapes(platform):
     ("changes", "words"),
     [
         ({"divergence": "kl"}, "divergence='kl'"),
-        ({"skew": 0.5}, "skew=0.5: forward_kl has none"),
-        ({"divergence": "skew_kl", "skew": 2.0}, "skew=2.0"),
         ({"temperature": 0.0}, "temperature=0.0"),
         ({"hard_weight": 1.0, "labels": None}, "hard_weight=1.0: needs labels"),
-        ({"vocab_size": 12}, "vocab_size=12: expected a number from 1 to 11"),
+        (
+            {"settings": VocabSettings(vocab_size=12)},
+            "vocab_size=12: expected a number from 1 to 11",
+        ),
         ({"student_head": np.zeros((5, 11))}, "student_hidden (7, 3), student_head (5, 11)"),
         ({"teacher_hidden": np.zeros((6, 4))}, "student_hidden has 7 tokens, teacher_hidden 6"),
     ],
@@ -221,3 +230,22 @@ def test_what_does_not_fit_is_named(changes, words):
     loss = functools.partial(losses.vocab_divergence, *(options.pop(name) for name in ARRAYS))
     with pytest.raises(UsageError, match=re.escape(words)):
         loss(weights=weights, **options)
+
+
+@pytest.mark.parametrize(
+    ("name", "skew", "words"),
+    [
+        ("kl", None, "divergence='kl'"),
+        ("forward_kl", 0.5, "skew=0.5: forward_kl has none"),
+        ("skew_kl", 2.0, "skew=2.0"),
+    ],
+)
+def test_a_skew_that_a_formula_does_not_take_is_refused(name, skew, words):
+    with pytest.raises(UsageError, match=re.escape(words)):
+        VocabDivergence(name, skew)
+
+
+def test_the_default_skew_is_the_formulas():
+    assert VocabDivergence("jensen_shannon").skew == 0.5
+    assert VocabDivergence("skew_kl", 0) == VocabDivergence("skew_kl", 0.0)
+    assert VocabDivergence("forward_kl").skew is None

@@ -11,6 +11,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from vocab_reference import check, draw, every_divergence
 
 from distill_jax import losses
+from distill_jax.losses.vocab import VocabSettings
 
 
 def mesh_of(*shape):
@@ -46,7 +47,7 @@ def test_the_likeliest_of_equals_is_the_first():
         head,
         labels=jnp.arange(8) % 2,
         weights=jnp.ones(8),
-        mesh=mesh_of(1, 1, 8),
+        settings=VocabSettings(mesh=mesh_of(1, 1, 8)),
     )
     assert measures["accuracy"] == 4  # where the label is id 0, on the first device
 
@@ -63,8 +64,9 @@ def _compiled(shape, tokens=64, dim=16, vocab=4096, chunk=4):
     def step(hidden, head, teacher_hidden, teacher_head, weights):
         def loss(hidden, head):
             return losses.vocab_divergence(
-                hidden, head, teacher_hidden, teacher_head, weights=weights, chunk=chunk, mesh=mesh
-            )[0]
+                hidden, head, teacher_hidden, teacher_head, weights=weights,
+                settings=VocabSettings(chunk=chunk, mesh=mesh),
+            )[0]  # fmt: skip
 
         return jax.value_and_grad(loss, argnums=(0, 1))(hidden, head)
 

@@ -11,6 +11,7 @@ from test_vocab_mesh import collectives, mesh_of
 
 from distill_jax import losses
 from distill_jax.errors import UsageError
+from distill_jax.losses.vocab import Readout, VocabSettings
 
 TOKENS, REAL, WIDTH, K = 16, 11, 13, 4
 
@@ -58,8 +59,10 @@ def fused(hidden, head, answer, labels, weights, temperature, shape=None):
         def loss(hidden, head):
             return losses.vocab_sparse_kl(
                 hidden, head, **answer, labels=labels, weights=weights, temperature=temperature,
-                hard_weight=0.3, cap=2.0, scale=0.7, vocab_size=REAL, chunk=3,
-                mesh=shape and mesh_of(*shape),
+                hard_weight=0.3, readout=Readout(2.0, 0.7),
+                settings=VocabSettings(
+                    vocab_size=REAL, chunk=3, mesh=shape and mesh_of(*shape)
+                ),
             )  # fmt: skip
 
         return jax.value_and_grad(loss, (0, 1), has_aux=True)(hidden, head)
@@ -105,8 +108,8 @@ def test_all_ids_by_their_probabilities_are_the_exact_divergence(shape):
     generator = np.random.default_rng(8)
     other = [np.float32(generator.standard_normal(s)) for s in ((TOKENS, 5), (5, REAL))]
     shared = dict(
-        labels=labels, weights=weights, temperature=2.0, vocab_size=REAL,
-        mesh=shape and mesh_of(*shape),
+        labels=labels, weights=weights, temperature=2.0,
+        settings=VocabSettings(vocab_size=REAL, mesh=shape and mesh_of(*shape)),
     )  # fmt: skip
 
     def exact(hidden, head):
@@ -156,7 +159,7 @@ def test_over_tensor_no_logits_and_no_heads_are_gathered(kind):
     over = NamedSharding(mesh, PartitionSpec(None, "tensor"))
     heads = [jax.ShapeDtypeStruct((dim, vocab), jnp.float32, sharding=over)] * 3
     hidden = [jax.ShapeDtypeStruct((tokens, dim), jnp.float32)] * 3
-    shared = dict(weights=np.ones(tokens), chunk=4, mesh=mesh)
+    shared = dict(weights=np.ones(tokens), settings=VocabSettings(chunk=4, mesh=mesh))
     answer = {"ids": np.tile(np.arange(5), (tokens, 1)), "log_probs": np.zeros((tokens, 5))}
     if kind == "top_k":
         answer["log_rest"] = np.zeros(tokens)
@@ -181,7 +184,7 @@ def test_over_tensor_no_logits_and_no_heads_are_gathered(kind):
         ({"log_probs": np.zeros((TOKENS, 2))}, r"ids \(16, 4\), log_probs \(16, 2\): expected"),
         ({"log_rest": np.zeros(3)}, r"log_rest \(3,\): expected \[N\] of 16 tokens"),
         ({"temperature": 0.0}, "temperature=0.0"),
-        ({"vocab_size": 14}, "vocab_size=14"),
+        ({"settings": VocabSettings(vocab_size=14)}, "vocab_size=14"),
     ],
 )
 def test_what_does_not_fit_is_named(changes, words):

@@ -10,13 +10,12 @@ from vocab_reference import REFERENCES
 
 from distill_jax import losses
 from distill_jax.errors import UsageError
+from distill_jax.losses.vocab import Readout, VocabDivergence, VocabSettings
 
 TOKENS, REAL = 16, 11
-OPTIONS = {
-    "teacher_cap": (None, 1.5),
-    "teacher_scale": (1.0, 1.7),
-    "teacher_weights": (1.0, 3.0),
-    "student_cap": 2.0,
+READOUTS = {
+    "student_readout": Readout(cap=2.0),
+    "teacher_readout": [Readout(weight=1.0), Readout(cap=1.5, scale=1.7, weight=3.0)],
 }
 
 
@@ -67,8 +66,11 @@ def test_value_measures_and_gradients(name, temperature, shape):
         def loss(student):
             return losses.vocab_divergence(
                 *student, *zip(first, second, strict=True), weights=weights, labels=labels,
-                divergence=name, skew=REFERENCES[name][0], temperature=temperature, chunk=3,
-                hard_weight=0.5, vocab_size=REAL, mesh=shape and mesh_of(*shape), **OPTIONS,
+                divergence=VocabDivergence(name, REFERENCES[name][0]), temperature=temperature,
+                hard_weight=0.5, **READOUTS,
+                settings=VocabSettings(
+                    vocab_size=REAL, chunk=3, mesh=shape and mesh_of(*shape)
+                ),
             )  # fmt: skip
 
         return jax.value_and_grad(loss, has_aux=True)(student)
@@ -94,24 +96,25 @@ def test_saturated_teachers_that_disagree_have_finite_values_and_gradients():
     def loss(hidden, head):
         teachers = zip(*((60 * own, other) for own, other in nets[1:]), strict=True)
         return losses.vocab_divergence(
-            hidden, head, *teachers, weights=weights, labels=labels, vocab_size=REAL
-        )[0]
+            hidden, head, *teachers, weights=weights, labels=labels,
+            settings=VocabSettings(vocab_size=REAL),
+        )[0]  # fmt: skip
 
     value, gradients = jax.value_and_grad(loss, (0, 1))(60 * nets[0][0], nets[0][1])
     assert np.isfinite(value) and all(np.all(np.isfinite(g)) for g in gradients)
 
 
 @pytest.mark.parametrize(
-    ("changes", "words"),
+    ("readouts", "words"),
     [
-        ({"teacher_weights": (1.0,)}, "teacher_weights: 1 of them; expected 2, one a teacher"),
-        ({"teacher_cap": (None,) * 3}, "teacher_cap: 3 of them; expected 2"),
-        ({"teacher_weights": (0.0, 0.0)}, r"teacher_weights=\(0.0, 0.0\): expected numbers >= 0"),
+        ([Readout()], "teacher_readout: 1 of them; expected 2, one a teacher"),
+        ([Readout()] * 3, "teacher_readout: 3 of them; expected 2"),
+        ([Readout(weight=0.0)] * 2, r"weights of teachers \(0.0, 0.0\): expected numbers >= 0"),
     ],
 )
-def test_what_does_not_fit_is_named(changes, words):
+def test_what_does_not_fit_is_named(readouts, words):
     nets, _, weights = draw()
     with pytest.raises(UsageError, match=words):
         losses.vocab_divergence(
-            *nets[0], *zip(*nets[1:], strict=True), weights=weights, **{**OPTIONS, **changes}
+            *nets[0], *zip(*nets[1:], strict=True), weights=weights, teacher_readout=readouts
         )

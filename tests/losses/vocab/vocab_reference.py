@@ -8,6 +8,7 @@ from loss_reference import generalised_jsd, kl, numeric_gradient
 from scipy.special import log_softmax, softmax
 
 from distill_jax import losses
+from distill_jax.losses.vocab import Readout, VocabDivergence, VocabSettings
 
 # (name, skew, the divergence of probabilities p of the teacher and q of the student)
 REFERENCES = {
@@ -75,16 +76,29 @@ def reference(
     return np.sum(weights * loss), total
 
 
+def arguments(
+    divergence, *, chunk=None, vocab_size=None, mesh=None, student_cap=None, student_scale=1.0,
+    teacher_cap=None, teacher_scale=1.0, **factors,
+):  # fmt: skip
+    """Keyword arguments of `losses.vocab_divergence` from those of `reference`."""
+    return dict(
+        divergence=VocabDivergence(divergence, REFERENCES[divergence][0]),
+        student_readout=Readout(student_cap, student_scale),
+        teacher_readout=Readout(teacher_cap, teacher_scale),
+        settings=VocabSettings(vocab_size=vocab_size, chunk=chunk, mesh=mesh),
+        **factors,
+    )
+
+
 def fused(arrays, labels, weights, *, chunk, divergence="forward_kl", **options):
     """(loss, measures) and the gradients to the student's two arrays, jitted."""
-    options = {"skew": REFERENCES[divergence][0], **options}
+    options = arguments(divergence, chunk=chunk, **options)
 
     @jax.jit
     def both(student, teacher):
         def loss(student):
             return losses.vocab_divergence(
-                *student, *teacher, labels=labels, weights=weights, chunk=chunk,
-                divergence=divergence, **options,
+                *student, *teacher, labels=labels, weights=weights, **options
             )  # fmt: skip
 
         return jax.value_and_grad(loss, has_aux=True)(student)

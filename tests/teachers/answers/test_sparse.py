@@ -8,7 +8,7 @@ from scipy.special import log_softmax, logsumexp
 
 from distill_jax import losses, parallel
 from distill_jax.errors import UsageError
-from distill_jax.losses.vocab.chunks import Readout
+from distill_jax.losses.vocab import Readout, VocabSettings
 from distill_jax.teachers import SparseFormat, compute_sparse_answers
 
 REAL, TOKENS = 11, 16
@@ -74,13 +74,13 @@ def test_the_mean_gradient_of_many_stores_is_that_of_the_exact_divergence():
     student, teacher = networks()
     sparse, shared = (
         SparseFormat("sampled", 5, REAL),
-        dict(weights=np.ones(TOKENS), vocab_size=REAL),
+        dict(weights=np.ones(TOKENS), settings=VocabSettings(vocab_size=REAL)),
     )
     labels = np.zeros(TOKENS, np.int32)
 
     def exact(hidden):
         return losses.vocab_divergence(
-            hidden, student[1], *teacher, teacher_cap=2.0, teacher_scale=1.5, **shared
+            hidden, student[1], *teacher, teacher_readout=Readout(2.0, 1.5), **shared
         )[0]
 
     def stored(hidden, seed):
