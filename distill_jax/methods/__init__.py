@@ -1,15 +1,16 @@
 """Methods: what a student is trained to match, beyond the labels.
 
-A method says which outputs it reads, makes the trainable adapters that it needs, and gives one
-value an example; the step multiplies it with `soft_weight`, adds the cross-entropy times
-`hard_weight` and averages, in one place. One file a family; a new one registers its names here.
+A method reads outputs of both networks, makes the trainable adapters that it needs, and returns one
+value per example; the step multiplies the values with `soft_weight`, adds the cross-entropy times
+`hard_weight` and averages, in one place. Each file has one family of methods and registers their
+names; a new file is imported below.
 
     method = create("soft_target")
     values = method(student_outputs, teacher_outputs, context)   # [B]
     both = create("crd+soft_target", **{"crd.weight": 0.8})
 """
 
-from distill_jax.methods import (  # noqa: F401  (each registers its names)
+from distill_jax.methods import (  # noqa: F401  (import registers the names)
     classifiers,
     contrastive,
     hints,

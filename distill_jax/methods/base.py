@@ -1,34 +1,40 @@
-"""What every method is, and the table of their names.
+"""The interface of a method, and the registry of their names.
 
-A method is a frozen dataclass whose fields are its options in a config (`method.<field>`). It makes
-its arrays from the shapes of both networks, and gives one value an example. Several add up:
-`create("crd+soft_target")` (see `combined.py`).
+A method is a frozen dataclass whose fields are its options in a config (`method.<field>`). Before
+training it makes its arrays from the shapes of both networks' outputs (`Pair`); in each step it
+returns one value per example from the outputs themselves (`Context` has everything else). Several
+methods add up: `create("crd+soft_target")`, see `combined.py`.
 """
 
 import dataclasses
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float, Int
 
 from distill_jax.errors import UsageError, unknown
 from distill_jax.losses.vocab import VocabDivergence
 from distill_jax.models import Flat, Outputs, Spec
 
 Arrays = dict[str, jax.Array]
-Result = jax.Array | tuple[jax.Array, Arrays]
+#: One value per example, to be averaged over the global batch.
+Values = Float[Array, " batch"]
+#: What a method returns; with the arrays of its memory, as this step leaves them, if it has one.
+Result = Values | tuple[Values, Arrays]
 
 
 @dataclasses.dataclass(frozen=True)
 class Pair:
-    """A student and a teacher before training: all that a method's arrays are made from.
+    """A student and a teacher before training: everything that a method's arrays are made from.
 
     Attributes:
       student: the student's outputs as `jax.ShapeDtypeStruct`s, [1, ...].
-      teacher: the teacher's, likewise; None where there is none.
-      student_spec: what the student is.
+      teacher: the teacher's, likewise; None without a teacher.
+      student_spec: the student's network and its input.
       student_params: the student's initial parameters.
       teacher_params: the teacher's parameters; {} where its answers are stored.
       labels: the class of every example of the training split, int [N], by id.
@@ -41,77 +47,88 @@ class Pair:
     teacher_params: Flat
     labels: np.ndarray
 
+    @property
+    def outputs(self) -> tuple[Outputs, Outputs]:
+        """(student, teacher), for a method that needs a teacher."""
+        assert self.teacher is not None
+        return self.student, self.teacher
+
 
 @dataclasses.dataclass(frozen=True)
 class Context:
-    """What a method may read in a step, beside the outputs of the two networks.
+    """What a method may read in a step, in addition to the outputs of both networks.
 
     Attributes:
       labels: class indices [B].
-      targets: probabilities of the classes [B, K], one-hot but where views are mixed.
+      targets: probabilities of the classes [B, K]; one-hot unless views are mixed.
       ids: positions of the examples in the training split [B].
-      images: the view that both networks saw, float32 [B, H, W, C] in [0, 1].
+      images: the input of both networks before normalisation, float32 [B, H, W, C] in [0, 1].
       adapters: the arrays that `Method.adapters` made, as trained so far.
       memory: the arrays that `Method.memory` made, as the last step left them.
       teacher_params: the first teacher's parameters; {} where its answers are stored.
       temperature: scalar > 0.
       epoch: epochs done in this stage, a float32 scalar.
       key: random key of this step.
-      spec: the student's.
-      strong: (student, teacher) outputs on the strongly augmented view, where the method asked.
+      spec: the student's network and its input.
+      strong: (student, teacher) outputs on the strongly augmented view, for a method with
+        `strong_view`.
     """
 
-    labels: jax.Array
-    targets: jax.Array
-    ids: jax.Array
-    images: jax.Array
+    labels: Int[Array, " batch"]
+    targets: Float[Array, "batch classes"]
+    ids: Int[Array, " batch"]
+    images: Float[Array, "batch height width channels"]
     adapters: Arrays
     memory: Arrays
     teacher_params: Flat
-    temperature: jax.Array
-    epoch: jax.Array
+    temperature: Float[Array, ""]
+    epoch: Float[Array, ""]
     key: jax.Array
     spec: Spec
     strong: tuple[Outputs, Outputs] | None = None
 
 
-def everything(name: str) -> bool:
-    """The default of `Stage.trains`: all parameters are trained."""
+def trains_all(name: str) -> bool:
+    """The default of `Stage.trains`."""
     del name
     return True
 
 
 class Stage(NamedTuple):
-    """A stretch of the training with one loss; the last one is the training itself.
+    """A part of a run with one loss. The last stage is the training itself.
 
-    The optimizer and the learning rate begin anew with each stage.
+    Each stage starts with a new optimizer state and its own learning rate schedule.
 
     Attributes:
-      values: (student, teacher, context) -> [B], or ([B], memory) where the method keeps memory;
-        None for the labels alone.
-      epochs: how long an earlier stage lasts; the last one lasts as the config says.
-      hard: whether the cross-entropy counts, by the config's `method.hard_weight`.
-      trains: whether a parameter is trained, by its name: "student/..." or "adapters/...".
+      values: (student, teacher, context) -> [B], or ([B], memory) if the method has memory; None
+        for a stage that trains on the labels alone.
+      epochs: length of an earlier stage; the config sets the length of the last one.
+      hard: whether the cross-entropy is added, times the config's `method.hard_weight`.
+      trains: name of a parameter, "student/..." or "adapters/...", -> whether it is trained.
       learning_rate: constant in an earlier stage; 0 for the config's.
     """
 
     values: Callable[[Outputs, Outputs, Context], Result] | None
     epochs: float = 0.0
     hard: bool = True
-    trains: Callable[[str], bool] = everything
+    trains: Callable[[str], bool] = trains_all
     learning_rate: float = 0.0
 
 
 class Method:
     """A loss between a student and a teacher; subclasses override what they need.
 
+    A method reads features by name, `outputs.taps["stage2"]` or the functions of `taps.py`. The
+    teacher computes only the taps that the method reads in a trace, so a method must not read taps
+    in one step that it does not read in another.
+
     Attributes:
       needs_teacher: False for training on the labels alone, or with peers.
       published_weight: the default of `method.soft_weight`, as in the literature's tables.
       only: "images" for a method of the outputs of vision models, "text" for one of the hidden
         states of decoders (`states.OnStates`), None for one that trains both.
-      strong_view: whether each step shows a second, strongly augmented view of the images; what
-        both networks answer to it is in `Context.strong`, and its cross-entropy counts too.
+      strong_view: whether each step has a second, strongly augmented view of the images; the
+        outputs of both networks on it are in `Context.strong`, and its cross-entropy is added too.
     """
 
     needs_teacher = True
@@ -120,16 +137,16 @@ class Method:
     strong_view = False
 
     def adapters(self, pair: Pair, key: jax.Array) -> Arrays:
-        """Trainable arrays beside the student, flat; {} for none.
+        """Trainable arrays in addition to the student's, flat; {} for none.
 
         Raises:
-          UsageError: when this pair cannot be matched, with the reason.
+          UsageError: this pair cannot be matched, with the reason.
         """
         del pair, key
         return {}
 
     def memory(self, pair: Pair, key: jax.Array) -> Arrays:
-        """Arrays that each step may replace, flat; not trained, in every checkpoint."""
+        """Arrays that each step may replace, flat; not trained, but part of every checkpoint."""
         del pair, key
         return {}
 
@@ -137,12 +154,12 @@ class Method:
         """The student's parameters before the first step."""
         return pair.student_params
 
-    def hard_logits(self, student: Outputs) -> jax.Array:
-        """The logits that the cross-entropy reads, [B, K]."""
+    def hard_logits(self, student: Outputs) -> Float[Array, "batch classes"]:
+        """The logits that the cross-entropy with the labels reads."""
         return student.logits
 
     def vocab_divergence(self) -> VocabDivergence | None:
-        """What the method minimises at each token of a text; None if it is no such divergence.
+        """What the method minimises at each token of a text; None for a method of images alone.
 
         Raises:
           UsageError: an option has no meaning for text.
@@ -150,21 +167,30 @@ class Method:
         return None
 
     def stages(self) -> tuple[Stage, ...]:
-        """What is trained, one after the other."""
+        """The stages of the training, in order."""
         return (Stage(self),)
 
     def __call__(self, student: Outputs, teacher: Outputs, context: Context) -> Result:
-        """One value an example, [B], float32, to be averaged over the global batch.
+        """One value per example, float32 [B], which the step averages over the global batch.
 
         Args:
           student: the student's outputs on the view, [B, ...].
-          teacher: the teacher's outputs on the same view, no gradient; None without a teacher.
-          context: all else.
+          teacher: the teacher's outputs on the same view, no gradient; None if the run has none,
+            which is possible only with `needs_teacher = False`.
+          context: everything else.
 
         Returns:
-          [B], or ([B], memory) for a method that keeps memory.
+          [B], or ([B], memory) for a method that has memory.
         """
         raise NotImplementedError
+
+
+def add_up(terms: Iterable[Values]) -> Values:
+    """The sum of several values per example."""
+    total: Values | float = 0.0
+    for values in terms:
+        total = total + values
+    return jnp.asarray(total)
 
 
 _METHODS: dict[str, Callable[..., Method]] = {}
@@ -174,8 +200,8 @@ def register(name: str, make: Callable[..., Method]) -> None:
     """Adds a method under `name`; its keyword arguments become the options of a config.
 
     Raises:
-      ValueError: the name is taken, or holds a character that a sum of methods needs.
-      TypeError: a class that is no `Method`.
+      ValueError: the name is taken, or is no identifier ("+" joins the names of a sum).
+      TypeError: `make` is a class that is not a subclass of `Method`.
     """
     if inspect.isclass(make) and not issubclass(make, Method):
         raise TypeError(f"{make.__name__}: expected a subclass of distill_jax.methods.Method")
@@ -197,12 +223,12 @@ def names_for_text() -> tuple[str, ...]:
 
 
 def _only(make: Callable[..., Method]) -> str | None:
-    """`Method.only` of what a maker makes; a function is taken to make a method of images."""
+    """`Method.only` of a class; a registered function makes a method of images."""
     return getattr(make, "only", "images")
 
 
 def find(name: str) -> Callable[..., Method]:
-    """The maker of a single method.
+    """The class, or function, that makes a single method.
 
     Raises:
       UsageError: for an unknown name.
@@ -241,7 +267,7 @@ def integer_option(method: str, option: str, value: Any, low: int) -> None:
         raise UsageError(f"method.{option}={value!r}: {method} expects an integer >= {low}")
 
 
-def choice_option(method: str, option: str, value: Any, choices: tuple) -> None:
+def choice_option(method: str, option: str, value: Any, choices: tuple[Any, ...]) -> None:
     """UsageError unless `value` is one of the choices."""
     if value not in choices:
         listed = ", ".join(map(repr, choices))

@@ -1,4 +1,4 @@
-"""Methods that reuse the teacher's classifier: SimKD and SRRL."""
+"""Methods that use the teacher's classifier: SimKD and SRRL."""
 
 import dataclasses
 
@@ -8,14 +8,15 @@ import jax.numpy as jnp
 from distill_jax import losses
 from distill_jax.errors import UsageError
 from distill_jax.methods import networks, taps
-from distill_jax.methods.base import Method, Stage, register
+from distill_jax.methods.base import Arrays, Context, Method, Pair, Stage, Values, register
 from distill_jax.methods.relations import OnPooled
+from distill_jax.models import Flat, Outputs
 
 _CLASSIFIER = ("classifier/kernel", "classifier/bias")
 
 
-def _classifier(params, method: str) -> dict[str, jax.Array]:
-    """The teacher's last layer; UsageError where its parameters are not at hand."""
+def _classifier(params: Flat, method: str) -> Arrays:
+    """The parameters of the teacher's last layer; UsageError if there are none."""
     missing = [name for name in _CLASSIFIER if name not in params]
     if missing:
         raise UsageError(
@@ -27,11 +28,11 @@ def _classifier(params, method: str) -> dict[str, jax.Array]:
 
 @dataclasses.dataclass(frozen=True)
 class SimpleKD(Method):
-    """The student's map is fitted to the teacher's, whose classifier it uses (Chen et al. 2022).
+    """The student's last map is regressed to the teacher's, whose classifier it uses.
 
-    SimKD: mean squared error of the last maps after a projector. The student is the
-    model "simkd", which contains the projector and the classifier and needs them ever after; the
-    classifier is the teacher's and stays as it is. The published recipe has `hard_weight=0`.
+    SimKD (Chen et al. 2022): mean squared error of the last maps after a projector. The student is
+    the model "simkd", of which projector and classifier are a part; the classifier is the teacher's
+    and is not trained. The published recipe has `hard_weight=0`.
 
     Attributes:
       teacher_tap: name of the teacher's map; "" for the last.
@@ -39,17 +40,17 @@ class SimpleKD(Method):
 
     teacher_tap: str = ""
 
-    def _maps(self, student, teacher):
+    def _maps(self, student: Outputs, teacher: Outputs) -> tuple[taps.Feature, taps.Feature]:
         theirs = taps.last(teacher, "simkd", "teacher_tap", self.teacher_tap)
         return student.taps["projected"], teacher.taps[theirs]
 
-    def adapters(self, pair, key):
+    def adapters(self, pair: Pair, key: jax.Array) -> Arrays:
         if "projected" not in pair.student.taps:
             raise UsageError(
                 f"student.name={pair.student_spec.name!r}: simkd expects student.name='simkd' with "
                 "student.backbone, the network that is distilled"
             )
-        source, target = self._maps(pair.student, pair.teacher)
+        source, target = self._maps(*pair.outputs)
         if source.shape[-1] != target.shape[-1]:
             raise UsageError(
                 f"student.features={source.shape[-1]}: simkd expects {target.shape[-1]}, the "
@@ -57,7 +58,7 @@ class SimpleKD(Method):
             )
         return {}
 
-    def student_params(self, pair):
+    def student_params(self, pair: Pair) -> Flat:
         found = _classifier(pair.teacher_params, "simkd")
         for name, value in found.items():
             if value.shape != pair.student_params[name].shape:
@@ -67,31 +68,31 @@ class SimpleKD(Method):
                 )
         return {**pair.student_params, **found}
 
-    def stages(self):
+    def stages(self) -> tuple[Stage, ...]:
         return (Stage(self, trains=lambda name: not name.startswith("student/classifier/")),)
 
-    def __call__(self, student, teacher, context):
+    def __call__(self, student: Outputs, teacher: Outputs, context: Context) -> Values:
         source, target = losses.match_size(*self._maps(student, teacher))
         return jnp.mean(jnp.square(source - target), axis=(1, 2, 3))
 
 
 @dataclasses.dataclass(frozen=True)
 class SoftmaxRegression(OnPooled):
-    """What the teacher's classifier makes of the student's features (Yang et al. 2021, SRRL).
+    """The teacher's classifier applied to the student's features (Yang et al. 2021, SRRL).
 
-    In the form of the SimKD repository: the pooled feature through a dense layer,
-    batch normalisation and ReLU; mean squared error to the teacher's feature, and of the logits
-    that the teacher's classifier gives to it.
+    In the form of the SimKD repository: the student's pooled feature goes through a dense layer,
+    batch normalisation and ReLU. The loss is the mean squared error to the teacher's feature, plus
+    that of the logits which the teacher's classifier computes from it.
     """
 
-    def adapters(self, pair, key):
-        ours, theirs = self.vectors(pair.student, pair.teacher)
+    def adapters(self, pair: Pair, key: jax.Array) -> Arrays:
+        ours, theirs = self.vectors(*pair.outputs)
         _classifier(pair.teacher_params, "srrl")
         return networks.conv_arrays(
             "connector", key, 0, ours.shape[-1], theirs.shape[-1], bias=False, norm=True
         )
 
-    def __call__(self, student, teacher, context):
+    def __call__(self, student: Outputs, teacher: Outputs, context: Context) -> Values:
         source, target = self.vectors(student, teacher)
         kernel, bias = _classifier(context.teacher_params, "srrl").values()
         connected = jax.nn.relu(networks.conv(context.adapters, "connector", source))

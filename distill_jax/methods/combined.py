@@ -1,9 +1,9 @@
-"""Methods by name, alone or added up: `create("crd+soft_target")`.
+"""Methods by name, single or as a sum: `create("crd+soft_target")`.
 
-In a sum each method keeps its own arrays and has its options under its own name, with one more:
-`method.crd.weight`, `method.crd.negatives`, `method.soft_target.weight`. The config's
-`method.soft_weight` multiplies the sum. The earlier stages of all of them come first, one after
-the other.
+In a sum each method keeps its own arrays, and its options stand under its name together with its
+weight: `method.crd.weight`, `method.crd.negatives`, `method.soft_target.weight`. The config's
+`method.soft_weight` multiplies the sum. Earlier stages of the terms run first, one after another;
+then all terms are trained together.
 """
 
 import dataclasses
@@ -14,7 +14,7 @@ import jax
 
 from distill_jax.errors import UsageError, unknown
 from distill_jax.methods import base
-from distill_jax.methods.base import Arrays, Context, Method, Pair, Stage
+from distill_jax.methods.base import Arrays, Context, Method, Pair, Result, Stage, add_up
 from distill_jax.models import Flat, Outputs
 
 
@@ -29,7 +29,7 @@ def _terms(name: str) -> list[str]:
 
 
 def published_weight(name: str) -> float:
-    """The default of `method.soft_weight`: the method's own, or 1 for a sum."""
+    """The default of `method.soft_weight`: the published one of a method, 1 for a sum."""
     terms = _terms(name)
     return _weight_of(terms[0]) if len(terms) == 1 else 1.0
 
@@ -77,7 +77,7 @@ def create(name: str, **given: Any) -> Method:
 
 
 def check_options(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
-    """The options with every value checked by the method; UsageError when one does not fit."""
+    """All options, the given ones and defaults, as the method accepts them; else UsageError."""
     method = create(name, **given)
     if not isinstance(method, Sum):
         return dataclasses.asdict(method)
@@ -91,11 +91,11 @@ def check_options(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
 
 @dataclasses.dataclass(frozen=True)
 class Term:
-    """One method of a sum.
+    """One method of a sum. Its arrays are named "<name>/..." among those of the sum.
 
     Attributes:
-      name: what it is called.
-      weight: what its values are multiplied with.
+      name: of the method.
+      weight: its factor in the sum.
       method: the method.
     """
 
@@ -104,19 +104,22 @@ class Term:
     method: Method
 
     def own(self, arrays: Arrays) -> Arrays:
+        """The arrays of this term among those of the sum, under their own names."""
         prefix = f"{self.name}/"
         return {k.removeprefix(prefix): v for k, v in arrays.items() if k.startswith(prefix)}
 
     def named(self, arrays: Arrays) -> Arrays:
+        """The arrays of this term under their names in the sum."""
         return {f"{self.name}/{key}": value for key, value in arrays.items()}
 
     def context(self, context: Context) -> Context:
+        """The context with the arrays of this term."""
         return dataclasses.replace(
             context, adapters=self.own(context.adapters), memory=self.own(context.memory)
         )
 
     def trains(self, stage: Stage, name: str, otherwise: bool) -> bool:
-        """Whether the stage of this term trains a parameter of the run; other terms' own: not."""
+        """Whether the stage trains a parameter; `otherwise` for adapters of other terms."""
         if name.startswith("student/"):
             return stage.trains(name)
         prefix = f"adapters/{self.name}/"
@@ -127,7 +130,7 @@ class Term:
 
 @dataclasses.dataclass(frozen=True)
 class Sum(Method):
-    """Several methods whose values add up, each times its weight."""
+    """Several methods: the weighted sum of their values."""
 
     terms: tuple[Term, ...]
 
@@ -180,8 +183,12 @@ class Sum(Method):
 
     @staticmethod
     def _alone(term: Term, stage: Stage) -> Stage:
-        def values(student, teacher, context):
-            found = stage.values(student, teacher, term.context(context))
+        """An earlier stage of one term."""
+        own_values = stage.values
+        assert own_values is not None
+
+        def values(student: Outputs, teacher: Outputs, context: Context) -> Result:
+            found = own_values(student, teacher, term.context(context))
             if isinstance(found, tuple):
                 return found[0], {**context.memory, **term.named(found[1])}
             return found
@@ -192,16 +199,18 @@ class Sum(Method):
 
     @staticmethod
     def _together(parts: list[tuple[Term, Stage]]) -> Stage:
-        counted = [(term, stage) for term, stage in parts if stage.values is not None]
+        """The last stage: the weighted sum over the terms that have a loss of their own."""
+        counted = [(term, stage.values) for term, stage in parts if stage.values is not None]
 
-        def values(student, teacher, context):
-            total, memory = 0.0, dict(context.memory)
-            for term, stage in counted:
-                found = stage.values(student, teacher, term.context(context))
+        def values(student: Outputs, teacher: Outputs, context: Context) -> Result:
+            weighted, memory = [], dict(context.memory)
+            for term, own_values in counted:
+                found = own_values(student, teacher, term.context(context))
                 if isinstance(found, tuple):
                     found, own = found
                     memory |= term.named(own)
-                total = total + term.weight * found
+                weighted.append(term.weight * found)
+            total = add_up(weighted)
             return (total, memory) if memory else total
 
         return Stage(
@@ -211,7 +220,7 @@ class Sum(Method):
 
 
 def terms(name: str, given: Mapping[str, Any]) -> tuple[Term, ...]:
-    """The methods that `name` adds up, with their options; one, of weight 1, where it is no sum.
+    """The methods that `name` adds up, with their options; a single method has weight 1.
 
     Raises:
       UsageError: as `create`.

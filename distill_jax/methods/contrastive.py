@@ -6,12 +6,23 @@ import math
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float, Int
 
 from distill_jax import losses
 from distill_jax.errors import UsageError
 from distill_jax.methods import networks
-from distill_jax.methods.base import integer_option, number_option, register
+from distill_jax.methods.base import (
+    Arrays,
+    Context,
+    Pair,
+    Values,
+    add_up,
+    integer_option,
+    number_option,
+    register,
+)
 from distill_jax.methods.relations import OnPooled
+from distill_jax.models import Outputs
 from distill_jax.models.initializers import initial
 
 _STRIDES = 1024  # different ways through the examples of other classes
@@ -20,19 +31,19 @@ _LARGEST = 2**24  # examples; beyond, the modular product below would not fit 32
 
 @dataclasses.dataclass(frozen=True)
 class ContrastiveRepresentation(OnPooled):
-    """Student and teacher tell the same image from those of other classes (Tian et al. 2020, CRD).
+    """Embeddings of one image are close, those of other classes far apart (Tian et al. 2020, CRD).
 
-    Both pooled features are embedded and normalised; the embeddings of every
-    training image wait in two memory banks [N, D], which each step updates after it has read them.
-    Negatives come from all classes but the anchor's, without repetition ("mode exact" of the
-    authors' code). Where that code shuffles on the host, here a random stride leads through the
-    examples in the order of their classes: every one is equally likely, and none comes twice.
+    Both pooled features are embedded and normalised. Two memory banks [N, D] hold the embeddings of
+    every training image; each step reads its rows and then updates them. Negatives are drawn from
+    all classes but the anchor's, without repetition ("mode exact" of the authors' code). That code
+    shuffles on the host; here a random stride runs through the examples, sorted by class: all are
+    equally likely, and none is drawn twice.
 
     Attributes:
-      dimension: D, of the embeddings.
-      negatives: K, a number for each anchor.
+      dimension: D, width of the embeddings.
+      negatives: K, per anchor.
       tau: temperature of the scores.
-      momentum: of the memory banks.
+      momentum: of the memory banks' moving average.
     """
 
     published_weight = 0.8
@@ -48,14 +59,14 @@ class ContrastiveRepresentation(OnPooled):
         number_option("crd", "tau", self.tau, 1e-3, float("inf"))
         number_option("crd", "momentum", self.momentum, 0.0, 0.999)
 
-    def adapters(self, pair, key):
-        ours, theirs = self.vectors(pair.student, pair.teacher)
+    def adapters(self, pair: Pair, key: jax.Array) -> Arrays:
+        ours, theirs = self.vectors(*pair.outputs)
         keys = jax.random.split(key)
         return networks.conv_arrays(
             "student", keys[0], 0, ours.shape[-1], self.dimension
         ) | networks.conv_arrays("teacher", keys[1], 0, theirs.shape[-1], self.dimension)
 
-    def memory(self, pair, key):
+    def memory(self, pair: Pair, key: jax.Array) -> Arrays:
         count = len(pair.labels)
         by_class, starts, sizes, strides = _classes(pair.labels)
         others = count - int(sizes.max())
@@ -78,7 +89,9 @@ class ContrastiveRepresentation(OnPooled):
             "strides": jnp.asarray(strides),
         }
 
-    def __call__(self, student, teacher, context):
+    def __call__(
+        self, student: Outputs, teacher: Outputs, context: Context
+    ) -> tuple[Values, Arrays]:
         memory, ids = context.memory, context.ids
         features = dict(zip(("student", "teacher"), self.vectors(student, teacher), strict=True))
         embedded = {
@@ -88,28 +101,28 @@ class ContrastiveRepresentation(OnPooled):
         drawn = draw_negatives(context.key, context.labels, self.negatives, memory)
         contrasted = jnp.concatenate([ids[:, None], drawn], axis=1)
         count = memory["by_class"].shape[0]
-        total, updated = 0.0, dict(memory)
+        values, updated = [], dict(memory)
         for anchor, bank in (("student", "teacher"), ("teacher", "student")):
             rows = memory[f"{bank}_bank"][contrasted]
             scores = jnp.exp(jnp.einsum("bkd,bd->bk", rows, embedded[anchor]) / self.tau)
-            # The constant that makes the scores probabilities is that of the first batch.
+            # The scores are normalised by a constant that is estimated from the first batch.
             mean = jax.lax.stop_gradient(jnp.mean(scores)) * count
             z = jnp.where(memory[f"{anchor}_z"] < 0, mean, memory[f"{anchor}_z"])
             updated[f"{anchor}_z"] = z
-            total += losses.contrastive_nce(scores[:, 0] / z, scores[:, 1:] / z, count=count)
+            values.append(losses.contrastive_nce(scores[:, 0] / z, scores[:, 1:] / z, count=count))
         for name, embedding in embedded.items():
             bank = memory[f"{name}_bank"]
             new = self.momentum * bank[ids] + (1 - self.momentum) * embedding
             updated[f"{name}_bank"] = bank.at[ids].set(jax.lax.stop_gradient(_normalised(new)))
-        return total, updated
+        return add_up(values), updated
 
 
-def _normalised(x: jax.Array) -> jax.Array:
+def _normalised(x: Float[Array, "batch dim"]) -> Float[Array, "batch dim"]:
     return x * jax.lax.rsqrt(jnp.maximum(jnp.sum(jnp.square(x), -1, keepdims=True), 1e-24))
 
 
 def _classes(labels: np.ndarray) -> tuple[np.ndarray, ...]:
-    """Ids in the order of their classes, where each class begins, its size, and prime strides."""
+    """Ids sorted by class, the start and size of each class among them, and prime strides."""
     labels = np.asarray(labels)
     count = len(labels)
     if count > _LARGEST:
@@ -129,15 +142,16 @@ def _classes(labels: np.ndarray) -> tuple[np.ndarray, ...]:
 
 
 def draw_negatives(
-    key: jax.Array, labels: jax.Array, negatives: int, memory: dict[str, jax.Array]
-) -> jax.Array:
-    """Ids [B, K] of other classes, different ones in each row.
+    key: jax.Array, labels: Int[Array, " batch"], negatives: int, memory: Arrays
+) -> Int[Array, "batch {negatives}"]:
+    """Ids [B, K] of examples of other classes, without repetition in a row.
 
     Args:
       key: random key.
       labels: classes of the anchors [B].
       negatives: K.
-      memory: "by_class" [N], "starts" and "sizes" [classes], "strides" [S], as of `memory`.
+      memory: "by_class" [N], "starts" and "sizes" [classes], "strides" [S], as
+        `ContrastiveRepresentation.memory` makes them.
     """
     count = memory["by_class"].shape[0]
     begin_key, stride_key = jax.random.split(key)
@@ -147,14 +161,13 @@ def draw_negatives(
     chosen = jax.random.randint(stride_key, labels.shape, 0, memory["strides"].shape[0])
     stride = memory["strides"][chosen][:, None].astype(jnp.uint32) % outside
     index = jnp.arange(negatives, dtype=jnp.uint32)[None, :]
-    # (stride * index + begin) mod outside, with index in two parts so that nothing exceeds 32 bits.
+    # (stride * index + begin) mod outside, a byte of the index at a time to stay within 32 bits.
     high = (stride * (index >> 8 & 255)) % outside
     higher = (((stride * (index >> 16)) % outside) * 256) % outside
-    place = (((high + higher) % outside * 256) % outside + (stride * (index & 255)) % outside) % (
-        outside
-    )
-    place = (place + begin % outside) % outside
-    return memory["by_class"][((first + place) % count).astype(jnp.int32)]
+    low = (stride * (index & 255)) % outside
+    offset = (((high + higher) % outside * 256) % outside + low) % outside
+    offset = (offset + begin % outside) % outside
+    return memory["by_class"][((first + offset) % count).astype(jnp.int32)]
 
 
 register("crd", ContrastiveRepresentation)

@@ -1,12 +1,12 @@
-"""Methods that read nothing but logits: no adapters, any student with any teacher.
+"""Methods that read only logits: no adapters, any student with any teacher.
 
-The divergences between softened distributions are multiplied with the power of the temperature that
-keeps their gradient's size as T grows: T² for those that are quadratic in the logits' difference
-(Hinton, Vinyals & Dean 2015, section 2.1), T for the total variation, which is linear in it.
+A divergence between tempered distributions is multiplied with the power of the temperature that
+keeps its gradient's size as T grows: T² for those that are quadratic in the difference of the
+logits (Hinton, Vinyals & Dean 2015, section 2.1), T for the total variation, which is linear in it.
 
-Every one of them has the option `standardize`: the logits of both networks with mean 0 and
-deviation 1 over the classes before anything else (Sun et al. 2024, Logit standardization in
-knowledge distillation, algorithm 1), the student's gradient flowing through both statistics.
+All have the option `standardize`: the logits of both networks are first standardised to mean 0 and
+deviation 1 over the classes (Sun et al. 2024, Logit standardization in knowledge distillation,
+algorithm 1); the student's gradient flows through both statistics.
 """
 
 import dataclasses
@@ -14,6 +14,7 @@ from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 
 from distill_jax import losses
 from distill_jax.errors import UsageError
@@ -24,33 +25,36 @@ from distill_jax.methods.base import (
     Method,
     Pair,
     Stage,
+    Values,
     choice_option,
     number_option,
     register,
 )
 from distill_jax.models import Outputs
 
+Logits = Float[Array, "batch classes"]
+
 
 @dataclasses.dataclass(frozen=True)
 class OnLogits(Method):
-    """A method of two arrays of logits: subclasses give `between`."""
+    """A method of two arrays of logits; subclasses define `between`."""
 
     standardize: bool = False
 
     def __post_init__(self):
         choice_option("this method", "standardize", self.standardize, (False, True))
 
-    def logits(self, student: Outputs, teacher: Outputs) -> tuple[jax.Array, jax.Array]:
-        """Both logits, standardised where the option says so."""
+    def logits(self, student: Outputs, teacher: Outputs) -> tuple[Logits, Logits]:
+        """Both logits, standardised if the option is set."""
         if not self.standardize:
             return student.logits, teacher.logits
         return losses.standardise(student.logits), losses.standardise(teacher.logits)
 
-    def __call__(self, student, teacher, context):
+    def __call__(self, student: Outputs, teacher: Outputs, context: Context) -> Values:
         return self.between(*self.logits(student, teacher), context)
 
-    def between(self, student: jax.Array, teacher: jax.Array, context: Context) -> jax.Array:
-        """The values [B] of the two logits [B, K]."""
+    def between(self, student: Logits, teacher: Logits, context: Context) -> Values:
+        """One value per example from the logits of student and teacher."""
         raise NotImplementedError
 
 
@@ -82,7 +86,7 @@ class Supervised(Method):
     needs_teacher = False
     only = None
 
-    def stages(self):
+    def stages(self) -> tuple[Stage, ...]:
         return (Stage(None),)
 
 
@@ -92,7 +96,7 @@ class SoftTarget(Divergence):
 
     vocab_formula = "forward_kl"
 
-    def between(self, student, teacher, context):
+    def between(self, student: Logits, teacher: Logits, context: Context) -> Values:
         return losses.soft_target(student, teacher, temperature=context.temperature)
 
 
@@ -100,7 +104,7 @@ class SoftTarget(Divergence):
 class LogitMSE(OnLogits):
     """Mean over classes of the squared difference of logits (Ba & Caruana 2014); no temperature."""
 
-    def between(self, student, teacher, context):
+    def between(self, student: Logits, teacher: Logits, context: Context) -> Values:
         return losses.logit_mse(student, teacher)
 
 
@@ -110,7 +114,7 @@ class ReverseKL(Divergence):
 
     vocab_formula = "reverse_kl"
 
-    def between(self, student, teacher, context):
+    def between(self, student: Logits, teacher: Logits, context: Context) -> Values:
         values = losses.reverse_kl(student, teacher, temperature=context.temperature)
         return context.temperature**2 * values
 
@@ -133,7 +137,7 @@ class JensenShannon(Divergence):
                 "between, or method.name='soft_target' or 'reverse_kl'"
             )
 
-    def between(self, student, teacher, context):
+    def between(self, student: Logits, teacher: Logits, context: Context) -> Values:
         values = losses.jensen_shannon(
             student, teacher, temperature=context.temperature, beta=self.beta
         )
@@ -155,7 +159,7 @@ class SkewKL(Divergence):
         if self.alpha == 1.0:
             raise UsageError("method.alpha=1.0: skew_kl is zero there; expected a number below 1")
 
-    def between(self, student, teacher, context):
+    def between(self, student: Logits, teacher: Logits, context: Context) -> Values:
         values = losses.skew_kl(student, teacher, temperature=context.temperature, alpha=self.alpha)
         return context.temperature**2 * values
 
@@ -177,7 +181,7 @@ class SkewReverseKL(Divergence):
                 "method.alpha=1.0: skew_reverse_kl is zero there; expected a number below 1"
             )
 
-    def between(self, student, teacher, context):
+    def between(self, student: Logits, teacher: Logits, context: Context) -> Values:
         values = losses.skew_reverse_kl(
             student, teacher, temperature=context.temperature, alpha=self.alpha
         )
@@ -190,13 +194,16 @@ class TotalVariation(Divergence):
 
     vocab_formula = "total_variation"
 
-    def between(self, student, teacher, context):
+    def between(self, student: Logits, teacher: Logits, context: Context) -> Values:
         values = losses.total_variation(student, teacher, temperature=context.temperature)
         return context.temperature * values
 
 
-def warm_up(context: Context, epochs: float, first: int = 1) -> jax.Array:
-    """min((n + first) / epochs, 1) in epoch n = 0, 1, ...: how some weights begin; epochs=0: 1."""
+def warm_up(context: Context, epochs: float, first: int = 1) -> Float[Array, ""]:
+    """The factor of a weight that grows: min((n + first) / epochs, 1) in epoch n = 0, 1, ...
+
+    With epochs=0 it is 1.
+    """
     if not epochs:
         return jnp.float32(1)
     return jnp.minimum((jnp.floor(context.epoch + 1e-4) + first) / epochs, 1.0)
@@ -210,8 +217,8 @@ class DecoupledKD(OnLogits):
       alpha: weight of the divergence between "the label" and "not the label".
       beta: weight of the divergence among the other classes; 8, 6 or 2 by pair in the authors'
         code.
-      warmup_epochs: the weight grows linearly through the first ones, from 1/warmup_epochs on, as
-        in the authors' code; the paper does not say.
+      warmup_epochs: the weight grows linearly over the first epochs, from 1/warmup_epochs, as in
+        the authors' code; the paper does not mention it.
     """
 
     alpha: float = 1.0
@@ -223,7 +230,7 @@ class DecoupledKD(OnLogits):
         for option in ("alpha", "beta", "warmup_epochs"):
             number_option("dkd", option, getattr(self, option), 0.0, float("inf"))
 
-    def between(self, student, teacher, context):
+    def between(self, student: Logits, teacher: Logits, context: Context) -> Values:
         values = losses.decoupled_kd(
             student,
             teacher,
@@ -239,8 +246,8 @@ class DecoupledKD(OnLogits):
 class Dist(OnLogits):
     """β (1 − ρ over the classes of an example) + γ (1 − ρ over the examples of a class).
 
-    ρ is Pearson's correlation of probabilities at T (Huang et al. 2022, DIST).
-    The second part is over the global batch. The published weight of their sum is 2.
+    ρ is Pearson's correlation of probabilities at T (Huang et al. 2022, DIST). The second part is
+    over the global batch. The published weight of the sum is 2.
 
     Attributes:
       beta: weight of the relations among classes.
@@ -260,7 +267,7 @@ class Dist(OnLogits):
         for option in ("beta", "gamma"):
             number_option("dist", option, getattr(self, option), 0.0, float("inf"))
 
-    def between(self, student, teacher, context):
+    def between(self, student: Logits, teacher: Logits, context: Context) -> Values:
         values = losses.dist(
             student, teacher, temperature=context.temperature, beta=self.beta, gamma=self.gamma
         )
@@ -271,15 +278,15 @@ class Dist(OnLogits):
 class MultiLevelLogits(OnLogits):
     """KD, batch and class correlations at several temperatures (Jin et al. 2023, MLKD).
 
-    A step shows a weakly and a strongly augmented view (`data.augment.strong_*`);
-    the cross-entropy counts on both. `standardize` concerns the KD terms alone, as in Sun et al.
+    Each step has a weakly and a strongly augmented view (`data.augment.strong_*`), with the
+    cross-entropy on both. `standardize` applies to the KD terms alone, as in Sun et al.
 
     Attributes:
       variant: "code" is what the released code computes: each term is a mean before it is masked,
         so that the masks halve it, and T = 2 and 6 of the strong view read the weak one.
-        "paper" is without these slips: on the weak view, KD and batch correlations count for the
+        "paper" is without these slips: on the weak view, KD and batch correlations apply to the
         less confident half of the batch; KD on the strong view has all five temperatures.
-      temperatures: the others beside `method.temperature`.
+      temperatures: those in addition to `method.temperature`.
     """
 
     strong_view = True
@@ -296,7 +303,8 @@ class MultiLevelLogits(OnLogits):
                 f"method.temperatures={self.temperatures!r}: mlkd expects numbers above 0"
             )
 
-    def __call__(self, student, teacher, context):
+    def __call__(self, student: Outputs, teacher: Outputs, context: Context) -> Values:
+        assert context.strong is not None  # `strong_view` is set
         strong_student, strong_teacher = context.strong
         weak, strong = (student, teacher), (strong_student, strong_teacher)
         temperatures = (context.temperature, *self.temperatures)
@@ -304,7 +312,7 @@ class MultiLevelLogits(OnLogits):
         rows = _lower_half(jnp.max(confident, axis=-1))
         classes = _lower_half(jnp.sum(confident, axis=0))
 
-        def kd(view, temperature):
+        def kd(view: tuple[Outputs, Outputs], temperature: float | jax.Array) -> Values:
             values = losses.soft_target(*self.logits(*view), temperature=temperature)
             return values if self.variant == "paper" else jnp.mean(values) * jnp.ones_like(values)
 
@@ -323,7 +331,7 @@ class MultiLevelLogits(OnLogits):
         return total
 
 
-def _lower_half(values: jax.Array) -> jax.Array:
+def _lower_half(values: Float[Array, " count"]) -> Float[Array, " count"]:
     """1 where a value is at most the median, else 0."""
     return (values <= jnp.median(values)).astype(jnp.float32)
 
@@ -332,16 +340,17 @@ def _lower_half(values: jax.Array) -> jax.Array:
 class CurriculumTemperature(OnLogits):
     """Soft targets at a temperature that is learnt against the student (Li et al. 2023, CTKD).
 
-    T = start + range · sigmoid(θ), θ begins at 1, and its gradient is reversed: the temperature
-    makes the task harder, by a factor that grows from 0 to 1 as half a cosine over `ramp_epochs`.
-    The global form of the paper; `method.temperature` is not read.
+    T = start + range · sigmoid(θ). θ is initialised to 1 and its gradient reversed, so that the
+    temperature makes the task harder; the reversed gradient is multiplied with a factor that grows
+    from 0 to 1 as half a cosine over `ramp_epochs`. The global form of the paper;
+    `method.temperature` is not read.
 
     Attributes:
       start: the lowest temperature.
-      range: of the temperatures above it.
-      ramp_epochs: of the factor.
-      decoupled: DKD in place of soft targets, with α = 1.
-      beta: DKD's.
+      range: the highest temperature is start + range.
+      ramp_epochs: how long the factor grows.
+      decoupled: DKD with α = 1 in place of soft targets.
+      beta: DKD's β.
     """
 
     start: float = 1.0
@@ -360,7 +369,7 @@ class CurriculumTemperature(OnLogits):
         del pair, key
         return {"theta": jnp.float32(1)}
 
-    def between(self, student, teacher, context):
+    def between(self, student: Logits, teacher: Logits, context: Context) -> Values:
         done = jnp.clip((jnp.floor(context.epoch + 1e-4) + 1) / self.ramp_epochs, 0.0, 1.0)
         factor = 0.5 - 0.5 * jnp.cos(jnp.pi * done)
         theta = context.adapters["theta"]

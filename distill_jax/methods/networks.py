@@ -1,8 +1,8 @@
-"""The small trainable networks beside a student: convolutions, embeddings, connectors.
+"""The small networks that a method trains with the student: convolutions, embeddings, connectors.
 
 Pure functions of flat dictionaries: `conv_arrays` makes the arrays under a name, `conv` applies
-them. Batch normalisation uses the statistics of the batch alone: an adapter is never evaluated.
-They compute in float32 whatever the dtype of the networks.
+them. Batch normalisation uses the statistics of the batch, without running averages: an adapter
+exists only in training. They compute in float32 whatever the dtype of the networks.
 """
 
 import math
@@ -10,7 +10,9 @@ from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 
+from distill_jax.methods.taps import Feature
 from distill_jax.models.initializers import initial
 
 Arrays = dict[str, jax.Array]
@@ -27,15 +29,15 @@ def conv_arrays(
     norm: bool = False,
     init: str = "uniform",
 ) -> Arrays:
-    """Arrays of a square convolution (size 0: a dense layer), with batch normalisation or not.
+    """Arrays of a square convolution, or of a dense layer, and of a batch normalisation after it.
 
     Args:
-      name: what their names begin with.
+      name: prefix of their names.
       key: of the initial values.
-      size: of the kernel, or 0 for a dense layer [inputs, outputs].
+      size: of the kernel; 0 for a dense layer [inputs, outputs].
       inputs: channels in.
       outputs: channels out.
-      bias: whether the convolution has one.
+      bias: whether the convolution has a bias.
       norm: whether batch normalisation follows.
       init: "uniform", in +-1/sqrt(fan in), PyTorch's default; "fan_out", N(0, 2 / (size^2
         outputs)); "kaiming_uniform", in +-sqrt(3 / fan in).
@@ -60,17 +62,17 @@ def conv_arrays(
 def conv(
     arrays: Mapping[str, jax.Array],
     name: str,
-    x: jax.Array,
+    x: Float[Array, "batch *positions inputs"],
     *,
     stride: int = 1,
     padding: int | None = None,
     upsample: int = 1,
-) -> jax.Array:
-    """Applies what `conv_arrays` made.
+) -> Float[Array, "batch *new_positions outputs"]:
+    """Applies a layer that `conv_arrays` made.
 
     Args:
-      arrays: that hold them.
-      name: of theirs.
+      arrays: the dictionary with the layer's arrays.
+      name: prefix of their names.
       x: [B, H, W, C], or [B, C] for a dense layer.
       stride: of the convolution.
       padding: on each side; None for (size - 1) // 2.
@@ -104,15 +106,17 @@ def conv(
     return y
 
 
-def batch_norm(x: jax.Array) -> jax.Array:
+def batch_norm(x: Float[Array, "*positions channels"]) -> Float[Array, "*positions channels"]:
     """(x - mean) / sqrt(variance + 1e-5), over all axes but the last."""
     axes = tuple(range(x.ndim - 1))
     centred = x - jnp.mean(x, axes, keepdims=True)
     return centred * jax.lax.rsqrt(jnp.mean(jnp.square(centred), axes, keepdims=True) + 1e-5)
 
 
-def resize_nearest(x: jax.Array, size: tuple[int, int]) -> jax.Array:
-    """[B, H, W, C] at another height and width: pixel i is the one at floor(i * old / new)."""
+def resize_nearest(
+    x: Float[Array, "batch height width channels"], size: tuple[int, int]
+) -> Float[Array, "batch new_height new_width channels"]:
+    """A map at another height and width: output i is input floor(i * old / new)."""
     for axis, new in zip((1, 2), size, strict=True):
         old = x.shape[axis]
         if old != new:
@@ -121,17 +125,18 @@ def resize_nearest(x: jax.Array, size: tuple[int, int]) -> jax.Array:
 
 
 def regressor_arrays(
-    name: str, key: jax.Array, student: jax.ShapeDtypeStruct, teacher: jax.ShapeDtypeStruct, **more
+    name: str, key: jax.Array, student: Feature, teacher: Feature, *, norm: bool
 ) -> Arrays:
     """Arrays of the regression from a student's feature to the shape of a teacher's.
 
-    As RepDistiller (Tian et al. 2020): 3x3 at stride 2 where the student's map is twice as large, a
-    transposed 4x4 where it is half as large, a valid convolution of the difference where it is
-    larger otherwise; as SimKD (Chen et al. 2022) a 3x3, the teacher's map pooled, where smaller.
+    As in RepDistiller (Tian et al. 2020): 3x3 at stride 2 if the student's map is twice as large, a
+    transposed 4x4 if it is half as large, a valid convolution of the difference in size if it is
+    larger otherwise. If it is smaller otherwise, as in SimKD (Chen et al. 2022), a 3x3, and the
+    teacher's map is pooled.
     """
     channels = student.shape[-1], teacher.shape[-1]
     if student.ndim == 2:
-        return conv_arrays(name, key, 0, *channels, **more)
+        return conv_arrays(name, key, 0, *channels, norm=norm)
     ours, theirs = student.shape[1], teacher.shape[1]
     if ours == 2 * theirs:
         size = 3
@@ -139,13 +144,16 @@ def regressor_arrays(
         size = 4
     else:
         size = 1 + ours - theirs if ours >= theirs else 3
-    return conv_arrays(name, key, size, *channels, **more)
+    return conv_arrays(name, key, size, *channels, norm=norm)
 
 
 def regress(
-    arrays: Mapping[str, jax.Array], name: str, source: jax.Array, target: jax.Array
-) -> jax.Array:
-    """Applies what `regressor_arrays` made; as large as the target, or the source if smaller."""
+    arrays: Mapping[str, jax.Array],
+    name: str,
+    source: Float[Array, "batch *positions channels"],
+    target: Float[Array, "batch *target_positions target_channels"],
+) -> Float[Array, "batch *new_positions target_channels"]:
+    """Applies a regression; the result is as large as the target, or as the source if smaller."""
     if source.ndim == 2:
         return conv(arrays, name, source)
     ours, theirs = source.shape[1], target.shape[1]

@@ -1,8 +1,8 @@
-"""Methods for text alone: hidden states and attention relations of two decoders.
+"""Methods for text: hidden states and attention relations of two decoders.
 
 They add up with the divergences and with each other: `create("soft_target+hidden_states")`. Layers
-are counted from 0 for the student and the teacher each. Projections are adapters: trained with the
-student, and left out of the model that is saved.
+of each network are counted from 0. Projections are adapters: trained with the student, and left out
+of the saved model.
 """
 
 import abc
@@ -13,30 +13,42 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float, Int
 
 from distill_jax import losses
 from distill_jax.errors import UsageError
-from distill_jax.methods.base import Arrays, Method, choice_option, integer_option, register
+from distill_jax.methods.base import (
+    Arrays,
+    Method,
+    add_up,
+    choice_option,
+    integer_option,
+    register,
+)
 from distill_jax.models.language import Decoder, DecoderConfig, DecoderOutput
+
+States = Float[Array, "batch tokens dim"]
+Heads = Float[Array, "batch tokens _ _"]
+TokenValues = Float[Array, "batch tokens"]
 
 RELATIONS = ("qq", "kk", "vv", "qk")
 
 
 @dataclasses.dataclass(frozen=True)
 class Reading:
-    """A decoder and what it made of a batch of rows [B, T].
+    """A decoder and its outputs on a batch of rows [B, T].
 
     Attributes:
       decoder: with its parameters.
-      decoded: hidden states and the stream.
+      decoded: hidden states, and the residual stream after each layer.
       positions: int32 [B, T].
       segments: int32 [B, T], 0 for padding.
     """
 
     decoder: Decoder
     decoded: DecoderOutput
-    positions: jax.Array
-    segments: jax.Array
+    positions: Int[Array, "batch tokens"]
+    segments: Int[Array, "batch tokens"]
 
 
 class OnStates(Method, abc.ABC):
@@ -48,15 +60,15 @@ class OnStates(Method, abc.ABC):
     def text_adapters(
         self, student: DecoderConfig, teacher: DecoderConfig, key: jax.Array
     ) -> Arrays:
-        """Trainable arrays beside the student, flat; {} for none.
+        """Trainable arrays in addition to the student's, flat; {} for none.
 
         Raises:
-          UsageError: when this pair cannot be matched, with the reason.
+          UsageError: this pair cannot be matched, with the reason.
         """
 
     @abc.abstractmethod
-    def text_values(self, student: Reading, teacher: Reading, adapters: Arrays) -> jax.Array:
-        """One value a token, float32 [B, T], to be averaged over those that are learned."""
+    def text_values(self, student: Reading, teacher: Reading, adapters: Arrays) -> TokenValues:
+        """One value per token, float32, to be averaged over the tokens that are learned."""
 
 
 def _numbers(method: str, option: str, value: Any) -> tuple[int, ...]:
@@ -67,7 +79,7 @@ def _numbers(method: str, option: str, value: Any) -> tuple[int, ...]:
     return given
 
 
-def _layer(name: str, option: str, number: int, highest: int, whose: str) -> None:
+def _check_layer(name: str, option: str, number: int, highest: int, whose: str) -> None:
     if number > highest:
         raise UsageError(
             f"method.{option}={number}: {name} expects at most {highest}, the last of the {whose}"
@@ -78,16 +90,16 @@ def _layer(name: str, option: str, number: int, highest: int, whose: str) -> Non
 class HiddenStates(OnStates):
     """The residual stream after chosen layers (Jiao et al. 2020, TinyBERT, equation 8).
 
-    State 0 is the embedding, state i the stream after i layers, before the last norm. Student state
-    i is compared with teacher state f(i).
+    State 0 is the embedding, state i the stream after i layers, before the final norm. State i of
+    the student is compared with state f(i) of the teacher.
 
     Attributes:
-      student_layers: states of the student; () for all of them.
+      student_layers: states of the student; () for all.
       teacher_layers: f of each; () for f(i) = i * teacher's layers / student's layers, rounded.
-      loss: "mse" of the states as they are, "normalised_mse" of states of mean square 1, or
+      loss: "mse" of the states, "normalised_mse" of the states scaled to mean square 1, or
         "cosine".
-      projection: "auto" where the widths differ, or "always": a linear map of the student's state
-        to the teacher's width, one for each pair (TinyBERT has one for all layers).
+      projection: a linear map of the student's state to the teacher's width, one for each pair
+        (TinyBERT has one for all layers): "auto" if the widths differ, or "always".
     """
 
     student_layers: tuple = ()
@@ -108,55 +120,63 @@ class HiddenStates(OnStates):
             )
 
     def pairs(self, student: DecoderConfig, teacher: DecoderConfig) -> tuple[tuple[int, int], ...]:
-        """(i, f(i)) of the states that are compared; UsageError for states that there are not."""
+        """(i, f(i)) of the states that are compared; UsageError for a state that does not exist."""
         own = self.student_layers or tuple(range(student.layers + 1))
-        # Halves go up, as the reader of the docstring expects; Python's round has them go to even.
+        # Halves round up, as the docstring suggests; Python's `round` rounds them to even.
         even = tuple(math.floor(i * teacher.layers / student.layers + 0.5) for i in own)
         for number in own:
-            _layer("hidden_states", "student_layers", number, student.layers, "student's states")
+            _check_layer(
+                "hidden_states", "student_layers", number, student.layers, "student's states"
+            )
         for number in self.teacher_layers:
-            _layer("hidden_states", "teacher_layers", number, teacher.layers, "teacher's states")
+            _check_layer(
+                "hidden_states", "teacher_layers", number, teacher.layers, "teacher's states"
+            )
         return tuple(zip(own, self.teacher_layers or even, strict=True))
 
-    def text_adapters(self, student, teacher, key):
+    def text_adapters(
+        self, student: DecoderConfig, teacher: DecoderConfig, key: jax.Array
+    ) -> Arrays:
         pairs = self.pairs(student, teacher)
         if self.projection == "auto" and student.dim == teacher.dim:
             return {}
         shape = (len(pairs), student.dim, teacher.dim)
         return {"projections": jax.random.normal(key, shape) / np.sqrt(student.dim)}
 
-    def text_values(self, student, teacher, adapters):
-        def distance(own: jax.Array, other: jax.Array) -> jax.Array:
+    def text_values(self, student: Reading, teacher: Reading, adapters: Arrays) -> TokenValues:
+        def distance(own: States, other: States) -> TokenValues:
             if self.loss == "cosine":
                 return losses.hidden_cosine(own, other)
             return losses.hidden_mse(own, other, normalise=self.loss == "normalised_mse")
 
         pairs = self.pairs(student.decoder.config, teacher.decoder.config)
-        total = 0.0
-        for place, (i, j) in enumerate(pairs):
+        distances = []
+        for index, (i, j) in enumerate(pairs):
             own = student.decoded.states[i]
             if adapters:
-                kernel = adapters["projections"][place].astype(own.dtype)
+                kernel = adapters["projections"][index].astype(own.dtype)
                 own = jnp.matmul(own, kernel, preferred_element_type=jnp.float32)
-            total = total + distance(own, teacher.decoded.states[j])
-        return total / len(pairs)
+            distances.append(distance(own, teacher.decoded.states[j]))
+        return add_up(distances) / len(pairs)
 
 
 @dataclasses.dataclass(frozen=True)
 class AttentionRelations(OnStates):
-    """How the tokens of one layer relate to each other (Wang et al. 2021, MiniLMv2, section 3).
+    """Attention relations among the tokens in one layer (Wang et al. 2021, MiniLMv2, section 3).
 
-    Queries, keys and values of one layer of each network, all heads side by side, are cut into as
-    many relation heads in both, so that neither widths nor numbers of heads need to agree; rotated
-    as the attention reads them. MiniLM (Wang et al. 2020) is relations=("qk", "vv") with as many
-    relation heads as heads. A token relates to all before it in its document: windows, soft caps
-    and attention scales of a family are left out.
+    The queries, keys and values of one layer of each network, with all heads concatenated, are
+    split into the same number of relation heads in both, so that neither widths nor numbers of
+    heads need to agree. Queries and keys are taken after the rotary embedding, as in attention.
+    MiniLM (Wang et al. 2020) is relations=("qk", "vv") with as many relation heads as heads. The
+    mask is causal within a document: a family's windows, soft caps and attention scales are left
+    out.
 
     Attributes:
-      relations: of "qq", "kk", "vv" and "qk"; their values are averaged.
-      relation_heads: 0 for the greatest number that divides the heads of both, of queries and keys.
+      relations: some of "qq", "kk", "vv" and "qk"; their values are averaged.
+      relation_heads: 0 for the greatest common divisor of the numbers of query and key heads of
+        both networks.
       student_layer: from 0; negative from the end. MiniLM: the last.
-      teacher_layer: likewise. MiniLMv2: the last, or for large teachers one of the upper middle.
+      teacher_layer: likewise. MiniLMv2: the last; for large teachers, one in the upper middle.
     """
 
     relations: tuple = ("qq", "kk", "vv")
@@ -177,7 +197,7 @@ class AttentionRelations(OnStates):
             integer_option("attention_relations", option, getattr(self, option), -(2**31))
 
     def heads(self, student: DecoderConfig, teacher: DecoderConfig) -> int:
-        """The number of relation heads; UsageError where it divides no width, or no layer is."""
+        """The number of relation heads; UsageError if it does not divide, or a layer is missing."""
         for config, whose in ((student, "student"), (teacher, "teacher")):
             number = getattr(self, f"{whose}_layer")
             if not -config.layers <= number < config.layers:
@@ -196,27 +216,29 @@ class AttentionRelations(OnStates):
                     )
         return self.relation_heads
 
-    def text_adapters(self, student, teacher, key):
+    def text_adapters(
+        self, student: DecoderConfig, teacher: DecoderConfig, key: jax.Array
+    ) -> Arrays:
         del key
         self.heads(student, teacher)
         return {}
 
-    def text_values(self, student, teacher, adapters):
+    def text_values(self, student: Reading, teacher: Reading, adapters: Arrays) -> TokenValues:
         del adapters
         heads = self.heads(student.decoder.config, teacher.decoder.config)
         own = self._vectors(student, self.student_layer, heads)
         other = self._vectors(teacher, self.teacher_layer, heads)
-        places = jnp.arange(student.segments.shape[1])
-        same = student.segments[:, :, None] == student.segments[:, None, :]
-        seen = same & (places[:, None] >= places)
+        indices = jnp.arange(student.segments.shape[1])
+        same_document = student.segments[:, :, None] == student.segments[:, None, :]
+        mask = same_document & (indices[:, None] >= indices)
         values = [
-            losses.attention_relation(own[relation], other[relation], seen)
+            losses.attention_relation(own[relation], other[relation], mask)
             for relation in self.relations
         ]
-        return sum(values) / len(values)
+        return add_up(values) / len(values)
 
     @staticmethod
-    def _vectors(reading: Reading, layer: int, heads: int) -> dict[str, tuple[jax.Array, ...]]:
+    def _vectors(reading: Reading, layer: int, heads: int) -> dict[str, tuple[Heads, Heads]]:
         """The two sides of every relation, each [B, T, heads, H]."""
         config = reading.decoder.config
         query, key, value = reading.decoder.attention_inputs(
@@ -229,10 +251,11 @@ class AttentionRelations(OnStates):
             "vv": (value, value),
             "qk": (query, shared),
         }
-        return {
-            relation: tuple(side.reshape(*side.shape[:2], heads, -1) for side in pair)
-            for relation, pair in sides.items()
-        }
+
+        def split(side: Heads) -> Heads:
+            return side.reshape(*side.shape[:2], heads, -1)
+
+        return {relation: (split(a), split(b)) for relation, (a, b) in sides.items()}
 
 
 register("hidden_states", HiddenStates)

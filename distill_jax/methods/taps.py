@@ -1,11 +1,21 @@
-"""Which features a method reads: by default every stage, else those that a config names."""
+"""The features that a method reads, by name: by default every stage, or those in the config.
+
+Methods read `outputs.taps[name]`, in a step as arrays and before training as their shapes.
+"""
 
 import re
+from typing import TYPE_CHECKING
 
 import jax
+from jaxtyping import Array, Float
 
 from distill_jax.errors import UsageError, unknown
 from distill_jax.models import Flat, Outputs
+
+if TYPE_CHECKING:
+    Feature = jax.Array
+else:  # Before training `Outputs` hold shapes; a method reads both through the same functions.
+    Feature = jax.Array | jax.ShapeDtypeStruct
 
 _STAGE = re.compile(r"^stage\d+$")
 
@@ -16,23 +26,23 @@ def stage_names(outputs: Outputs) -> list[str]:
     return sorted(found, key=lambda name: int(name.removeprefix("stage")))
 
 
-def tap(outputs: Outputs, option: str, name: str) -> jax.Array:
-    """One tap by name; UsageError that names the option where the network has no such tap."""
+def tap(outputs: Outputs, option: str, name: str) -> Feature:
+    """One tap by name; if the network has no such tap, a UsageError that names the option."""
     if name not in outputs.taps:
         raise unknown(f"method.{option}", name, outputs.taps, "tap of this model")
     return outputs.taps[name]
 
 
-def before_relu(outputs: Outputs, name: str) -> jax.Array:
-    """The pre-activation twin of a stage; the stage itself where no ReLU follows it."""
+def before_relu(outputs: Outputs, name: str) -> Feature:
+    """The pre-activation twin of a stage; the stage itself if no ReLU ends it."""
     return outputs.taps.get(f"{name}_pre", outputs.taps[name])
 
 
 def names_of(outputs: Outputs, method: str, option: str, given: tuple[str, ...]) -> list[str]:
-    """The taps that a method reads: those given, else every stage.
+    """The names of the taps that a method reads: those given, else every stage.
 
     Raises:
-      UsageError: there is none of that name, or no stage at all.
+      UsageError: the network has no tap of a given name, or no stages.
     """
     for name in given:
         tap(outputs, option, name)
@@ -55,10 +65,10 @@ def paired(
     *,
     deepest: bool = False,
 ) -> list[tuple[str, str]]:
-    """Names of the taps of both networks, one to one.
+    """Pairs of names of taps, (student's, teacher's).
 
-    Where one network has more stages, the last ones are left over, as in RepDistiller; with
-    `deepest`, the first ones.
+    If one network has more stages, its last ones are left out, as in RepDistiller; with `deepest`,
+    its first ones.
 
     Raises:
       UsageError: a name is unknown, the numbers of given names differ, or there is nothing to pair.
@@ -80,7 +90,7 @@ def last(outputs: Outputs, method: str, option: str, given: str) -> str:
     return names_of(outputs, method, option, (given,) if given else ())[-1]
 
 
-def check_kind(source: jax.Array, target: jax.Array, method: str, option: str, name: str) -> None:
+def check_kind(source: Feature, target: Feature, method: str, option: str, name: str) -> None:
     """UsageError unless both are maps [B, H, W, C] or both are vectors [B, C]."""
     if source.ndim != target.ndim or source.ndim not in (2, 4):
         raise UsageError(
@@ -89,8 +99,8 @@ def check_kind(source: jax.Array, target: jax.Array, method: str, option: str, n
         )
 
 
-def check_vector(feature: jax.Array, method: str, option: str, name: str) -> None:
-    """UsageError unless the feature is one vector an example, [B, D]."""
+def check_vector(feature: Feature, method: str, option: str, name: str) -> None:
+    """UsageError unless the feature is one vector per example, [B, D]."""
     if feature.ndim != 2:
         raise UsageError(
             f"method.{option}={name!r}: {method} expects a vector an example, such as 'pooled'; "
@@ -98,14 +108,16 @@ def check_vector(feature: jax.Array, method: str, option: str, name: str) -> Non
         )
 
 
-def norm_before(params: Flat, name: str, method: str) -> tuple[jax.Array, jax.Array]:
+def norm_before(
+    params: Flat, name: str, method: str
+) -> tuple[Float[Array, " channels"], Float[Array, " channels"]]:
     """Scale and bias [C] of the last batch normalisation before the ReLU that ends a stage.
 
-    In a residual network that is the one of the last block; in a pre-activation network, the first
-    of the next stage or of the head.
+    In a residual network that is the last one of the last block; in a pre-activation network, the
+    first one of the next stage or of the head.
 
     Raises:
-      UsageError: the network has none under the names of the families here.
+      UsageError: no parameter has a name that these families use.
     """
     blocks = {part.split("/")[1] for part in params if part.startswith(f"{name}/")}
     last = max((int(block) for block in blocks if block.isdigit()), default=None)
