@@ -1,9 +1,11 @@
 """Divergences of two distributions over a vocabulary: value and slope, from log Q and log P.
 
-What `vocab_divergence` computes on a chunk of tokens. The same quantities as in divergences.py,
+`vocab_divergence` applies them to a chunk of tokens. They are the divergences of divergences.py
 with the gradient written out, so that one pass over the chunk gives both and nothing is kept for a
 backward pass. With g = dD/dQ, the slope with respect to the student's tempered logits is
 Q (g - E_Q[g]).
+
+A new divergence is a function here, a row of `FORMULAS`, and a method that names the row.
 """
 
 import dataclasses
@@ -12,11 +14,14 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 
 from distill_jax.errors import UsageError, unknown
 from distill_jax.losses.divergences import kl_summands, log_mixture
 from distill_jax.losses.logits import check_fraction
 
+#: Log-probabilities of the ids on this device.
+Logs = Float[Array, "tokens width"]
 #: Sums over the vocabulary, [N, V] -> [N], on one device or across the devices that share it.
 Total = Callable[[jax.Array], jax.Array]
 
@@ -24,21 +29,21 @@ Total = Callable[[jax.Array], jax.Array]
 class ValueAndSlope(NamedTuple):
     """A divergence [N], and its slope [N, V] with respect to the student's tempered logits."""
 
-    value: jax.Array
-    slope: jax.Array
+    value: Float[Array, " tokens"]
+    slope: Float[Array, "tokens width"]
 
 
-def _centred(q: jax.Array, g: jax.Array, total: Total) -> jax.Array:
+def _centred(q: Logs, g: Logs, total: Total) -> Logs:
     return q * (g - total(q * g)[..., None])
 
 
-def forward_kl(log_q: jax.Array, log_p: jax.Array, skew: float, total: Total) -> ValueAndSlope:
+def forward_kl(log_q: Logs, log_p: Logs, skew: float, total: Total) -> ValueAndSlope:
     """KL(P || Q)."""
     del skew
     return ValueAndSlope(total(kl_summands(log_p, log_q)), jnp.exp(log_q) - jnp.exp(log_p))
 
 
-def reverse_kl(log_q: jax.Array, log_p: jax.Array, skew: float, total: Total) -> ValueAndSlope:
+def reverse_kl(log_q: Logs, log_p: Logs, skew: float, total: Total) -> ValueAndSlope:
     """KL(Q || P)."""
     del skew
     return ValueAndSlope(
@@ -46,7 +51,7 @@ def reverse_kl(log_q: jax.Array, log_p: jax.Array, skew: float, total: Total) ->
     )
 
 
-def jensen_shannon(log_q: jax.Array, log_p: jax.Array, skew: float, total: Total) -> ValueAndSlope:
+def jensen_shannon(log_q: Logs, log_p: Logs, skew: float, total: Total) -> ValueAndSlope:
     """beta KL(P || M) + (1 - beta) KL(Q || M), M = beta P + (1 - beta) Q, beta = skew.
 
     The terms of g without a logarithm, 1 - beta P / M - (1 - beta) Q / M, cancel.
@@ -56,14 +61,14 @@ def jensen_shannon(log_q: jax.Array, log_p: jax.Array, skew: float, total: Total
     return ValueAndSlope(value, (1 - skew) * _centred(jnp.exp(log_q), log_q - log_m, total))
 
 
-def skew_kl(log_q: jax.Array, log_p: jax.Array, skew: float, total: Total) -> ValueAndSlope:
+def skew_kl(log_q: Logs, log_p: Logs, skew: float, total: Total) -> ValueAndSlope:
     """KL(P || alpha P + (1 - alpha) Q), alpha = skew."""
     log_m = log_mixture(skew, log_p, log_q)
     slope = (skew - 1) * _centred(jnp.exp(log_q), jnp.exp(log_p - log_m), total)
     return ValueAndSlope(total(kl_summands(log_p, log_m)), slope)
 
 
-def skew_reverse_kl(log_q: jax.Array, log_p: jax.Array, skew: float, total: Total) -> ValueAndSlope:
+def skew_reverse_kl(log_q: Logs, log_p: Logs, skew: float, total: Total) -> ValueAndSlope:
     """KL(Q || (1 - alpha) P + alpha Q), alpha = skew."""
     log_m = log_mixture(skew, log_q, log_p)
     ratio = log_q - log_m
@@ -71,7 +76,7 @@ def skew_reverse_kl(log_q: jax.Array, log_p: jax.Array, skew: float, total: Tota
     return ValueAndSlope(total(kl_summands(log_q, log_m)), slope)
 
 
-def total_variation(log_q: jax.Array, log_p: jax.Array, skew: float, total: Total) -> ValueAndSlope:
+def total_variation(log_q: Logs, log_p: Logs, skew: float, total: Total) -> ValueAndSlope:
     """(1 / 2) sum |P - Q|."""
     del skew
     q = jnp.exp(log_q)
@@ -89,7 +94,7 @@ class Formula(NamedTuple):
         is quadratic in the difference of the logits, 1 where it is linear.
     """
 
-    value_and_slope: Callable[[jax.Array, jax.Array, float, Total], ValueAndSlope]
+    value_and_slope: Callable[[Logs, Logs, float, Total], ValueAndSlope]
     skew: float | None
     power: int
 
