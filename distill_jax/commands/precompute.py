@@ -120,21 +120,20 @@ def write(
     saved = models.load(config.teacher.path[0], key="teacher.path")
     mesh = parallel.make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
     augment = data.Augment(**config.data.augment)
-    shared = dict(
+    finite = _has_finitely_many_views(augment)
+    computation = teachers.AnswerComputation(
         saved=saved,
         train=splits["train"],
         test=splits["test"],
         augment=augment,
+        batch_size=config.evaluation.batch_size if finite else config.training.batch_size,
         dtype=dtype,
-        taps=("pooled",) if taps is None else taps,
+        taps=("pooled",) if taps is None else tuple(taps),
         compute_dtype=config.teacher.compute_dtype,
         mesh=mesh,
-        note=lambda line: print(line, file=sys.stderr, flush=True),
     )
-    if _has_finitely_many_views(augment):
-        manifest = teachers.precompute_views(
-            where, batch_size=config.evaluation.batch_size, **shared
-        )
+    if finite:
+        manifest = teachers.precompute_views(where, computation, note=_print_note)
         amount = {"images": manifest["items"], "views": manifest["answers_an_item"]}
     else:
         ids, _ = train_ids_of(config, splits["train"])
@@ -142,11 +141,11 @@ def write(
         steps = config.training.steps or -(-config.training.epochs * per_epoch // 1)
         manifest = teachers.precompute_steps(
             where,
+            computation,
             train_ids=ids,
             seed=config.seed,
-            batch_size=config.training.batch_size,
             steps=int(steps),
-            **shared,
+            note=_print_note,
         )
         amount = {"steps": manifest["items"]}
     jax.clear_caches()
@@ -156,6 +155,10 @@ def write(
         "bytes": manifest["answer_bytes"],
         **amount,
     }
+
+
+def _print_note(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
 
 
 def _has_finitely_many_views(augment: "Augment") -> bool:

@@ -1,32 +1,25 @@
-"""The folder of responses: shards of lines that are whole or absent, then one file of all.
+"""The folder of a teacher's responses: shards of JSON lines, then one file of all of them.
 
     manifest.json             what they were made from and with, and every shard's SHA-256
     responses-00000.jsonl     the lines of the first prompts, and so on
-    responses.jsonl           all of them, in order, once there is nothing left to do
+    responses.jsonl           all of them, in order, once every shard is written
 
-A shard counts once the manifest has its hash: a writer that was killed leaves whole shards, and
-the next one makes the others. One writer a folder.
+`storage.sharded` writes the shards and resumes after a kill.
 """
 
-import contextlib
-import dataclasses
-import hashlib
 import json
 import os
 import pathlib
-import re
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from distill_jax.errors import UsageError
-from distill_jax.storage import fsync, write_atomically
+from distill_jax.storage import fsync
+from distill_jax.storage.sharded import MANIFEST, Manifest, ShardedFolder
 
 FORMAT = 1
-MANIFEST = "manifest.json"
 JOINED = "responses.jsonl"
-
-_TORN = re.compile(r"\.(manifest\.json|responses(-\d{5,})?\.jsonl)\..+")
 
 
 def shard_name(number: int) -> str:
@@ -34,117 +27,60 @@ def shard_name(number: int) -> str:
     return f"responses-{number:05d}.jsonl"
 
 
-@dataclasses.dataclass(frozen=True)
-class Responses:
-    """A folder of responses; `open` makes it.
+class Responses(ShardedFolder):
+    """A folder of responses, new or to go on with; opening it writes nothing.
 
-    Attributes:
+    Args:
       root: the folder.
-      count: of the shards.
-      manifest: its content, which grows with every shard.
+      made_from: all that decides what the lines are, by the names that an error gives it; values
+        that JSON keeps.
+      count: how many shards the finished folder has.
+      about: what else the manifest of a new folder holds.
+
+    Raises:
+      UsageError: the folder holds responses made from something else, other files or a damaged
+        manifest, or cannot be written.
     """
 
-    root: pathlib.Path
-    count: int
-    manifest: dict[str, Any]
+    content = "responses"
+    parts_key = "shards"
+    part_files = r"responses(-\d{5,})?\.jsonl"
 
-    @classmethod
-    def open(
-        cls,
-        root: str | os.PathLike,
+    def __init__(
+        self,
+        root: str | os.PathLike[str],
         *,
         made_from: Mapping[str, Any],
         count: int,
         about: Mapping[str, Any],
-    ) -> "Responses":
-        """The folder, new or to go on with; writes nothing.
-
-        Args:
-          root: the folder.
-          made_from: all that decides what the lines are, by the names that an error gives it;
-            values that JSON keeps.
-          count: of the shards.
-          about: what else the manifest of a new folder says.
-
-        Raises:
-          UsageError: the folder holds responses of something else, other files or a damaged
-            manifest, or cannot be written.
-        """
-        root = pathlib.Path(root)
-        made_from = json.loads(json.dumps(made_from))
-        found = sorted(p.name for p in root.iterdir()) if root.is_dir() else []
-        if MANIFEST in found:
-            manifest = _read(root)
-            before = manifest["made_from"]
-            for name in sorted(before.keys() | made_from.keys()):
-                if before.get(name) != made_from.get(name):
-                    raise _refusal(
-                        root,
-                        f"holds responses with {name}={before.get(name)!r}, not "
-                        f"{made_from.get(name)!r}; expected the same or a new folder",
-                    )
-            return cls(root, count, manifest)
-        others = [name for name in found if not _TORN.fullmatch(name)]
-        if others:
-            raise _refusal(
-                root, f"holds {others[0]!r} but no {MANIFEST}; expected responses or a new folder"
-            )
-        parent = next(p for p in [root, *root.absolute().parents] if p.exists())
-        if not parent.is_dir() or not os.access(parent, os.W_OK):
-            raise _refusal(root, "expected a folder that can be written")
-        return cls(root, count, {"format": FORMAT, "made_from": made_from, **about, "shards": {}})
+    ):
+        self.count = count
+        settings = json.loads(json.dumps(made_from))
+        super().__init__(root, {"format": FORMAT, "made_from": settings, **about, "shards": {}})
 
     @property
     def began(self) -> bool:
-        """Whether an earlier writer was here."""
+        """Whether an earlier writer has begun the folder."""
         return (self.root / MANIFEST).exists()
 
-    def begin(self) -> list[str]:
-        """Makes the folder, clears what a killed writer left half done, and writes the manifest.
+    def missing_numbers(self) -> list[int]:
+        """The numbers of the shards that are still to be written."""
+        return [number for number in range(self.count) if shard_name(number) not in self.parts]
 
-        Returns:
-          The shards that are damaged or gone, and will be made again.
-        """
-        shards, damaged = self.manifest["shards"], []
-        for name in list(shards):
-            if _sha256(self.root / name) != shards[name]["sha256"]:
-                damaged.append(name)
-                del shards[name]
-        with self._writing():
-            self.root.mkdir(parents=True, exist_ok=True)
-            for path in self.root.iterdir():
-                if _TORN.fullmatch(path.name):
-                    path.unlink()
-            self._write_manifest()
-        return damaged
-
-    def missing(self) -> list[int]:
-        """The numbers of the shards that are not there yet."""
-        return [n for n in range(self.count) if shard_name(n) not in self.manifest["shards"]]
-
-    def add(self, number: int, lines: Iterable[Mapping[str, Any]]) -> None:
-        """Writes a shard."""
+    def add_lines(self, number: int, lines: Iterable[Mapping[str, Any]]) -> None:
+        """Writes a shard, one line for each response."""
         rendered = [json.dumps(line, ensure_ascii=False) + "\n" for line in lines]
-        content = "".join(rendered).encode()
-        shards = self.manifest["shards"]
-        with self._writing():
-            write_atomically(self.root / shard_name(number), content)
-            shards[shard_name(number)] = {
-                "lines": len(rendered),
-                "bytes": len(content),
-                "sha256": hashlib.sha256(content).hexdigest(),
-            }
-            self.manifest["shards"] = dict(sorted(shards.items()))
-            self._write_manifest()
+        name, content = shard_name(number), "".join(rendered).encode()
+        self.add(name, [(name, content)], lines=len(rendered))
 
     def join(self) -> pathlib.Path:
         """Writes all shards, in order, into one file, and returns its path."""
         path, partial = self.root / JOINED, self.root / f".{JOINED}.partial"
-        with self._writing():
-            # Piece by piece: all together need not fit into memory.
+        with self.reporting_disk_errors():
+            # Shard by shard: all together need not fit into memory.
             with partial.open("wb") as whole:
-                for number in range(self.count):
-                    with (self.root / shard_name(number)).open("rb") as shard:
+                for name in self.part_names():
+                    with (self.root / name).open("rb") as shard:
                         shutil.copyfileobj(shard, whole)
                 whole.flush()
                 os.fsync(whole.fileno())
@@ -152,48 +88,48 @@ class Responses:
             fsync(self.root)
         return path
 
-    def _write_manifest(self) -> None:
-        write_atomically(self.root / MANIFEST, json.dumps(self.manifest, indent=2) + "\n")
+    def refusal(self, reason: str) -> UsageError:
+        return UsageError(f"--workdir={self.root}: {reason}")
 
-    @contextlib.contextmanager
-    def _writing(self) -> Iterator[None]:
+    def read_manifest(self) -> Manifest:
+        damaged = self.refusal(f"{MANIFEST} is damaged; expected responses or a new folder")
         try:
-            yield
+            manifest = json.loads((self.root / MANIFEST).read_bytes())
+            version = manifest["format"]
         except OSError as error:
-            done = len(self.manifest["shards"])
-            raise _refusal(
-                self.root,
-                f"cannot be written: {error.strerror or error}; {done} of {self.count} shards are "
-                "whole, and the same command goes on after them",
-            ) from error
+            raise self.refusal(f"cannot read {MANIFEST}: {error.strerror}") from error
+        except (ValueError, KeyError, TypeError, RecursionError):
+            raise damaged from None
+        if version != FORMAT:
+            raise self.refusal(f"has format {version!r}; this version reads {FORMAT}")
+        made_from, shards = manifest.get("made_from"), manifest.get("shards")
+        if not isinstance(made_from, dict) or not isinstance(shards, dict):
+            raise damaged
+        for entry in shards.values():
+            if not isinstance(entry, dict) or not {"bytes", "sha256"} <= entry.keys():
+                raise damaged
+        return manifest
 
+    def render_manifest(self) -> bytes:
+        return (json.dumps(self.manifest, indent=2) + "\n").encode()
 
-def _read(root: pathlib.Path) -> dict[str, Any]:
-    damaged = _refusal(root, f"{MANIFEST} is damaged; expected responses or a new folder")
-    try:
-        manifest = json.loads((root / MANIFEST).read_bytes())
-        written = manifest["format"]
-    except OSError as error:
-        raise _refusal(root, f"cannot read {MANIFEST}: {error.strerror}") from error
-    except (ValueError, KeyError, TypeError, RecursionError):
-        raise damaged from None
-    if written != FORMAT:
-        raise _refusal(root, f"has format {written!r}; this version reads {FORMAT}")
-    parts = [manifest.get("made_from"), manifest.get("shards")]
-    if not all(isinstance(part, dict) for part in parts):
-        raise damaged
-    if not all(isinstance(e, dict) and "sha256" in e for e in manifest["shards"].values()):
-        raise damaged
-    return manifest
+    def refuse_other_settings(self, new: Manifest) -> None:
+        before, now = self.manifest["made_from"], new["made_from"]
+        for name in sorted(before.keys() | now.keys()):
+            if before.get(name) != now.get(name):
+                raise self.refusal(
+                    f"holds responses with {name}={before.get(name)!r}, not {now.get(name)!r}; "
+                    "expected the same or a new folder"
+                )
 
+    def part_names(self) -> list[str]:
+        return [shard_name(number) for number in range(self.count)]
 
-def _sha256(path: pathlib.Path) -> str | None:
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except FileNotFoundError:
-        return None
+    def files_of(self, part: str) -> dict[str, Mapping[str, Any]]:
+        return {part: self.parts[part]}
 
-
-def _refusal(root: pathlib.Path, reason: str) -> UsageError:
-    return UsageError(f"--workdir={root}: {reason}")
+    def part_entry(
+        self, files: Mapping[str, Mapping[str, Any]], facts: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        (file,) = files.values()
+        return {**facts, **file}

@@ -201,8 +201,9 @@ def write(
     fingerprint = models.fingerprint_of(dataclasses.asdict(model.config), params)
     teacher = {"fingerprint": fingerprint, "license": settings.licence or licence_of(folder)}
     responses = _open(settings, workdir, teacher, teacher_path, tokenizer, ids)
-    for name in responses.begin():
+    for name in responses.repair():
         note(f"{workdir}: {name} is damaged or gone, and is made again")
+    responses.begin()
 
     shared = {
         "sampler": {
@@ -219,7 +220,7 @@ def write(
         stop_ids=stops,
         mesh=mesh,
     )
-    for shard in responses.missing():
+    for shard in responses.missing_numbers():
         began = time.perf_counter()
         first = shard * settings.shard
         numbers = range(first, min(first + settings.shard, len(prompts)))
@@ -231,7 +232,7 @@ def write(
             keys=generation.row_keys(settings.seed, *np.array(rows).T),
             batch_size=settings.batch_size,
         )
-        responses.add(
+        responses.add_lines(
             shard,
             [
                 {
@@ -286,7 +287,7 @@ def _open(
     about = describe_run(
         [{"path": str(teacher_path), **teacher, "quantize": settings.quantize}], data
     )
-    responses = Responses.open(
+    responses = Responses(
         workdir,
         made_from=made_from
         | {

@@ -6,6 +6,7 @@ Left out on purpose: formats, which belong to the rooms that read and write them
 
 from distill_jax.storage.paths import (
     GrowingFiles,
+    free_bytes,
     fsync,
     is_remote,
     local_copy,
@@ -22,6 +23,7 @@ from distill_jax.storage.paths import (
 
 __all__ = [
     "GrowingFiles",
+    "free_bytes",
     "fsync",
     "is_remote",
     "local_copy",

@@ -4,6 +4,7 @@ import contextlib
 import os
 import pathlib
 import re
+import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -123,6 +124,14 @@ def staging_folder(
     if is_remote(folder):
         return gcs.staging_folder(folder, last)
     return contextlib.nullcontext(pathlib.Path(folder))
+
+
+def free_bytes(path: str | os.PathLike) -> int:
+    """Bytes that are free on the disk of a file or folder, which need not exist yet."""
+    existing = pathlib.Path(path).absolute()
+    while not existing.exists():
+        existing = existing.parent
+    return shutil.disk_usage(existing).free
 
 
 def make_folder(path: pathlib.Path) -> None:

@@ -5,35 +5,40 @@ A teacher is a saved model in evaluation mode. Its parameters are an argument of
 donated, never in a checkpoint; a fingerprint names it in the manifest of a run.
 """
 
-from distill_jax.teachers.answers.reading import (
-    ANSWER_PREFIX,
-    AnswerStore,
+from distill_jax.teachers.answers.computing import AnswerComputation
+from distill_jax.teachers.answers.images import precompute_steps, precompute_views
+from distill_jax.teachers.answers.schemes import Finite, Seeded, host_draws, view_key
+from distill_jax.teachers.answers.sparse import SparseFormat, compute_sparse_answers
+from distill_jax.teachers.answers.store import ANSWER_PREFIX, AnswerStore
+from distill_jax.teachers.answers.stored_teacher import (
+    ImageRequirements,
     StoredTeacher,
     open_image_store,
 )
-from distill_jax.teachers.answers.schemes import Finite, Seeded, host_draws, view_key
-from distill_jax.teachers.answers.sparse import SparseFormat, compute_sparse_answers
 from distill_jax.teachers.answers.text import (
+    TextSource,
     describe_text_store,
     gather_answers,
     open_text_store,
     precompute_text,
 )
-from distill_jax.teachers.answers.writing import precompute_steps, precompute_views
 from distill_jax.teachers.average import AverageTeacher
 from distill_jax.teachers.online import Teachers, load, mean_probabilities
 from distill_jax.teachers.views import Teacher, View
 
 __all__ = [
     "ANSWER_PREFIX",
+    "AnswerComputation",
     "AnswerStore",
     "AverageTeacher",
     "Finite",
     "Seeded",
+    "ImageRequirements",
     "SparseFormat",
     "StoredTeacher",
     "Teacher",
     "Teachers",
+    "TextSource",
     "View",
     "compute_sparse_answers",
     "describe_text_store",

@@ -1,4 +1,4 @@
-"""A student as its own teacher: the moving average of its parameters answers."""
+"""A student as its own teacher: the moving average of its parameters."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ from distill_jax.teachers.views import View
 
 @dataclasses.dataclass(frozen=True)
 class AverageTeacher:
-    """The mean teacher (Tarvainen & Valpola 2017): the student's moving average, evaluated.
+    """The mean teacher (Tarvainen & Valpola 2017): the student's moving average.
 
     Attributes:
       spec: the student's.
@@ -33,7 +33,7 @@ class AverageTeacher:
         return variables[0][0]
 
     def outputs(self, variables: Sequence[Variables], view: View) -> list[Outputs]:
-        """The average's answer to a view.
+        """The outputs of the averaged student for a view.
 
         Args:
           variables: one pair, the averaged parameters and statistics.

@@ -1,4 +1,4 @@
-"""Frozen networks that answer inside the step, one or several."""
+"""Frozen networks that compute their outputs inside the step, one or several."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ Variables = tuple[dict[str, jax.Array], dict[str, jax.Array]]  # parameters, bat
 
 @dataclasses.dataclass(frozen=True)
 class Teachers:
-    """The structure of the teachers; their arrays travel apart, as arguments of the step.
+    """The structure of the teachers; their arrays are separate arguments of the step.
 
     Attributes:
       specs: what each was made from.
@@ -41,24 +41,25 @@ class Teachers:
         return variables[0][0]
 
     def outputs(self, variables: Sequence[Variables], view: View) -> list[Outputs]:
-        """The answers of all teachers to a view."""
+        """The outputs of all teachers for a view, in evaluation mode and without gradient."""
         return self(variables, view.images)
 
     def __call__(self, variables: Sequence[Variables], images: jax.Array) -> list[Outputs]:
-        """The answers of all teachers to a view, in evaluation mode and without gradient.
+        """The outputs of all teachers for images, in evaluation mode and without gradient.
 
         Args:
           variables: parameters and batch statistics of each, as `load` gave them.
-          images: the view [B, H, W, C] in [0, 1]; each teacher normalises it in its own way.
+          images: the view [B, H, W, C] in [0, 1]; each teacher normalises it with its own
+            mean and standard deviation.
         """
-        answers = []
+        found = []
         for spec, graphdef, (params, stats) in zip(
             self.specs, self.graphdefs, variables, strict=True
         ):
             inputs = models.normalise(images, spec.mean, spec.std)
             outputs, _ = models.apply(graphdef, params, stats, inputs, train=False)
-            answers.append(jax.lax.stop_gradient(outputs))
-        return answers
+            found.append(jax.lax.stop_gradient(outputs))
+        return found
 
 
 def load(

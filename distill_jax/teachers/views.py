@@ -1,4 +1,4 @@
-"""What a teacher is, for the step: it is asked about a view and answers."""
+"""What a teacher is to the step: it gives outputs for a view."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -16,8 +16,8 @@ class View:
     Attributes:
       images: float32 [B, H, W, C] in [0, 1].
       ids: positions of the examples in the split, int32 [B].
-      draws: the numbers of `data.augment.draw`, by which a stored answer is found.
-      stored_answers: what came with the batch from a store on the host, by name; {} otherwise.
+      draws: the numbers of `data.augment.draw`, which select a stored answer.
+      stored_answers: what the host read from a store for the batch, by name; {} otherwise.
     """
 
     images: jax.Array
@@ -27,12 +27,12 @@ class View:
 
 
 class Teacher(Protocol):
-    """Where answers come from.
+    """Where the teacher's outputs come from: a network, several, or a store.
 
     Attributes:
       weights: one a teacher, summing to 1.
-      own_average: whether the answers are those of the student's own average.
-      precomputed: whether the answers were given before, so that the pixels are not looked at.
+      own_average: whether the teacher is the moving average of the student.
+      precomputed: whether the outputs come from a store, so that the pixels are not read.
     """
 
     weights: tuple[float, ...]

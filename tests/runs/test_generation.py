@@ -21,9 +21,9 @@ import pytest
 from distill_jax import models, parallel
 from distill_jax.data import text
 from distill_jax.errors import UsageError
-from distill_jax.generation import responses
 from distill_jax.models import language
 from distill_jax.runs import generation as generate
+from distill_jax.storage import sharded
 
 PROMPTS = [
     {"prompt": "The quick brown fox"},
@@ -230,6 +230,7 @@ SCRIPT = """
 import json, sys, jax
 from distill_jax import models, parallel
 from distill_jax.runs import generation as generate
+from distill_jax.storage import sharded
 settings = json.loads(sys.argv[1])
 settings["stops"] = tuple(settings["stops"])
 mesh = parallel.make_mesh(data=1, devices=jax.devices()[:1])
@@ -426,14 +427,14 @@ def test_the_licence_is_in_the_front_matter(tmp_path, readme, expected):
 
 def test_a_full_disk_is_one_line(done, settings, teacher, tmp_path, monkeypatch):
     workdir = tmp_path / "run"
-    whole = responses.write_atomically
+    whole = sharded.write_atomically
 
     def full(path, content):
         if path.name == "responses-00001.jsonl":
             raise OSError(28, "No space left on device")
         whole(path, content)
 
-    monkeypatch.setattr(responses, "write_atomically", full)
+    monkeypatch.setattr(sharded, "write_atomically", full)
     with pytest.raises(UsageError, match="No space left on device; 1 of 4 shards are whole"):
         write(settings, teacher, workdir)
     monkeypatch.undo()

@@ -93,8 +93,7 @@ def _stored(config, method, mesh, splits, train_ids, resident_limit) -> Opened:
             f"teacher.store={path!r}: {config.method.name} shows a second view, whose answers are "
             "not stored; expected teacher.path alone"
         )
-    teacher = teachers.open_image_store(
-        path,
+    required = teachers.ImageRequirements(
         train_fingerprint=data.fingerprint(splits["train"]),
         test_fingerprint=data.fingerprint(splits["test"]),
         augment=data.Augment(**config.data.augment),
@@ -103,6 +102,7 @@ def _stored(config, method, mesh, splits, train_ids, resident_limit) -> Opened:
         batch_size=config.training.batch_size,
         train_ids=train_ids,
     )
+    teacher = teachers.open_image_store(path, required)
     variables = []
     finite = isinstance(teacher.scheme, teachers.Finite)
     wanted = config.teacher.resident

@@ -86,17 +86,24 @@ def write(
         batch = {"id": ids, **rows.batch(ids)}
         return answer(params, parallel.put_rows(batch, parallel.batch_sharding(mesh)))
 
-    manifest = teachers.precompute_text(
-        where,
+    source = teachers.TextSource(
+        teacher=entry["fingerprint"],
+        parameters=entry["parameters"],
+        quantize=entry["quantize"],
+        compute_dtype=config.teacher.compute_dtype,
+        rows=len(rows),
+        length=rows.length,
+        rows_fingerprint=text.fingerprint(rows),
+        tokenizer=tokenizer.fingerprint,
         sparse=sparse,
         seed=config.seed,
         temperature=temperature.start,
-        teacher={**entry, "compute_dtype": config.teacher.compute_dtype},
-        data={"fingerprint": text.fingerprint(rows), "tokenizer": tokenizer.fingerprint},
-        rows=len(rows),
-        length=rows.length,
+    )
+    manifest = teachers.precompute_text(
+        where,
+        source,
+        compute=of_rows,
         batch_size=config.evaluation.batch_size,
-        answer=of_rows,
         part_size=part_size,
         note=lambda line: print(line, file=sys.stderr, flush=True),
     )

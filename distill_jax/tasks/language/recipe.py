@@ -163,7 +163,7 @@ class Comparison:
             }
             return losses.vocab_sparse_kl(
                 *states(student),
-                **self.stored.answer(flat),
+                **self.stored.loss_arguments(flat),
                 temperature=temperature,
                 soft_weight=soft_weight * self.divergences[0].weight,
                 hard_weight=hard_weight,

@@ -1,6 +1,7 @@
 """A teacher's answers, computed once and kept on disk: to every view of an image, or to tokens.
 
-`schemes` says what is asked, `computing` asks, `writing` and `text` write, `reading` serves the
-answers to a run, `sparse` is what is kept of a distribution over a vocabulary, and `manifest` says
-what a folder was made from.
+For images, `schemes` says which views a store has, `computing` runs the teacher, `images` writes
+stores and `stored_teacher` reads them in training. `text` does both for text, where `sparse` is
+what is kept of a distribution over a vocabulary. `store` is the folder that all of them share, and
+`manifest` records what its answers were computed from.
 """

@@ -1,9 +1,9 @@
-"""What a teacher is asked for a store, how it answers, and the manifest that says so."""
+"""Computes a teacher's answers to images for an answer store, and the manifest of the store."""
 
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 
 from distill_jax import data, models, parallel
 from distill_jax.errors import UsageError, unknown
+from distill_jax.storage.sharded import Manifest
 from distill_jax.teachers.answers.manifest import FORMAT, Arrays
 from distill_jax.teachers.answers.schemes import Finite
 
@@ -22,21 +23,35 @@ DTYPES = ("bfloat16", "float16", "float32")
 
 @dataclasses.dataclass(frozen=True)
 class AnswerComputation:
-    """A teacher and what it is asked: the functions that answer, jitted, and their description."""
+    """A teacher, images and views: everything that decides what the stored answers are.
+
+    Attributes:
+      saved: the teacher.
+      train: the full training split.
+      test: the test split.
+      augment: makes the views of the training images.
+      batch_size: views in one call of the teacher.
+      dtype: of the stored answers to the training images, one of DTYPES.
+      taps: which taps to store in addition to the logits.
+      compute_dtype: "float32" or "bfloat16", of the teacher's computation.
+      mesh: the devices that share a batch; all by default.
+
+    Raises:
+      UsageError: a dtype or tap is unknown, the batch does not divide among the devices, or the
+        teacher is for other images or classes.
+    """
 
     saved: models.Saved
     train: data.Examples
     test: data.Examples
     augment: data.Augment
-    dtype: str
-    taps: tuple[str, ...]
-    compute_dtype: str
     batch_size: int
-    mesh: Mesh | None
+    dtype: str = "float16"
+    taps: tuple[str, ...] = ("pooled",)
+    compute_dtype: str = "float32"
+    mesh: Mesh = dataclasses.field(default_factory=parallel.make_mesh)
 
-    def __post_init__(self):
-        if self.mesh is None:
-            object.__setattr__(self, "mesh", parallel.make_mesh())
+    def __post_init__(self) -> None:
         for name, known in (("dtype", DTYPES), ("compute_dtype", ("bfloat16", "float32"))):
             if getattr(self, name) not in known:
                 raise unknown(name, getattr(self, name), known, "dtype")
@@ -127,7 +142,7 @@ class AnswerComputation:
             return self._answer(variables, self._view(images, draws), self.dtype)
 
         def answers(images: Iterable[np.ndarray], keys: np.ndarray) -> Arrays:
-            # The keys first: the feed is endless, and one batch more of it would be read in vain.
+            # `keys` first in `zip`: the feed is endless, and would read one batch more in vain.
             calls = (
                 step(self._variables, jax.device_put(batch, sharding), words)
                 for words, batch in zip(keys, images, strict=False)
@@ -139,8 +154,8 @@ class AnswerComputation:
 
         return answers
 
-    def identity(self, examples: data.Examples, ids: np.ndarray) -> Arrays:
-        """The answers to images as they are: float32 [n, ...]."""
+    def unaugmented(self, examples: data.Examples, ids: np.ndarray) -> Arrays:
+        """The answers to images that are not augmented: float32 [n, ...]."""
 
         sharding = parallel.batch_sharding(self.mesh)
 
@@ -157,13 +172,29 @@ class AnswerComputation:
         return {name: array[: len(ids)] for name, array in _joined(calls, "float32").items()}
 
     def manifest(
-        self, scheme: dict[str, Any], items: int, inner: int, part_size: int, held_out: int = 0
-    ) -> dict[str, Any]:
-        """The manifest of a store without parts: of so many items of `inner` answers each."""
+        self,
+        scheme: Mapping[str, Any],
+        *,
+        items: int,
+        answers_per_item: int,
+        part_size: int,
+        held_out: int = 0,
+    ) -> Manifest:
+        """The manifest of a store without parts.
+
+        Args:
+          scheme: which views the store has, as JSON.
+          items: how many images or steps.
+          answers_per_item: how many views of an image, or examples of a step.
+          part_size: items a part; 0 if not chosen.
+          held_out: how many training images no step uses.
+        """
         spec, info = self.saved.spec, self.train.info
-        arrays = {"logits": self._shapes.logits} | {t: self._shapes.taps[t] for t in self.taps}
-        arrays = {name: list(a.shape[1:]) for name, a in arrays.items()}
-        one = sum(math.prod(shape) for shape in arrays.values()) * jnp.dtype(self.dtype).itemsize
+        outputs = {"logits": self._shapes.logits} | {t: self._shapes.taps[t] for t in self.taps}
+        arrays = {name: list(output.shape[1:]) for name, output in outputs.items()}
+        one_answer = (
+            sum(math.prod(shape) for shape in arrays.values()) * jnp.dtype(self.dtype).itemsize
+        )
         return {
             "format": FORMAT,
             "teacher": {
@@ -179,15 +210,15 @@ class AnswerComputation:
                 "test": {"examples": len(self.test), "fingerprint": data.fingerprint(self.test)},
                 "held_out": held_out,
             },
-            "scheme": scheme,
+            "scheme": dict(scheme),
             "augment": dataclasses.asdict(self.augment),
             "dtype": self.dtype,
             "compute_dtype": self.compute_dtype,
             "taps": list(self.taps),
             "arrays": arrays,
             "items": items,
-            "answers_an_item": inner,
-            "answer_bytes": one * inner * items,
+            "answers_an_item": answers_per_item,
+            "answer_bytes": one_answer * answers_per_item * items,
             "part_size": part_size,
             "software": [],
             "parts": {},

@@ -1,4 +1,4 @@
-"""The manifest of a store: what its answers were made from, and whether its files are intact."""
+"""The manifest of an answer store: what its answers were computed from, and which parts it has."""
 
 import hashlib
 import json
@@ -11,26 +11,26 @@ import numpy as np
 
 from distill_jax import data
 from distill_jax.errors import UsageError
+from distill_jax.storage.sharded import MANIFEST, Manifest
 from distill_jax.teachers.answers.schemes import view_options
 
 FORMAT = 1
-MANIFEST = "manifest.json"
 
 Arrays = dict[str, np.ndarray]
 
 
-def refusal(path: str | os.PathLike, reason: str) -> UsageError:
+def refusal(path: str | os.PathLike[str], reason: str) -> UsageError:
     """The error of a store that cannot be used."""
     return UsageError(f"teacher.store={str(path)!r}: {reason}")
 
 
-def rendered(manifest: Mapping[str, Any]) -> bytes:
+def render(manifest: Mapping[str, Any]) -> bytes:
     """The bytes of a manifest's file: the manifest and its own SHA-256."""
     digest = hashlib.sha256(json.dumps(manifest).encode()).hexdigest()
     return (json.dumps({**manifest, "sha256": digest}, indent=1) + "\n").encode()
 
 
-def read_manifest(path: str | os.PathLike) -> dict[str, Any]:
+def read_manifest(path: str | os.PathLike[str]) -> Manifest:
     """The manifest of a store, finished or not.
 
     Raises:
@@ -43,23 +43,28 @@ def read_manifest(path: str | os.PathLike) -> dict[str, Any]:
         raise refusal(path, reason) from None
     try:
         manifest = json.loads(content)
-        written = manifest["format"]
+        version = manifest["format"]
         del manifest["sha256"]
-        # Byte for byte: so that also a change which means the same to a JSON parser is a change.
-        intact = rendered(manifest) == content
+        # Byte for byte, so that a change that means the same to a JSON parser is also noticed.
+        intact = render(manifest) == content
     except (ValueError, KeyError, TypeError, RecursionError):
-        intact, written = False, FORMAT
-    if written != FORMAT:
-        raise refusal(path, f"it has format {written!r}; this version reads {FORMAT}")
+        intact, version = False, FORMAT
+    if version != FORMAT:
+        raise refusal(path, f"it has format {version!r}; this version reads {FORMAT}")
     if not intact:
         raise refusal(path, f"{MANIFEST} is damaged; delete the folder and store the answers again")
     return manifest
 
 
-def made_for(manifest: Mapping[str, Any]) -> dict[str, Any]:
-    """What the answers hold for, and for nothing else, by the name that a message gives it."""
+def is_of_text(manifest: Mapping[str, Any]) -> bool:
+    """Whether the answers are to text; otherwise they are to images."""
+    return "temperature" in manifest
+
+
+def settings_of(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """All that decides what the answers are, under the names that an error message uses."""
     sets = manifest["data"]
-    if "temperature" in manifest:  # of text
+    if is_of_text(manifest):
         return {
             "teacher": manifest["teacher"]["fingerprint"],
             "tokenizer": sets["tokenizer"],
@@ -74,58 +79,43 @@ def made_for(manifest: Mapping[str, Any]) -> dict[str, Any]:
         "training data": sets["train"]["fingerprint"],
         "test data": sets["test"]["fingerprint"],
         "classes": sets["classes"],
-        **augmentation(manifest["augment"]),
+        **augment_settings(manifest["augment"]),
         **{name: value for name, value in manifest["scheme"].items() if name != "probe"},
         **{name: manifest[name] for name in ("dtype", "compute_dtype", "taps")},
     }
 
 
-def augmentation(options: data.Augment | Mapping[str, Any]) -> dict[str, Any]:
-    """What `made_for` says of the views, by the keys of a config."""
+def augment_settings(options: data.Augment | Mapping[str, Any]) -> dict[str, Any]:
+    """The entries of `settings_of` that describe the views, under the keys of a config."""
     return {f"data.augment.{name}": value for name, value in view_options(options).items()}
 
 
-def refuse_other(
-    path: str | os.PathLike, manifest: Mapping[str, Any], expected: Mapping[str, Any]
+def refuse_other_settings(
+    path: str | os.PathLike[str], manifest: Mapping[str, Any], expected: Mapping[str, Any]
 ) -> None:
-    """UsageError when a store was made for anything but what is expected; None expects nothing."""
-    stored = made_for(manifest)
+    """UsageError when a store has other settings than expected; None accepts any value."""
+    stored = settings_of(manifest)
     for name, value in expected.items():
         if value is not None and stored.get(name) != value:
-            was, now = (
-                v[:12] if isinstance(v, str) and len(v) == 64 else v
-                for v in (stored.get(name), value)
-            )
-            raise refusal(path, f"made for {name}={was!r}; this run has {now!r}")
+            before, now = _shortened(stored.get(name)), _shortened(value)
+            raise refusal(path, f"made for {name}={before!r}; this run has {now!r}")
 
 
-def names_of_parts(manifest: Mapping[str, Any]) -> list[str]:
-    """Every part that the finished store has, in the order of writing."""
-    plain = [name for name in ("test", "held_out") if manifest["data"].get(name)]
+def _shortened(value: Any) -> Any:
+    is_sha256 = isinstance(value, str) and len(value) == 64
+    return value[:12] if is_sha256 else value
+
+
+def part_names(manifest: Mapping[str, Any]) -> list[str]:
+    """The names of all parts of the finished store, in the order of writing."""
+    unaugmented = [name for name in ("test", "held_out") if manifest["data"].get(name)]
     count = -(-manifest["items"] // manifest["part_size"])
-    return [*plain, *(f"{number:05d}" for number in range(count))]
+    return [*unaugmented, *(f"{number:05d}" for number in range(count))]
 
 
 def file_name(part: str, array: str) -> str:
     """The file of one array of a part."""
     return f"{array}-{part}.npy" if part.isdigit() else f"{part}-{array}.npy"
-
-
-def damage(folder: pathlib.Path, part: Mapping[str, Any], *, hashes: bool) -> str:
-    """The first fault of a part's files, in words, or ""; without `hashes` by their sizes alone."""
-    for name, entry in part["files"].items():
-        try:
-            if (folder / name).stat().st_size != entry["bytes"]:
-                return f"{name} is damaged: it has not the size that was written"
-            if hashes:
-                with open(folder / name, "rb") as file:
-                    if hashlib.file_digest(file, "sha256").hexdigest() != entry["sha256"]:
-                        return f"{name} is damaged: its SHA-256 is not the one in {MANIFEST}"
-        except FileNotFoundError:
-            return f"{name} is missing"
-        except OSError as error:
-            return f"{name} cannot be read: {error.strerror}"
-    return ""
 
 
 def hash_of_ids(ids: np.ndarray) -> str:

@@ -3,7 +3,7 @@
 A crop and a flip make finitely many views of an image, so that a store can hold the answer to each
 (`Finite`) and serve any seed, any number of epochs. Colours and mixes are drawn from a continuum:
 there a store holds whole steps, each with its examples and the key of its views (`Seeded`), and
-a training goes through the same steps. Left out on purpose: answers, which are in store.py.
+a training goes through the same steps. Left out on purpose: the answers, see `store`.
 """
 
 import contextlib
@@ -23,7 +23,7 @@ from distill_jax.errors import UsageError
 # The options of `data.draw` and `data.view` that choose among finitely many views.
 _FINITE = ("crop_padding", "padding_mode", "flip")
 
-# How many numbers of a stored step are kept to tell whether its draws are still the same.
+# How many numbers that a stored step draws its manifest keeps, to check that JAX still draws them.
 _PROBED = 16
 
 
@@ -31,7 +31,7 @@ def view_options(options: data.Augment | Mapping[str, Any]) -> dict[str, Any]:
     """The options that bear on `data.view`, without those of a second, strong view.
 
     Args:
-      options: an augmentation, or some fields of one; the others do nothing.
+      options: an augmentation, or some fields of one; absent fields have their defaults.
     """
     if isinstance(options, data.Augment):
         options = dataclasses.asdict(options)
@@ -57,7 +57,7 @@ def view_key(seed: int, step: Array | int) -> Array:
 def host_draws(
     seed: int, step: int, batch_size: int, options: data.Augment
 ) -> dict[str, np.ndarray]:
-    """The numbers that a step draws for its views, computed on the host beside a busy accelerator.
+    """The numbers that a step draws for its views, computed on the host.
 
     Args:
       seed: of the run.
@@ -73,12 +73,12 @@ def host_draws(
 
 
 def _on_host() -> contextlib.AbstractContextManager:
-    # The other generators give other numbers on other backends.
+    # Other generators give other numbers on other backends.
     if key_implementation() != "threefry2x32":
         return contextlib.nullcontext()
     try:
         return jax.default_device(jax.local_devices(backend="cpu")[0])
-    except RuntimeError:  # JAX was told to know no CPU
+    except RuntimeError:  # JAX_PLATFORMS excludes the CPU
         return contextlib.nullcontext()
 
 
@@ -170,7 +170,7 @@ class Finite:
 
 @dataclasses.dataclass(frozen=True)
 class Seeded:
-    """The views of the first steps of one training, over which another may go again and again.
+    """The views of the first steps of one training, through which another training may cycle.
 
     Attributes:
       steps: S, at least 1; step n of a training is row n mod S of the store.
@@ -195,15 +195,15 @@ class Seeded:
             return np.stack([_words(self.seed, first + row) for row in range(count)])
 
     def probe(self, options: data.Augment) -> dict[str, list[float]]:
-        """A few numbers that row 0 draws, by which a store knows that its views are still made."""
+        """A few numbers that row 0 draws, by which `still_draws` recognises a store's views."""
         draws = host_draws(self.seed, 0, self.batch_size, options)
         return {
             name: np.asarray(values, np.float64).reshape(-1)[:_PROBED].tolist()
             for name, values in sorted(draws.items())
         }
 
-    def draws_as(self, probe: Mapping[str, list[float]], options: data.Augment) -> bool:
-        """Whether row 0 still draws what it drew: another version of JAX may draw otherwise."""
+    def still_draws(self, probe: Mapping[str, list[float]], options: data.Augment) -> bool:
+        """Whether row 0 draws the numbers of `probe`: another version of JAX may draw others."""
         now = self.probe(options)
         return now.keys() == probe.keys() and all(
             len(now[name]) == len(values)
@@ -214,7 +214,7 @@ class Seeded:
 
 
 def key_implementation() -> str:
-    """The generator that keys are for, such as "threefry2x32": a key's words mean nothing alone."""
+    """The PRNG of new keys, such as "threefry2x32"; a key's words are of use to one PRNG alone."""
     return str(jax.random.key_impl(jax.random.key(0)))
 
 

@@ -1,7 +1,7 @@
-"""What a store keeps of a distribution over a vocabulary: draws from it, or its likeliest ids.
+"""What a store keeps of a distribution over a vocabulary: samples of it, or its likeliest ids.
 
 A whole distribution of 128,256 ids in float16 would take 256 kB a token; 50 draws take 250 bytes.
-Left out on purpose: files, which are in text_store.py, and the loss, `losses.vocab_sparse_kl`.
+Left out on purpose: files, see `text`, and the loss, `losses.vocab_sparse_kl`.
 """
 
 import dataclasses
@@ -33,8 +33,8 @@ class SparseFormat:
 
     Attributes:
       kind: "sampled", the ids of draws with replacement and how often each was drawn (Anshumann et
-        al. 2025, RS-KD), or "top_k", the likeliest ids, their log-probabilities and that of all
-        others together.
+        al. 2025, RS-KD), or "top_k", the likeliest ids, their log-probabilities and that of
+        all other ids together.
       count: how many draws or ids.
       vocab_size: how many ids there are.
       dtype: of log-probabilities, one of DTYPES.
@@ -47,20 +47,20 @@ class SparseFormat:
 
     @classmethod
     def parse(
-        cls, said: str, vocab_size: int, dtype: str = "float16", *, key: str
+        cls, value: str, vocab_size: int, dtype: str = "float16", *, key: str
     ) -> "SparseFormat":
-        """Of "sampled", "sampled:50", "top_k" or "top_k:64".
+        """The format that "sampled", "sampled:50", "top_k" or "top_k:64" names.
 
         Raises:
-          UsageError: it is none of these, or has more than there are; `key` is to blame.
+          UsageError: it is none of these, or a number is out of range; the error names `key`.
         """
-        kind, colon, number = said.partition(":")
+        kind, colon, number = value.partition(":")
         if kind not in KINDS or (colon and not number.isdecimal()):
-            raise UsageError(f"{key}={said!r}: expected sampled:DRAWS or top_k:IDS, as sampled:50")
+            raise UsageError(f"{key}={value!r}: expected sampled:DRAWS or top_k:IDS, as sampled:50")
         count = int(number) if colon else KINDS[kind]
         most = _MOST_DRAWS if kind == "sampled" else vocab_size
         if not 1 <= count <= most:
-            raise UsageError(f"{key}={said!r}: expected a number from 1 to {most}")
+            raise UsageError(f"{key}={value!r}: expected a number from 1 to {most}")
         if dtype not in DTYPES:
             raise UsageError(f"dtype={dtype!r}: expected {' or '.join(DTYPES)} on text")
         return cls(kind, count, vocab_size, dtype)
@@ -85,7 +85,7 @@ class SparseFormat:
         """Bytes a token."""
         return sum(math.prod(shape) * dtype.itemsize for shape, dtype in self.arrays.values())
 
-    def answer(self, stored: Mapping[str, Array]) -> dict[str, Array]:
+    def loss_arguments(self, stored: Mapping[str, Array]) -> dict[str, Array]:
         """The arguments of `losses.vocab_sparse_kl` from stored arrays of N tokens."""
         ids = stored["ids"].astype(jnp.int32)
         if self.kind == "top_k":
@@ -94,8 +94,8 @@ class SparseFormat:
         logs = jnp.log(jnp.maximum(counts, 1).astype(jnp.float32))
         return {"ids": jnp.where(counts > 0, ids, -1), "log_probs": logs}
 
-    def of(self, log_p: Array, uniforms: Array | None) -> dict[str, Array]:
-        """What is kept of distributions.
+    def compress(self, log_p: Array, uniforms: Array | None) -> dict[str, Array]:
+        """The stored arrays of distributions.
 
         Args:
           log_p: [C, vocab_size], normalised.
@@ -119,11 +119,12 @@ class SparseFormat:
         return {**found, "finite": jnp.all(jnp.isfinite(log_p), axis=-1)}
 
     def _drawn(self, log_p: Array, uniforms: Array, rows: Array) -> dict[str, Array]:
-        """Where uniform numbers fall among the summed probabilities; each id once, ascending.
+        """Draws ids by inverting the cumulative distribution at uniform numbers.
 
-        The first number chooses one of about sqrt(vocab_size) runs of ids and the second an id in
-        it: float32 has no digits for rare ids in the sum of all, and they would be drawn too seldom
-        or too often.
+        The result has each drawn id once, ascending, and how often it was drawn. The first number
+        of a draw chooses one of about sqrt(vocab_size) runs of ids and the second an id in the run:
+        in one cumulative sum over all ids, float32 has no digits left for rare ids, which would be
+        drawn too seldom or too often.
         """
         side = math.isqrt(self.vocab_size - 1) + 1
         p = jnp.pad(jnp.exp(log_p), ((0, 0), (0, side**2 - self.vocab_size)))
@@ -132,15 +133,15 @@ class SparseFormat:
         find = jax.vmap(functools.partial(jnp.searchsorted, side="right"))
         run = jnp.minimum(find(among, uniforms[..., 0] * among[:, -1:]), side - 1)
         chosen = jnp.take_along_axis(within, run[..., None], axis=1)
-        place = jax.vmap(find)(chosen, uniforms[..., 1:] * chosen[..., -1:])[..., 0]
-        drawn = jnp.sort(jnp.minimum(run * side + place, self.vocab_size - 1), axis=-1)
+        offset = jax.vmap(find)(chosen, uniforms[..., 1:] * chosen[..., -1:])[..., 0]
+        drawn = jnp.sort(jnp.minimum(run * side + offset, self.vocab_size - 1), axis=-1)
         new = drawn[:, 1:] != drawn[:, :-1]
-        place = jnp.pad(jnp.cumsum(new, axis=-1), ((0, 0), (1, 0)))
+        slot = jnp.pad(jnp.cumsum(new, axis=-1), ((0, 0), (1, 0)))
         empty = jnp.zeros((log_p.shape[0], min(self.count, self.vocab_size)), jnp.int32)
-        return {"ids": empty.at[rows, place].set(drawn), "counts": empty.at[rows, place].add(1)}
+        return {"ids": empty.at[rows, slot].set(drawn), "counts": empty.at[rows, slot].add(1)}
 
     def uniforms(self, seed: int, rows: Array, length: int) -> Array | None:
-        """What the draws of rows are made from: a function of the seed and of a row's number.
+        """The uniform numbers of some rows' draws: a function of the seed and a row's number.
 
         Args:
           seed: of the draws.
@@ -168,10 +169,10 @@ def compute_sparse_answers(
     temperature: float,
     mesh: Mesh,
 ) -> dict[str, Any]:
-    """What is kept of a decoder's distributions, a chunk of tokens at a time.
+    """Compresses a decoder's distributions, a chunk of tokens at a time.
 
-    Over a mesh each device has its own tokens. Heads stay in parts over `tensor`; the logits of a
-    chunk, and no more, are put together, for sorting needs them all.
+    On a mesh each device has its own tokens. The head stays sharded over `tensor`; only
+    the logits of one chunk are gathered, because sorting needs them all.
 
     Args:
       sparse: what is kept.
@@ -188,7 +189,7 @@ def compute_sparse_answers(
     parts = mesh.shape["tensor"]
     head = jnp.pad(head, ((0, 0), (0, -head.shape[1] % parts)))
 
-    def here(hidden, head, uniforms):
+    def on_device(hidden, head, uniforms):
         count = hidden.shape[0]
         size = min(chunk_size(count, head.shape[1] * parts, parallel.platform(mesh)), count)
         missing = -count % size
@@ -203,13 +204,13 @@ def compute_sparse_answers(
             if parts > 1:
                 z = jax.lax.all_gather(z, "tensor", axis=1, tiled=True)
             log_p = jax.nn.log_softmax(z[:, : sparse.vocab_size] / temperature, axis=-1)
-            return sparse.of(log_p, drawn)
+            return sparse.compress(log_p, drawn)
 
         found = jax.lax.map(body, jax.tree.map(split, (hidden, uniforms)))
         return {name: a.reshape(-1, *a.shape[2:])[:count] for name, a in found.items()}
 
     rows, columns = PartitionSpec(parallel.BATCH), PartitionSpec(None, "tensor")
     mapped = jax.shard_map(
-        here, mesh=mesh, in_specs=(rows, columns, rows), out_specs=rows, check_vma=False
+        on_device, mesh=mesh, in_specs=(rows, columns, rows), out_specs=rows, check_vma=False
     )
     return mapped(hidden, head, uniforms)

@@ -1,14 +1,13 @@
-"""Stores what a decoder says of each token of packed rows, and opens such a store for a training.
+"""Precomputes a decoder's answers to every token of packed rows, and opens such a store.
 
     manifest.json                   what the answers were made from, and every file's SHA-256
     ids-00000.npy, ...              [n, T, K]: n rows in the order of the packing
 
-The arrays are those of `sparse.Sparse`. How parts are written, hashed and continued is the matter
-of store.py; as there, one writer a folder, of one process, and any number of readers.
+The arrays are those of `sparse.SparseFormat`; `store` writes, verifies and reads the files.
 """
 
+import dataclasses
 import os
-import pathlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -16,42 +15,96 @@ import jax
 import numpy as np
 
 from distill_jax.errors import UsageError
+from distill_jax.storage.sharded import Manifest
 from distill_jax.teachers.answers import manifest as manifests
-from distill_jax.teachers.answers import writing
-from distill_jax.teachers.answers.manifest import FORMAT, Arrays, read_manifest, refuse_other
-from distill_jax.teachers.answers.reading import ANSWER_PREFIX, AnswerStore, open_store
+from distill_jax.teachers.answers.manifest import FORMAT, Arrays
 from distill_jax.teachers.answers.sparse import SparseFormat
+from distill_jax.teachers.answers.store import (
+    ANSWER_PREFIX,
+    AnswerFolder,
+    AnswerStore,
+    Note,
+    open_store,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class TextSource:
+    """What a store of answers to text is made from.
+
+    Attributes:
+      teacher: fingerprint of the teacher.
+      parameters: of the teacher, how many.
+      quantize: how the teacher's weights are quantized; "" for not.
+      compute_dtype: of the teacher's computation.
+      rows: R, how many packed training rows there are.
+      length: T, tokens of a row.
+      rows_fingerprint: of the rows.
+      tokenizer: fingerprint of the tokenizer.
+      sparse: what is kept of a distribution.
+      seed: of the draws.
+      temperature: T of the distributions.
+    """
+
+    teacher: str
+    parameters: int
+    quantize: str
+    compute_dtype: str
+    rows: int
+    length: int
+    rows_fingerprint: str
+    tokenizer: str
+    sparse: SparseFormat
+    seed: int
+    temperature: float
+
+    def manifest(self, part_size: int) -> Manifest:
+        """The manifest of a store without parts."""
+        sparse = self.sparse
+        kept = {"ids": sparse.count}
+        if sparse.kind == "sampled":
+            kept = {"draws": sparse.count, "seed": self.seed}
+        return {
+            "format": FORMAT,
+            "teacher": {"fingerprint": self.teacher, "parameters": self.parameters},
+            "data": {
+                "name": "text",
+                "train": {"examples": self.rows, "fingerprint": self.rows_fingerprint},
+                "tokenizer": self.tokenizer,
+                "vocabulary": sparse.vocab_size,
+            },
+            "scheme": {"scheme": sparse.kind, **kept},
+            "temperature": self.temperature,
+            "dtype": sparse.dtype,
+            "quantize": self.quantize,
+            "compute_dtype": self.compute_dtype,
+            "arrays": {name: [self.length, *shape] for name, (shape, _) in sparse.arrays.items()},
+            "items": self.rows,
+            "answers_an_item": self.length,
+            "answer_bytes": self.rows * self.length * sparse.nbytes,
+            "part_size": part_size,
+            "software": [],
+            "parts": {},
+        }
 
 
 def precompute_text(
-    path: str | os.PathLike,
+    path: str | os.PathLike[str],
+    source: TextSource,
     *,
-    sparse: SparseFormat,
-    seed: int,
-    temperature: float,
-    teacher: dict[str, Any],
-    data: dict[str, Any],
-    rows: int,
-    length: int,
+    compute: Callable[[np.ndarray], dict[str, Any]],
     batch_size: int,
-    answer: Callable[[np.ndarray], dict[str, Any]],
     part_size: int = 0,
-    note: Callable[[str], None] = print,
-) -> dict[str, Any]:
-    """Stores a teacher's answers to all training rows, or goes on where it stopped.
+    note: Note = print,
+) -> Manifest:
+    """Stores a teacher's answers to all training rows, or resumes an unfinished store.
 
     Args:
-      path: the folder: a new one, or a store of the very same answers.
-      sparse: what is kept of an answer.
-      seed: of draws.
-      temperature: T of the distributions.
-      teacher: "fingerprint", "parameters", "quantize" and "compute_dtype".
-      data: "fingerprint" of the rows, and "tokenizer", its fingerprint.
-      rows: R, how many there are.
-      length: T, tokens of a row.
-      batch_size: B, rows in one call of the teacher.
-      answer: int32 [B] numbers of rows -> the arrays of `sparse`, [B, T, ...], and "finite",
+      path: the folder: a new one, or a store of the same answers.
+      source: what the answers are made from.
+      compute: int32 [B] numbers of rows -> the arrays of `sparse`, [B, T, ...], and "finite",
         bool [B, T].
+      batch_size: B, rows in one call of the teacher.
       part_size: rows a part; 0 for about 64 MiB, or for what an unfinished store has.
       note: called with one line for each part that is written.
 
@@ -59,58 +112,29 @@ def precompute_text(
       The manifest.
 
     Raises:
-      UsageError: the folder holds something else, the disk is too small, or the teacher says what
-        is no number.
+      UsageError: the folder holds something else, the disk is too small, or logits of the teacher
+        are not finite.
     """
-    drawn = {"draws": sparse.count, "seed": seed}
-    manifest = {
-        "format": FORMAT,
-        "teacher": {name: teacher[name] for name in ("fingerprint", "parameters")},
-        "data": {
-            "name": "text",
-            "train": {"examples": rows, "fingerprint": data["fingerprint"]},
-            "tokenizer": data["tokenizer"],
-            "vocabulary": sparse.vocab_size,
-        },
-        "scheme": {
-            "scheme": sparse.kind,
-            **(drawn if sparse.kind == "sampled" else {"ids": sparse.count}),
-        },
-        "temperature": temperature,
-        "dtype": sparse.dtype,
-        "quantize": teacher["quantize"],
-        "compute_dtype": teacher["compute_dtype"],
-        "arrays": {name: [length, *shape] for name, (shape, _) in sparse.arrays.items()},
-        "items": rows,
-        "answers_an_item": length,
-        "answer_bytes": rows * length * sparse.nbytes,
-        "part_size": part_size,
-        "software": [],
-        "parts": {},
-    }
-    if not part_size and not pathlib.Path(path, manifests.MANIFEST).exists():
-        # Whole batches, so that no row is computed twice.
-        manifest["part_size"] = -(-writing.default_part_size(manifest) // batch_size) * batch_size
+    # A part size that is chosen here is of whole batches, so that no row is computed twice.
+    folder = AnswerFolder(path, source.manifest(part_size), multiple_of=batch_size)
 
-    def part(first: int, count: int, size: int) -> Arrays:
-        del size
+    def compute_part(first: int, count: int) -> Arrays:
         # Batches begin at multiples of B wherever a part does: equal shapes round equally.
         begin, end = first // batch_size, -(-(first + count) // batch_size)
         numbers = np.arange(begin * batch_size, end * batch_size, dtype=np.int32)
-        batches = np.minimum(numbers, rows - 1).reshape(-1, batch_size)
-        found = list(_fetched(answer(batch) for batch in batches))
-        joined = {name: np.concatenate([one[name] for one in found]) for name in found[0]}
-        here = slice(first - begin * batch_size, first - begin * batch_size + count)
-        joined = {name: array[here] for name, array in joined.items()}
-        if not joined.pop("finite").all():
+        batches = np.minimum(numbers, source.rows - 1).reshape(-1, batch_size)
+        found = list(_fetched(compute(batch) for batch in batches))
+        part = slice(first - begin * batch_size, first - begin * batch_size + count)
+        arrays = {name: np.concatenate([one[name] for one in found])[part] for name in found[0]}
+        if not arrays.pop("finite").all():
             raise UsageError("teacher.path: logits of the teacher are not all finite numbers")
-        return joined
+        return arrays
 
-    return writing.write_parts(pathlib.Path(path), manifest, part, {}, note)
+    return folder.write(compute_part, unaugmented={}, note=note)
 
 
 def _fetched(calls: Iterator[dict[str, Any]]) -> Iterator[Arrays]:
-    """What calls return, each fetched from the devices while the next one computes."""
+    """The results of calls, each fetched from the devices while the next one computes."""
     ahead = None
     for call in calls:
         if ahead is not None:
@@ -119,14 +143,14 @@ def _fetched(calls: Iterator[dict[str, Any]]) -> Iterator[Arrays]:
     yield jax.device_get(ahead)
 
 
-def describe_text_store(path: str | os.PathLike) -> tuple[SparseFormat, dict[str, Any]]:
-    """What is kept in a store of text, and its manifest.
+def describe_text_store(path: str | os.PathLike[str]) -> tuple[SparseFormat, Manifest]:
+    """The format of the distributions in a store of text, and its manifest.
 
     Raises:
       UsageError: there is no store, or one of images.
     """
-    manifest = read_manifest(path)
-    if "temperature" not in manifest:
+    manifest = manifests.read_manifest(path)
+    if not manifests.is_of_text(manifest):
         raise manifests.refusal(path, "holds answers to images; expected a store of text")
     scheme, vocabulary = manifest["scheme"], manifest["data"]["vocabulary"]
     count = scheme.get("draws") or scheme["ids"]
@@ -134,7 +158,7 @@ def describe_text_store(path: str | os.PathLike) -> tuple[SparseFormat, dict[str
 
 
 def open_text_store(
-    path: str | os.PathLike,
+    path: str | os.PathLike[str],
     *,
     rows: str,
     tokenizer: str,
@@ -142,7 +166,7 @@ def open_text_store(
     temperature: float,
     teacher: str | None = None,
 ) -> tuple[SparseFormat, AnswerStore]:
-    """Opens a finished store for a training.
+    """Opens a finished store of answers to text for a training.
 
     Args:
       path: the folder.
@@ -150,10 +174,10 @@ def open_text_store(
       tokenizer: fingerprint of the tokenizer.
       vocab_size: how many ids student and teacher share.
       temperature: T of the training.
-      teacher: fingerprint of the one that is expected; None takes that of the store.
+      teacher: fingerprint of the teacher; None accepts any.
 
     Returns:
-      What is kept of an answer, and the files.
+      The format of the distributions, and the files.
 
     Raises:
       UsageError: the store was made for something else, is not finished, or is damaged.
@@ -166,10 +190,10 @@ def open_text_store(
         "training data": rows,
         "temperature": temperature,
     }
-    refuse_other(path, manifest, expected)
+    manifests.refuse_other_settings(path, manifest, expected)
     return sparse, open_store(path, manifest)
 
 
-def gather_answers(files: AnswerStore, names: Sequence[str], rows: np.ndarray) -> Arrays:
+def gather_answers(store: AnswerStore, names: Sequence[str], rows: np.ndarray) -> Arrays:
     """The stored answers to some rows, by names that begin with ANSWER_PREFIX: [n, T, ...]."""
-    return {ANSWER_PREFIX + name: files.take(name, rows) for name in names}
+    return {ANSWER_PREFIX + name: store.take(name, rows) for name in names}

@@ -20,13 +20,12 @@ import math
 import os
 import pathlib
 import re
-import shutil
 import time
 import types
 from collections.abc import Callable, Iterable
 
 from distill_jax.errors import UsageError
-from distill_jax.storage import is_remote
+from distill_jax.storage import free_bytes, is_remote
 from distill_jax.storage.gcs import BucketError
 from distill_jax.training.checkpoints import in_bucket, on_disk
 from distill_jax.training.checkpoints.on_disk import MANIFEST, Damaged
@@ -54,10 +53,7 @@ def free_space(directory: str | os.PathLike[str], bytes_needed: int, key: str = 
     """
     if is_remote(directory):  # no disk, which has no end
         return
-    existing = pathlib.Path(directory).absolute()
-    while not existing.exists():
-        existing = existing.parent
-    free = shutil.disk_usage(existing).free
+    free = free_bytes(directory)
     if free < bytes_needed:
         raise UsageError(
             f"{key}={str(directory)!r}: its disk has {_size(free)} free, but {_size(bytes_needed)} "

@@ -16,10 +16,11 @@ from distill_jax.commands import precompute
 from distill_jax.errors import UsageError
 from distill_jax.planning import abstract, memory, step_flops
 from distill_jax.runs import experiment, workdir
+from distill_jax.storage import sharded
 from distill_jax.tasks.language import precompute as store_text
 from distill_jax.teachers import ANSWER_PREFIX
 from distill_jax.teachers.answers import manifest as manifests
-from distill_jax.teachers.answers import text, writing
+from distill_jax.teachers.answers import text
 
 REAL = 300
 
@@ -78,7 +79,7 @@ def test_a_store_is_the_same_however_it_was_cut_or_resumed(config, tmp_path, mon
         pass
 
     def kill(count):
-        written, write = itertools.count(), writing.write_atomically
+        written, write = itertools.count(), sharded.write_atomically
 
         def dying(path, content):
             if next(written) == count:
@@ -89,7 +90,7 @@ def test_a_store_is_the_same_however_it_was_cut_or_resumed(config, tmp_path, mon
 
     for count in (2, 4):
         with monkeypatch.context() as patch, pytest.raises(Killed):
-            patch.setattr(writing, "write_atomically", kill(count))
+            patch.setattr(sharded, "write_atomically", kill(count))
             store_text.write(config, tmp_path / "killed", answers="sampled:7", part_size=5)
     store_text.write(config, tmp_path / "killed", answers="sampled:7")
     assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
@@ -193,7 +194,7 @@ def test_other_vocabularies_and_tokenizers_are_refused(whole, config):
 
 
 def test_a_store_of_images_is_none_of_text(tmp_path):
-    (tmp_path / "manifest.json").write_bytes(manifests.rendered({"format": 1, "data": {}}))
+    (tmp_path / "manifest.json").write_bytes(manifests.render({"format": 1, "data": {}}))
     with pytest.raises(UsageError, match="holds answers to images; expected a store of text"):
         text.describe_text_store(tmp_path)
 

@@ -101,10 +101,10 @@ def test_a_store_of_no_steps_is_refused(values):
 def test_other_draws_from_the_same_keys_are_noticed():
     scheme, options = Seeded(3, 32, 0), data.Augment(flip=True, color_jitter=0.4)
     probe = scheme.probe(options)
-    assert scheme.draws_as(probe, options)
+    assert scheme.still_draws(probe, options)
     nearly = {**probe, "contrast": [value * (1 + 1e-6) for value in probe["contrast"]]}
-    assert scheme.draws_as(nearly, options)
+    assert scheme.still_draws(nearly, options)
     other = {**probe, "contrast": [*probe["contrast"][:-1], 0.5]}
-    assert not scheme.draws_as(other, options)
-    assert not scheme.draws_as({**probe, "flip": probe["flip"][1:]}, options)
-    assert not scheme.draws_as({"flip": probe["flip"]}, options)
+    assert not scheme.still_draws(other, options)
+    assert not scheme.still_draws({**probe, "flip": probe["flip"][1:]}, options)
+    assert not scheme.still_draws({"flip": probe["flip"]}, options)

@@ -85,7 +85,7 @@ def test_the_mean_gradient_of_many_stores_is_that_of_the_exact_divergence():
 
     def stored(hidden, seed):
         uniforms = sparse.uniforms(seed, jnp.arange(4), TOKENS // 4)
-        found = sparse.answer(sparse.of(jnp.float32(log_p(1.0)), uniforms))
+        found = sparse.loss_arguments(sparse.compress(jnp.float32(log_p(1.0)), uniforms))
         return losses.vocab_sparse_kl(hidden, student[1], **found, labels=labels, **shared)[0]
 
     seeds = jnp.arange(600)

@@ -15,8 +15,9 @@ import pytest
 from distill_jax import data, models, parallel, storage
 from distill_jax.data.images.sources import ArrayExamples
 from distill_jax.errors import UsageError
+from distill_jax.storage import sharded
+from distill_jax.teachers.answers import computing, images, store, stored_teacher
 from distill_jax.teachers.answers import manifest as manifests
-from distill_jax.teachers.answers import reading, writing
 
 ROOT = pathlib.Path(__file__).resolve().parents[3]
 AUGMENT = data.Augment(crop_padding=1, flip=True)
@@ -41,7 +42,7 @@ def network(folder: pathlib.Path, seed: int = 0, scale: float = 1.0) -> models.S
 
 
 def arguments(folder: pathlib.Path, **changes) -> dict:
-    """What `write` takes, for 20 images in three parts of 8, 8 and 4."""
+    """What `precompute` takes, for 20 images in three parts of 8, 8 and 4."""
     return {
         "saved": network(folder / "network"),
         "train": some("train", 20),
@@ -54,26 +55,31 @@ def arguments(folder: pathlib.Path, **changes) -> dict:
     } | changes
 
 
+def precompute(folder: pathlib.Path, *, part_size: int, note, **computation) -> None:
+    images.precompute_views(
+        folder, computing.AnswerComputation(**computation), part_size=part_size, note=note
+    )
+
+
 def contents(folder: pathlib.Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
 
 
-def opened(folder: pathlib.Path, **options) -> reading.StoredTeacher:
-    return reading.open_image_store(
-        folder,
+def opened(folder: pathlib.Path, verify: bool | None = None) -> stored_teacher.StoredTeacher:
+    required = stored_teacher.ImageRequirements(
         train_fingerprint=data.fingerprint(some("train", 20)),
         test_fingerprint=data.fingerprint(some("test", 6)),
         augment=AUGMENT,
         num_classes=10,
-        **options,
     )
+    return stored_teacher.open_image_store(folder, required, verify=verify)
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory) -> pathlib.Path:
     """A finished store; tests change copies of it."""
     folder = tmp_path_factory.mktemp("whole")
-    writing.precompute_views(folder / "store", **arguments(folder))
+    precompute(folder / "store", **arguments(folder))
     return folder / "store"
 
 
@@ -117,16 +123,14 @@ def test_a_writer_that_was_stopped_goes_on_where_it_stopped(whole, tmp_path):
             raise Stop
 
     with pytest.raises(Stop):
-        writing.precompute_views(tmp_path / "store", **arguments(tmp_path, note=note))
+        precompute(tmp_path / "store", **arguments(tmp_path, note=note))
     assert lines[-1].endswith("part 00000 is written, 2 of 4")
     with pytest.raises(UsageError, match="2 of 4 parts are missing; .* goes on where it stopped"):
         opened(tmp_path / "store")
     kept = (tmp_path / "store" / "logits-00000.npy").stat().st_ino
     lines.clear()
     # Without a part size it goes on with that of the store.
-    writing.precompute_views(
-        tmp_path / "store", **arguments(tmp_path, part_size=0, note=lines.append)
-    )
+    precompute(tmp_path / "store", **arguments(tmp_path, part_size=0, note=lines.append))
     assert [line.rsplit(": ")[-1] for line in lines] == [
         "part 00001 is written, 3 of 4",
         "part 00002 is written, 4 of 4",
@@ -134,7 +138,7 @@ def test_a_writer_that_was_stopped_goes_on_where_it_stopped(whole, tmp_path):
     assert (tmp_path / "store" / "logits-00000.npy").stat().st_ino == kept
     assert contents(tmp_path / "store") == contents(whole)
     lines.clear()
-    writing.precompute_views(tmp_path / "store", **arguments(tmp_path, note=lines.append))
+    precompute(tmp_path / "store", **arguments(tmp_path, note=lines.append))
     assert len(lines) == 1 and lines[0].endswith("finished; all 4 parts are intact")
     assert contents(tmp_path / "store") == contents(whole)
 
@@ -142,7 +146,6 @@ def test_a_writer_that_was_stopped_goes_on_where_it_stopped(whole, tmp_path):
 KILLED = """
 import os, pathlib, signal, sys
 import test_store
-from distill_jax.teachers.answers import writing
 
 replace = os.replace
 
@@ -154,7 +157,7 @@ def replace_or_die(source, target):
 folder = pathlib.Path(sys.argv[1])
 given = test_store.arguments(folder)
 os.replace = replace_or_die
-writing.precompute_views(folder / "store", **given)
+test_store.precompute(folder / "store", **given)
 """
 
 
@@ -176,7 +179,7 @@ def test_a_writer_that_was_killed_leaves_whole_parts(whole, tmp_path):
     assert any(name.startswith(f".{file}.") for name in left)
     for name, content in left.items():
         assert name.startswith(".") or name == "manifest.json" or content == contents(whole)[name]
-    writing.precompute_views(tmp_path / "store", **arguments(tmp_path))
+    precompute(tmp_path / "store", **arguments(tmp_path))
     assert contents(tmp_path / "store") == contents(whole)
 
 
@@ -203,7 +206,7 @@ def test_a_changed_byte_of_the_manifest_is_noticed(copy):
 
 def test_a_manifest_of_a_later_format_is_refused(copy):
     manifest = manifests.read_manifest(copy)
-    (copy / "manifest.json").write_bytes(manifests.rendered({**manifest, "format": 2}))
+    (copy / "manifest.json").write_bytes(manifests.render({**manifest, "format": 2}))
     with pytest.raises(UsageError, match="it has format 2; this version reads 1"):
         opened(copy)
 
@@ -215,16 +218,16 @@ FILES = ["test-logits.npy", "logits-00001.npy", "pooled-00002.npy"]
 def test_a_changed_byte_of_a_file_is_noticed_and_repaired(copy, whole, tmp_path, file):
     path = copy / file
     content = path.read_bytes()
-    entry = {"files": {file: _entry(copy, file)}}
+    files = {file: _entry(copy, file)}
     for position in range(0, len(content), 1 if len(content) < 1000 else 37):
         flipped = bytearray(content)
         flipped[position] ^= 1 << position % 8
         path.write_bytes(flipped)
-        assert file in manifests.damage(copy, entry, hashes=True)
+        assert file in sharded.find_damage(copy, files, hashes=True)
     with pytest.raises(UsageError, match=rf"teacher.store=.*{file} is damaged: its SHA-256"):
         opened(copy)
     lines = []
-    writing.precompute_views(copy, **arguments(tmp_path, note=lines.append))
+    precompute(copy, **arguments(tmp_path, note=lines.append))
     assert f"{file} is damaged" in lines[0] and len(lines) == 2
     assert contents(copy) == contents(whole)
 
@@ -249,7 +252,7 @@ def test_a_file_that_is_cut_or_gone_is_noticed_and_repaired(copy, whole, tmp_pat
     with pytest.raises(UsageError, match=file):
         opened(copy, verify=verify)
     (copy / file).rmdir()
-    writing.precompute_views(copy, **arguments(tmp_path))
+    precompute(copy, **arguments(tmp_path))
     assert contents(copy) == contents(whole)
 
 
@@ -262,7 +265,7 @@ def test_two_parts_that_were_exchanged_are_noticed(copy):
 
 
 def test_a_large_store_is_verified_part_by_part_as_it_is_used(copy, monkeypatch):
-    monkeypatch.setattr(reading, "VERIFY_BYTES", 1000)
+    monkeypatch.setattr(store, "VERIFY_BYTES", 1000)
     content = bytearray((copy / "logits-00001.npy").read_bytes())
     content[-1] ^= 1
     (copy / "logits-00001.npy").write_bytes(content)
@@ -298,23 +301,24 @@ def test_a_store_of_other_answers_is_not_written_into(whole, tmp_path, name):
     before = contents(whole)
     match = rf"teacher.store=.*: made for {name}=.*; this run has "
     with pytest.raises(UsageError, match=match):
-        writing.precompute_views(whole, **arguments(tmp_path, **CHANGES[name](tmp_path)))
+        precompute(whole, **arguments(tmp_path, **CHANGES[name](tmp_path)))
     assert contents(whole) == before
 
 
 def test_parts_of_another_size_are_refused(whole, tmp_path):
     with pytest.raises(UsageError, match="has parts of 8; this run has 5"):
-        writing.precompute_views(whole, **arguments(tmp_path, part_size=5))
+        precompute(whole, **arguments(tmp_path, part_size=5))
 
 
 def test_a_folder_of_other_things_is_not_written_into(tmp_path):
     folder = tmp_path / "store"
     folder.mkdir()
     (folder / "thesis.tex").write_text("")
-    with pytest.raises(UsageError, match="expected a new folder.*found 'thesis.tex'"):
-        writing.precompute_views(folder, **arguments(tmp_path))
-    with pytest.raises(UsageError, match="expected a new folder.*found 'thesis.tex'"):
-        writing.precompute_views(folder / "thesis.tex", **arguments(tmp_path))
+    message = "holds 'thesis.tex' but no manifest.json; expected a store of answers or a new folder"
+    with pytest.raises(UsageError, match=message):
+        precompute(folder, **arguments(tmp_path))
+    with pytest.raises(UsageError, match="expected a folder that can be written"):
+        precompute(folder / "thesis.tex", **arguments(tmp_path))
     assert [path.name for path in folder.iterdir()] == ["thesis.tex"]
 
 
@@ -322,7 +326,7 @@ def test_a_writer_killed_before_its_first_manifest_begins_anew(whole, tmp_path):
     folder = tmp_path / "store"
     folder.mkdir()
     (folder / ".manifest.json.x1y2").write_text("{")
-    writing.precompute_views(folder, **arguments(tmp_path))
+    precompute(folder, **arguments(tmp_path))
     assert contents(folder) == contents(whole)
 
 
@@ -330,7 +334,7 @@ def test_a_disk_that_is_too_small_is_refused_before_anything_is_written(tmp_path
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=15_000))
     with pytest.raises(UsageError, match="teacher.store=.* 1.5e-05 GB free; expected the 1.*e-05"):
-        writing.precompute_views(tmp_path / "store", **arguments(tmp_path))
+        precompute(tmp_path / "store", **arguments(tmp_path))
     assert not (tmp_path / "store").exists()
 
 
@@ -344,11 +348,11 @@ def test_a_disk_that_fills_up_leaves_whole_parts(whole, tmp_path, monkeypatch):
         storage.write_atomically(path, content)
 
     with monkeypatch.context() as patch:
-        patch.setattr(writing, "write_atomically", write_atomically)
+        patch.setattr(sharded, "write_atomically", write_atomically)
         match = "cannot be written: No space left on device; 2 of 4 parts are whole, and the same"
         with pytest.raises(UsageError, match=match):
-            writing.precompute_views(tmp_path / "store", **arguments(tmp_path))
-    writing.precompute_views(tmp_path / "store", **arguments(tmp_path))
+            precompute(tmp_path / "store", **arguments(tmp_path))
+    precompute(tmp_path / "store", **arguments(tmp_path))
     assert contents(tmp_path / "store") == contents(whole)
 
 
@@ -356,9 +360,9 @@ def test_answers_that_float16_does_not_hold_are_refused(tmp_path):
     loud = network(tmp_path / "loud", scale=1e6)
     match = r"dtype='float16': holds numbers to 65504, and logits .* reach .*; expected 'float32'"
     with pytest.raises(UsageError, match=match):
-        writing.precompute_views(tmp_path / "half", **arguments(tmp_path, saved=loud))
+        precompute(tmp_path / "half", **arguments(tmp_path, saved=loud))
     for dtype in ("bfloat16", "float32"):
-        writing.precompute_views(tmp_path / dtype, **arguments(tmp_path, saved=loud, dtype=dtype))
+        precompute(tmp_path / dtype, **arguments(tmp_path, saved=loud, dtype=dtype))
     peak = np.abs(opened(tmp_path / "float32").test_answers()["logits"]).max()
     assert 65504 < peak < np.inf
 
@@ -367,9 +371,7 @@ def test_answers_that_float16_does_not_hold_are_refused(tmp_path):
 def test_answers_that_are_not_finite_are_refused(tmp_path, scale):
     saved = network(tmp_path / "broken", scale=scale)
     with pytest.raises(UsageError, match="logits of the teacher are not all finite"):
-        writing.precompute_views(
-            tmp_path / "store", **arguments(tmp_path, saved=saved, dtype="float32")
-        )
+        precompute(tmp_path / "store", **arguments(tmp_path, saved=saved, dtype="float32"))
 
 
 @pytest.mark.parametrize(
@@ -387,20 +389,18 @@ def test_answers_that_are_not_finite_are_refused(tmp_path, scale):
 )
 def test_what_cannot_be_stored_is_refused(tmp_path, changes, message):
     with pytest.raises(UsageError, match=message):
-        writing.precompute_views(tmp_path / "store", **arguments(tmp_path, **changes))
+        precompute(tmp_path / "store", **arguments(tmp_path, **changes))
     assert not (tmp_path / "store").exists()
 
 
 def test_a_teacher_of_other_images_is_refused(tmp_path):
     larger = data.load("digits", "test", image_size=12)
     with pytest.raises(UsageError, match=r"takes \(8, 8, 1\) .* test images are \(12, 12, 1\)"):
-        writing.precompute_views(tmp_path / "store", **arguments(tmp_path, test=larger))
+        precompute(tmp_path / "store", **arguments(tmp_path, test=larger))
 
 
 def test_many_devices_store_what_one_stores(whole, tmp_path):
-    writing.precompute_views(
-        tmp_path / "store", **arguments(tmp_path, mesh=parallel.make_mesh(), batch_size=40)
-    )
+    precompute(tmp_path / "store", **arguments(tmp_path, mesh=parallel.make_mesh(), batch_size=40))
     for name in ("logits-00001.npy", "test-pooled.npy"):
         one, many = (np.load(folder / name) for folder in (whole, tmp_path / "store"))
         np.testing.assert_allclose(many, one, atol=2e-3 if one.dtype == np.float16 else 1e-6)
@@ -417,4 +417,4 @@ def test_many_devices_store_what_one_stores(whole, tmp_path):
 )
 def test_the_size_of_a_part(bytes_, items, arrays, expected):
     manifest = {"answer_bytes": bytes_, "items": items, "arrays": dict.fromkeys(range(arrays))}
-    assert writing.default_part_size(manifest) == expected
+    assert store.default_part_size(manifest) == expected

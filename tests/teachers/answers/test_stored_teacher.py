@@ -10,7 +10,7 @@ import pytest
 
 from distill_jax import data, models, parallel, teachers
 from distill_jax.errors import UsageError
-from distill_jax.teachers.answers import reading, schemes, writing
+from distill_jax.teachers.answers import computing, images, schemes, stored_teacher
 from distill_jax.teachers.views import View
 
 AUGMENT = data.Augment(crop_padding=1, flip=True)
@@ -39,33 +39,46 @@ def given(folder, **changes):
         "test": TEST,
         "augment": AUGMENT,
         "dtype": "float32",
+        "batch_size": 1024,
         "mesh": parallel.make_mesh(data=1),
-        "note": lambda line: None,
     } | changes
 
 
-def opened(path, **changes):
+def precompute_views(path, *, part_size=0, **computation):
+    computation = computing.AnswerComputation(**computation)
+    images.precompute_views(path, computation, part_size=part_size, note=lambda line: None)
+
+
+def opened(path, verify=None, **changes):
     expected = {
         "train_fingerprint": data.fingerprint(TRAIN),
         "test_fingerprint": data.fingerprint(TEST),
         "augment": AUGMENT,
         "num_classes": 10,
     }
-    return reading.open_image_store(path, **expected | changes)
+    required = stored_teacher.ImageRequirements(**expected | changes)
+    return stored_teacher.open_image_store(path, required, verify=verify)
 
 
 @pytest.fixture(scope="module")
 def finite(folder):
     """The store of all views of all digits."""
-    writing.precompute_views(folder / "finite", **given(folder, part_size=300))
+    precompute_views(folder / "finite", **given(folder, part_size=300))
     return opened(folder / "finite")
 
 
 @pytest.fixture(scope="module")
 def seeded(folder):
     """The store of five mixed steps."""
-    steps = {"train_ids": TRAIN_IDS, "seed": SEED, "batch_size": BATCH, "steps": 5, "part_size": 2}
-    writing.precompute_steps(folder / "seeded", **given(folder, augment=MIXED, **steps))
+    images.precompute_steps(
+        folder / "seeded",
+        computing.AnswerComputation(**given(folder, augment=MIXED, batch_size=BATCH)),
+        train_ids=TRAIN_IDS,
+        seed=SEED,
+        steps=5,
+        part_size=2,
+        note=lambda line: None,
+    )
     return opened(folder / "seeded", augment=MIXED)
 
 
@@ -122,7 +135,7 @@ def test_answers_are_kept_to_the_precision_of_their_dtype(
     folder, online, dtype, tolerance, tmp_path
 ):
     options = data.Augment(crop_padding=2, padding_mode="reflect")
-    writing.precompute_views(
+    precompute_views(
         tmp_path / "store", **given(folder, augment=options, dtype=dtype, part_size=700)
     )
     teacher = opened(tmp_path / "store", augment=options, dtype=dtype)
@@ -140,7 +153,7 @@ def test_answers_are_kept_to_the_precision_of_their_dtype(
 
 @pytest.mark.parametrize("options", [data.Augment(flip=True), data.Augment()], ids=["flip", "none"])
 def test_fewer_draws_make_fewer_views(folder, online, tmp_path, options):
-    writing.precompute_views(tmp_path / "store", **given(folder, augment=options))
+    precompute_views(tmp_path / "store", **given(folder, augment=options))
     teacher = opened(tmp_path / "store", augment=options)
     ids = np.array([4, 2])
     draws = data.draw(jax.random.key(1), 2, options)
