@@ -121,11 +121,11 @@ def test_a_training_gets_the_same_answers_resident_streamed_and_online(finite, o
     answers = jax.jit(
         lambda variables, given: finite.outputs(variables, View(images, ids, draws, given))[0]
     )
-    resident = answers(jax.device_put(finite.resident()), {})
+    resident = answers([jax.device_put(finite.resident())], {})
     assert_same(resident, online(images), atol=1e-6)
     streamed = finite.gather(ids, schemes.host_draws(SEED, step, BATCH, AUGMENT))
     assert list(streamed) == ["teacher/logits", "teacher/pooled"]
-    assert_same(answers({}, {"id": ids, **streamed}), resident, atol=0)
+    assert_same(answers([], {"id": ids, **streamed}), resident, atol=0)
 
 
 @pytest.mark.parametrize(
@@ -143,7 +143,7 @@ def test_answers_are_kept_to_the_precision_of_their_dtype(
     draws = data.draw(jax.random.key(0), 5, options)
     view = View(seen(ids, draws, options), ids, draws, teacher.gather(ids, jax.device_get(draws)))
     assert view.stored_answers["teacher/logits"].dtype == jnp.dtype(dtype)
-    found, expected = teacher.outputs({}, view)[0], online(view.images)
+    found, expected = teacher.outputs([], view)[0], online(view.images)
     assert_same(found, expected, rtol=tolerance * 1.01, atol=1e-6)
     np.testing.assert_array_equal(
         teacher.resident()["logits"][ids, teacher.scheme.index(jax.device_get(draws))],
@@ -158,7 +158,7 @@ def test_fewer_draws_make_fewer_views(folder, online, tmp_path, options):
     ids = np.array([4, 2])
     draws = data.draw(jax.random.key(1), 2, options)
     view = View(seen(ids, draws, options), ids, draws, teacher.gather(ids, jax.device_get(draws)))
-    for variables in ({}, jax.device_put(teacher.resident())):
+    for variables in ([], [jax.device_put(teacher.resident())]):
         assert_same(teacher.outputs(variables, view)[0], online(view.images), atol=1e-6)
 
 
@@ -196,7 +196,7 @@ def test_a_store_of_steps_has_the_examples_keys_and_answers_of_the_training(seed
         key, _ = jax.random.split(jax.random.fold_in(jax.random.key(SEED), step))
         np.testing.assert_array_equal(keys[step], jax.random.key_data(key))
         batch = {name: array[step] for name, array in answers.items()}
-        found = seeded.outputs({}, View(jnp.zeros(()), ids[step], {}, batch))[0]
+        found = seeded.outputs([], View(jnp.zeros(()), ids[step], {}, batch))[0]
         assert_same(found, view_and_answer(ids[step], keys[step]), atol=2e-6)
 
 
