@@ -1,11 +1,11 @@
 """Google Cloud Storage: what `gs://bucket/folder` needs that a local folder does not.
 
 A path is an `etils.epath.Path`, which reads, writes and lists as pathlib does, and which orbax
-takes too; gcsfs does the work, TensorStore (in orbax) that of a checkpoint's arrays. An object is
-written by one request, whole or not at all. There are no folders, only names with slashes: nothing
-is renamed at once, nothing is appended to.
+accepts. gcsfs transfers the objects, except for a checkpoint's arrays, which orbax transfers with
+TensorStore. One request writes an object, whole or not at all. There are no folders, only names
+with slashes: no folder is renamed at once, and no object is appended to.
 
-Left out on purpose: other stores, and keeping what was read.
+Left out on purpose: other clouds, and a cache of what was read.
 """
 
 import contextlib
@@ -24,97 +24,99 @@ from typing import Any
 from distill_jax.errors import UsageError
 
 SCHEME = "gs://"
+StrPath = str | os.PathLike[str]
+
 _BLOCK = 2**26  # bytes that are read at a time
 
-# Where TensorFlow is installed, for preparing data sets, epath would go through it. Read at epath's
-# first use, which may be by another package.
+# epath would read through TensorFlow where it is installed, for preparing data sets. epath reads
+# this variable at its first use, which may be by another package.
 os.environ.setdefault("EPATH_USE_TF", "false")
 
 
 class BucketError(RuntimeError):
-    """The store refuses or does not answer; one line."""
+    """The bucket refuses a request or does not respond; one line."""
 
     def __init__(self, message: str):
         super().__init__(" ".join(message.split()))
 
 
-def path_problem(said: str | os.PathLike) -> str:
-    """What is wrong with a path of gs://, by what was expected; empty when it is fine."""
-    if not os.fspath(said).removeprefix(SCHEME).strip("/"):
+def path_problem(path: StrPath) -> str:
+    """What an error says was expected instead of a gs:// path; "" for one that can be used."""
+    if not os.fspath(path).removeprefix(SCHEME).strip("/"):
         return "gs://bucket/folder"
-    if set(os.fspath(said)) & set("*?[]#"):  # orbax and gcsfs take these for patterns
+    if set(os.fspath(path)) & set("*?[]#"):  # orbax and gcsfs would expand these as patterns
         return "a name without any of *?[]#"
     return ""
 
 
-def resolve_path(said: str | os.PathLike, key: str) -> Any:
-    """The `epath.Path` of gs://bucket/folder.
+def resolve_path(path: StrPath, key: str) -> pathlib.Path:
+    """The `epath.Path` of gs://bucket/folder, which has the methods of a `pathlib.Path`.
 
     Raises:
       UsageError: gcsfs is not installed.
     """
     if importlib.util.find_spec("gcsfs") is None:
         raise UsageError(
-            f"{key}={os.fspath(said)!r}: the package gcsfs is not installed; expected it "
+            f"{key}={os.fspath(path)!r}: the package gcsfs is not installed; expected it "
             "(pip install gcsfs), or a local path"
         )
     _system()
     from etils import epath
 
-    return epath.Path(said)
+    return epath.Path(path)
 
 
 @functools.cache
 def _system() -> Any:
-    """The file system of gcsfs, the one that epath uses too."""
-    # Else gcsfs asks for the kind of each bucket by gRPC, for which one may have no right, and says
-    # so each time; zonal buckets alone need it.
+    """The file system of gcsfs; epath uses the same one."""
+    # Otherwise gcsfs requests the kind of each bucket by gRPC, and warns each time where that is
+    # not permitted; only zonal buckets need it.
     os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
     import fsspec
 
-    # What TensorStore or another process writes must be seen.
+    # No cache of listings: TensorStore and other processes write to the same bucket.
     fsspec.config.conf.setdefault("gcs", {})["use_listings_cache"] = False
-    # It prints tracebacks, and then raises the same errors.
+    # gcsfs logs tracebacks of errors that it then raises.
     logging.getLogger("gcsfs").addFilter(lambda record: not record.exc_info)
     return fsspec.filesystem("gcs", finalize_on_close=True)
 
 
 @contextlib.contextmanager
-def _said(where: str | os.PathLike) -> Iterator[None]:
-    """Makes one kind of error of the many: what is not there, or `BucketError`."""
+def _as_bucket_error(path: StrPath) -> Iterator[None]:
+    """Turns every error but FileNotFoundError into a `BucketError` that names the path."""
     try:
         yield
     except (FileNotFoundError, BucketError, UsageError):
         raise
     except Exception as error:
         about = " ".join(str(error).split())[:300]
-        raise BucketError(f"{os.fspath(where)}: {type(error).__name__}: {about}") from error
+        raise BucketError(f"{os.fspath(path)}: {type(error).__name__}: {about}") from error
 
 
 @contextlib.contextmanager
-def reporting_unreachable(where: str | os.PathLike, key: str) -> Iterator[None]:
-    """What is first done in a bucket: an error of the store becomes one of use.
+def reporting_unreachable(path: StrPath, key: str) -> Iterator[None]:
+    """A context for the first access to a bucket: its errors become a `UsageError`.
 
     Args:
-      where: the folder.
-      key: what an error calls it, such as "--workdir".
+      path: the folder.
+      key: the config key or flag that an error names, such as "--workdir".
 
     Raises:
       UsageError: there is no such bucket, or it may not be read or written.
     """
     try:
-        with _said(where):
+        with _as_bucket_error(path):
             yield
     except (FileNotFoundError, BucketError) as error:
         raise UsageError(
-            f"{key}={os.fspath(where)}: cannot be read or written ({error}); expected a "
+            f"{key}={os.fspath(path)}: cannot be read or written ({error}); expected a "
             "bucket that is there, and credentials (gcloud auth application-default login)"
         ) from error
 
 
-def list_names(folder: os.PathLike) -> list[str]:
-    """The names directly in a folder; [] where there is nothing under its name."""
-    with _said(folder), contextlib.suppress(FileNotFoundError):
+def list_names(folder: StrPath) -> list[str]:
+    """The names directly in a folder; [] for a folder without objects."""
+    with _as_bucket_error(folder), contextlib.suppress(FileNotFoundError):
         found = _system().ls(os.fspath(folder), detail=False)
         own = {
             name.rstrip("/").rsplit("/", 1)[1]
@@ -125,97 +127,97 @@ def list_names(folder: os.PathLike) -> list[str]:
     return []
 
 
-def list_objects(folder: os.PathLike) -> list[str]:
-    """The names of all objects below a folder, as they are called there."""
-    with _said(folder):
+def list_objects(folder: StrPath) -> list[str]:
+    """The names of all objects below a folder, relative to it."""
+    with _as_bucket_error(folder):
         found = _system().find(os.fspath(folder))
     prefix = _bare(folder) + "/"
     return sorted(name.removeprefix(prefix) for name in found if name.startswith(prefix))
 
 
-def _bare(folder: os.PathLike) -> str:
+def _bare(folder: StrPath) -> str:
     return os.fspath(folder).removeprefix(SCHEME).rstrip("/")
 
 
-def write(where: os.PathLike, content: bytes) -> None:
+def write(path: StrPath, content: bytes) -> None:
     """Writes an object whole."""
-    with _said(where):
-        _system().pipe_file(os.fspath(where), content)
+    with _as_bucket_error(path):
+        _system().pipe_file(os.fspath(path), content)
 
 
-def size(where: os.PathLike) -> int:
+def size(path: StrPath) -> int:
     """Bytes of an object."""
-    with _said(where):
-        return _system().info(os.fspath(where))["size"]
+    with _as_bucket_error(path):
+        return _system().info(os.fspath(path))["size"]
 
 
-def read(where: os.PathLike, start: int | None = None, end: int | None = None) -> bytes:
+def read(path: StrPath, start: int | None = None, end: int | None = None) -> bytes:
     """The bytes [start, end) of an object, or all of them."""
-    with _said(where):
-        return _system().cat_file(os.fspath(where), start=start, end=end)
+    with _as_bucket_error(path):
+        return _system().cat_file(os.fspath(path), start=start, end=end)
 
 
-def sha256(where: os.PathLike) -> str:
-    """SHA-256 of an object, in hex, of which some megabytes are held at a time."""
-    sha, total = hashlib.sha256(), size(where)
+def sha256(path: StrPath) -> str:
+    """SHA-256 of an object, in hex; reads some megabytes at a time."""
+    sha, total = hashlib.sha256(), size(path)
     for start in range(0, total, _BLOCK):
-        sha.update(read(where, start, min(start + _BLOCK, total)))
+        sha.update(read(path, start, min(start + _BLOCK, total)))
     return sha.hexdigest()
 
 
-def remove_all(folder: os.PathLike) -> None:
-    """Deletes all objects below a folder; nothing where there are none."""
+def remove_all(folder: StrPath) -> None:
+    """Deletes all objects below a folder, if there are any."""
     whole = [f"{_bare(folder)}/{name}" for name in list_objects(folder)]
-    with _said(folder), contextlib.suppress(FileNotFoundError):
+    with _as_bucket_error(folder), contextlib.suppress(FileNotFoundError):
         if whole:
             _system().rm(whole)
 
 
-def remove_object(where: os.PathLike) -> None:
+def remove_object(path: StrPath) -> None:
     """Deletes an object."""
-    with _said(where):
-        _system().rm_file(os.fspath(where))
+    with _as_bucket_error(path):
+        _system().rm_file(os.fspath(path))
 
 
-def move(folder: os.PathLike, target: os.PathLike) -> None:
-    """Copies all objects below a folder to another, within the store, and deletes them.
+def move(folder: StrPath, target: StrPath) -> None:
+    """Copies all objects below a folder to another, within the bucket, then deletes the originals.
 
-    A stop on the way leaves the folder whole, or both.
+    A process that is killed on the way leaves the folder whole, or both.
     """
-    with _said(folder):
+    with _as_bucket_error(folder):
         for name in list_objects(folder):
             _system().cp_file(f"{_bare(folder)}/{name}", f"{_bare(target)}/{name}")
     remove_all(folder)
 
 
 @contextlib.contextmanager
-def local_copy(folder: os.PathLike, wanted: Iterable[str]) -> Iterator[pathlib.Path]:
-    """Those of the wanted objects below a folder that are there, in a local one for a while."""
-    with tempfile.TemporaryDirectory(prefix="distill_jax-") as here:
+def local_copy(folder: StrPath, wanted: Iterable[str]) -> Iterator[pathlib.Path]:
+    """A context with a temporary local folder that has the wanted objects, those that exist."""
+    with tempfile.TemporaryDirectory(prefix="distill_jax-") as temporary:
         for name in wanted:
-            target = pathlib.Path(here, name)
-            with _said(folder), contextlib.suppress(FileNotFoundError):
+            target = pathlib.Path(temporary, name)
+            with _as_bucket_error(folder), contextlib.suppress(FileNotFoundError):
                 source = f"{_bare(folder)}/{name}"
                 if _system().isfile(source):
                     target.parent.mkdir(parents=True, exist_ok=True)
                     _system().get_file(source, str(target))
-        yield pathlib.Path(here)
+        yield pathlib.Path(temporary)
 
 
 @contextlib.contextmanager
-def staging_folder(folder: os.PathLike, last: str) -> Iterator[pathlib.Path]:
-    """A local folder to write to, whose files are copied to the store at the end.
+def staging_folder(folder: StrPath, last: str) -> Iterator[pathlib.Path]:
+    """A context with a temporary local folder, whose files are uploaded at the end.
 
     Args:
-      folder: where to.
-      last: the file without which a folder is none: deleted first, and copied last.
+      folder: the destination.
+      last: the file that a reader requires: deleted first, and uploaded last.
     """
-    with tempfile.TemporaryDirectory(prefix="distill_jax-") as here:
-        local = pathlib.Path(here, "written")
+    with tempfile.TemporaryDirectory(prefix="distill_jax-") as temporary:
+        local = pathlib.Path(temporary, "written")
         yield local
-        if not local.is_dir():  # another process writes it
+        if not local.is_dir():  # this process writes nothing
             return
-        with _said(folder):
+        with _as_bucket_error(folder):
             if _system().isfile(f"{_bare(folder)}/{last}"):
                 _system().rm_file(f"{_bare(folder)}/{last}")
             files = sorted(local.iterdir(), key=lambda file: (file.name == last, file.name))
@@ -224,21 +226,24 @@ def staging_folder(folder: os.PathLike, last: str) -> Iterator[pathlib.Path]:
 
 
 class Mirror:
-    """Files that grow: kept in a local folder, and copied to a folder of the store as a whole.
+    """Files that grow in a local folder, and that are uploaded as a whole.
 
     What was written after the last `upload` is lost with the machine.
 
     Args:
-      folder: of the store.
-      wanted: names of the files, or of folders of files, that are copied from there at first.
+      folder: the destination in a bucket.
+      wanted: names of the files, or of folders of files; those that exist are downloaded first.
+
+    Attributes:
+      local: the local folder.
     """
 
-    def __init__(self, folder: os.PathLike, wanted: Iterable[str]):
+    def __init__(self, folder: StrPath, wanted: Iterable[str]):
         self._folder, self._wanted = folder, tuple(wanted)
         self.local = pathlib.Path(tempfile.mkdtemp(prefix="distill_jax-"))
         self._uploaded: dict[pathlib.Path, tuple[int, int]] = {}
         self._clock = time.monotonic()
-        with _said(folder):
+        with _as_bucket_error(folder):
             for name in self._wanted:
                 for source in _system().find(f"{_bare(folder)}/{name}"):
                     target = self.local / source.removeprefix(_bare(folder) + "/")
@@ -247,24 +252,24 @@ class Mirror:
                     self._uploaded[target] = _state(target)
 
     def upload(self) -> None:
-        """Copies every file that has changed; returns when the store has them.
+        """Uploads every file that has changed, and returns when the bucket has them.
 
         Raises:
-          BucketError: the store does not take them.
+          BucketError: the bucket does not accept one.
         """
         self._clock = time.monotonic()
         for name in self._wanted:
-            place = self.local / name
-            for file in sorted(place.rglob("*")) if place.is_dir() else [place]:
+            path = self.local / name
+            for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
                 if not file.is_file() or self._uploaded.get(file) == _state(file):
                     continue
                 now, relative = _state(file), file.relative_to(self.local).as_posix()
-                with _said(self._folder):
+                with _as_bucket_error(self._folder):
                     _system().put_file(str(file), f"{_bare(self._folder)}/{relative}")
                 self._uploaded[file] = now
 
     def upload_after(self, seconds: float, warn: Callable[[str], None]) -> None:
-        """As `upload`, if the last one is so long ago; a failure is told, and tried again later."""
+        """As `upload`, if the last was more than `seconds` ago; passes a failure to `warn`."""
         if time.monotonic() - self._clock > seconds:
             try:
                 self.upload()
@@ -272,7 +277,7 @@ class Mirror:
                 warn(f"not copied, to be tried again: {error}")
 
     def close(self) -> None:
-        """Copies what has changed and removes the local folder."""
+        """Uploads what has changed, and removes the local folder."""
         try:
             self.upload()
         finally:

@@ -1,4 +1,4 @@
-"""Where files lie, on a disk or in a bucket, and writing them so that none is ever half there."""
+"""Paths on a disk or in a bucket, and writing files and folders whole or not at all."""
 
 import contextlib
 import os
@@ -7,20 +7,20 @@ import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
 
 from distill_jax.errors import UsageError
 from distill_jax.storage import gcs
+from distill_jax.storage.gcs import StrPath
 
-# One slash: pathlib makes "gs:/bucket" of "gs://bucket", which would be a folder named "gs:".
+# One slash: pathlib turns "gs://bucket" into "gs:/bucket", which would be a folder named "gs:".
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
 _UPLOAD_SECONDS = 30.0
 
 
-def write_atomically(path: str | os.PathLike, content: bytes | str) -> None:
+def write_atomically(path: StrPath, content: bytes | str) -> None:
     """Writes a file whole or not at all, durably: temporary file, fsync, rename, fsync of folder.
 
-    In a bucket one request does all of it.
+    In a bucket, one request does all of this.
 
     Args:
       path: the file; its folder exists.
@@ -46,17 +46,17 @@ def write_atomically(path: str | os.PathLike, content: bytes | str) -> None:
     fsync(path.parent)
 
 
-def is_remote(path: str | os.PathLike) -> bool:
-    """Whether it lies in a bucket: a text, or an `epath.Path`, that starts with gs://."""
+def is_remote(path: StrPath) -> bool:
+    """Whether a path is in a bucket: a string, or an `epath.Path`, that starts with gs://."""
     return os.fspath(path).startswith(gcs.SCHEME)
 
 
-def path_problem(path: str | os.PathLike, *, remote: bool) -> str:
-    """What is wrong with a path, by what was expected in its place; empty when it is fine.
+def path_problem(path: StrPath, *, remote: bool) -> str:
+    """What an error says was expected instead of a path; "" for a path that can be used.
 
     Args:
-      path: what a config, a command or a caller names.
-      remote: whether it may lie in a bucket.
+      path: as a config, a command or a caller gives it.
+      remote: whether the path may be in a bucket.
     """
     if remote and is_remote(path):
         return gcs.path_problem(path)
@@ -65,68 +65,67 @@ def path_problem(path: str | os.PathLike, *, remote: bool) -> str:
     return ""
 
 
-def local_path(path: str | os.PathLike, key: str) -> pathlib.Path:
+def local_path(path: StrPath, key: str) -> pathlib.Path:
     """The path of a file or folder on a disk.
 
     Args:
-      path: what a config, a command or a caller names.
-      key: what an error calls it, such as "data.path" or "--workdir".
+      path: as a config, a command or a caller gives it.
+      key: the config key or flag that an error names, such as "data.path" or "--workdir".
 
     Raises:
-      UsageError: it is a URL, which would become a local folder named by its scheme.
+      UsageError: it is a URL, which would become a local folder named after its scheme.
     """
     if wrong := path_problem(path, remote=False):
         raise UsageError(f"{key}={os.fspath(path)!r}: expected {wrong}")
     return pathlib.Path(path)
 
 
-def resolve_path(path: str | os.PathLike, key: str) -> Any:
+def resolve_path(path: StrPath, key: str) -> pathlib.Path:
     """The path of a file or folder on a disk or in a bucket.
 
     Args:
-      path: what a config, a command or a caller names.
-      key: what an error calls it.
+      path: as a config, a command or a caller gives it.
+      key: the config key or flag that an error names.
 
     Returns:
-      A `pathlib.Path`, or the `epath.Path` of gs://bucket/folder.
+      A `pathlib.Path`, or for gs://bucket/folder an `epath.Path`, which has the same methods.
 
     Raises:
-      UsageError: it is another URL, or gcsfs is not installed for this one.
+      UsageError: it is another URL, or gcsfs is needed and not installed.
     """
     if wrong := path_problem(path, remote=True):
         raise UsageError(f"{key}={os.fspath(path)!r}: expected {wrong}")
     return gcs.resolve_path(path, key) if is_remote(path) else pathlib.Path(path)
 
 
-def reporting_unreachable(path: str | os.PathLike, key: str) -> contextlib.AbstractContextManager:
-    """For what is first done in a folder: errors of a bucket are said in one line."""
+def reporting_unreachable(path: StrPath, key: str) -> contextlib.AbstractContextManager:
+    """A context for the first access to a folder: a bucket's error becomes a `UsageError`."""
     return gcs.reporting_unreachable(path, key) if is_remote(path) else contextlib.nullcontext()
 
 
 def local_copy(
-    folder: str | os.PathLike, wanted: Iterable[str]
+    folder: StrPath, wanted: Iterable[str]
 ) -> contextlib.AbstractContextManager[pathlib.Path]:
-    """A local folder with the wanted files of a folder, as far as they are there."""
+    """A context with a local folder that has the wanted files of a folder, those that exist."""
     if is_remote(folder):
         return gcs.local_copy(folder, wanted)
     return contextlib.nullcontext(pathlib.Path(folder))
 
 
-def staging_folder(
-    folder: str | os.PathLike, last: str
-) -> contextlib.AbstractContextManager[pathlib.Path]:
-    """A local folder to write to: the folder itself, or one that is copied to it at the end.
+def staging_folder(folder: StrPath, last: str) -> contextlib.AbstractContextManager[pathlib.Path]:
+    """A context with a local folder to write to: the folder itself, or one to be uploaded.
 
     Args:
-      folder: where the files are to be.
-      last: the one without which a reader takes the folder for none.
+      folder: the destination.
+      last: the file that a reader requires: a bucket gets it last, so that a folder is complete for
+        its readers or not there.
     """
     if is_remote(folder):
         return gcs.staging_folder(folder, last)
     return contextlib.nullcontext(pathlib.Path(folder))
 
 
-def free_bytes(path: str | os.PathLike) -> int:
+def free_bytes(path: StrPath) -> int:
     """Bytes that are free on the disk of a file or folder, which need not exist yet."""
     existing = pathlib.Path(path).absolute()
     while not existing.exists():
@@ -135,44 +134,44 @@ def free_bytes(path: str | os.PathLike) -> int:
 
 
 def make_folder(path: pathlib.Path) -> None:
-    """Makes a folder, with those above it; a bucket has none."""
+    """Makes a folder and its parents; a bucket needs none."""
     if not is_remote(path):
         path.mkdir(parents=True, exist_ok=True)
 
 
 class GrowingFiles:
-    """The files of a folder that grow while a run goes on, which a bucket does not let them.
+    """Files that a run appends to. A bucket cannot append: it gets a copy of each now and then.
 
     Args:
-      folder: where they are to be.
+      folder: the destination.
       names: of the files, and of folders of such files.
 
     Attributes:
-      folder: the folder to write them in: the folder itself, or a local one for a bucket.
+      folder: where to write them: the destination itself, or a local folder for a bucket.
     """
 
-    def __init__(self, folder: str | os.PathLike, names: Iterable[str]):
+    def __init__(self, folder: StrPath, names: Iterable[str]):
         self._mirror = gcs.Mirror(folder, names) if is_remote(folder) else None
         self.folder = self._mirror.local if self._mirror else pathlib.Path(folder)
 
     def upload(self) -> None:
-        """Returns when a bucket has all that was written."""
+        """Returns when a bucket has everything that was written."""
         if self._mirror:
             self._mirror.upload()
 
     def upload_periodically(self, warn: Callable[[str], None]) -> None:
-        """As `upload`, every so often; a failure is told and tried again."""
+        """As `upload`, but at most every 30 s; a failure goes to `warn` and is tried again."""
         if self._mirror:
             self._mirror.upload_after(_UPLOAD_SECONDS, warn)
 
     def close(self) -> None:
-        """As `upload`, and the local folder of a bucket is removed."""
+        """As `upload`; then removes the local folder of a bucket."""
         if self._mirror:
             self._mirror.close()
 
 
-def fsync(path: str | os.PathLike) -> None:
-    """Has the content of a file, or the names in a folder, written to the disk itself."""
+def fsync(path: StrPath) -> None:
+    """Returns when the content of a file, or the names in a folder, are on the disk itself."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -181,29 +180,29 @@ def fsync(path: str | os.PathLike) -> None:
 
 
 def previous_folder(folder: pathlib.Path) -> pathlib.Path:
-    """Where the content of a folder lies while `replacing_folder` puts another in its place."""
+    """Where the old content of a folder is while `replacing_folder` renames the new one."""
     return folder.with_name(f".{folder.name}.previous")
 
 
 @contextlib.contextmanager
 def replacing_folder(
-    path: str | os.PathLike, ours: Callable[[str], bool], what: str, key: str = "path"
+    path: StrPath, ours: Callable[[str], bool], what: str, key: str = "path"
 ) -> Iterator[pathlib.Path]:
-    """A folder to write files to, which then takes the place of the one that may be there.
+    """A context with a new folder to write files to, which then replaces the one that may exist.
 
-    It lies beside the target as ".NAME.saving". At the end its files are flushed to the disk; then
-    the target is renamed to ".NAME.previous", the new folder to the target's name, and the old one
-    removed. A process killed on the way leaves a whole folder under one of these names, and the
-    next one that comes here puts it right. One writer a folder.
+    The new folder is next to the target, as ".NAME.saving". At the end its files are flushed to the
+    disk; then the target is renamed to ".NAME.previous", the new folder to the target's name, and
+    the old one is removed. A process that is killed on the way leaves a whole folder under one of
+    these names, and the next writer restores the target's name. One writer a folder.
 
     Args:
-      path: the folder; made if need be.
+      path: the target; it need not exist.
       ours: whether a name is that of a file that is written here.
-      what: such a folder holds, for the error.
-      key: what an error calls the path.
+      what: what such a folder holds, for the error.
+      key: the config key or flag that an error names.
 
     Raises:
-      UsageError: the folder holds other files, which replacing it would delete.
+      UsageError: the target holds other files, which replacing it would delete.
     """
     folder = pathlib.Path(path).resolve()
     found = os.listdir(folder) if folder.is_dir() else [folder.name] if folder.exists() else []
@@ -232,7 +231,7 @@ def replacing_folder(
 
 
 def _discard(folder: pathlib.Path, ours: Callable[[str], bool]) -> None:
-    """Removes a folder of ours. Only files of ours: anything else in it makes `rmdir` refuse."""
+    """Removes a folder with only our files; any other file in it makes `rmdir` fail."""
     if folder.is_dir():
         for file in folder.iterdir():
             if ours(file.name):

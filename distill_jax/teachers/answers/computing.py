@@ -87,7 +87,8 @@ class AnswerComputation:
 
     def _outputs(self, variables: Any, images: Array) -> models.Outputs:
         inputs = models.normalise(images, self.saved.spec.mean, self.saved.spec.std)
-        return models.apply(self._graphdef, *variables, inputs, train=False)[0]
+        params, stats = variables
+        return models.apply(self._graphdef, params, stats, inputs, train=False)[0]
 
     @functools.cached_property
     def _shapes(self) -> models.Outputs:

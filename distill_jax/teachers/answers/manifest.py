@@ -120,4 +120,4 @@ def file_name(part: str, array: str) -> str:
 
 def hash_of_ids(ids: np.ndarray) -> str:
     """The SHA-256 of a list of examples, in its order."""
-    return hashlib.sha256(np.ascontiguousarray(ids, dtype="<i4")).hexdigest()
+    return hashlib.sha256(np.asarray(ids, dtype="<i4").tobytes()).hexdigest()

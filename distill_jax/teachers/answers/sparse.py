@@ -106,6 +106,7 @@ class SparseFormat:
         """
         rows = jnp.arange(log_p.shape[0])[:, None]
         if self.kind == "sampled":
+            assert uniforms is not None
             found = self._drawn(log_p, uniforms, rows)
         else:
             values, ids = jax.lax.top_k(log_p, self.count)

@@ -86,11 +86,15 @@ class StoredTeacher:
 
     def abstract(self, batch_size: int) -> Outputs:
         """An answer to a batch without its values, of `jax.ShapeDtypeStruct`."""
-        arrays = {
-            name: jax.ShapeDtypeStruct((batch_size, *shape), jnp.float32)
-            for name, shape in self.shapes.items()
-        }
-        return Outputs(logits=arrays.pop("logits"), taps=arrays)
+
+        def zeros() -> Outputs:
+            arrays = {
+                name: jnp.zeros((batch_size, *shape), jnp.float32)
+                for name, shape in self.shapes.items()
+            }
+            return Outputs(logits=arrays.pop("logits"), taps=arrays)
+
+        return jax.eval_shape(zeros)
 
     def params(self, variables: Sequence[Any]) -> dict[str, jax.Array]:
         """{}: a store has answers and no parameters."""

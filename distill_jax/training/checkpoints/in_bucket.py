@@ -1,82 +1,100 @@
-"""The folders of checkpoints in a bucket, where nothing is renamed at once.
+"""`layout.Layout` in a bucket, where no folder can be renamed at once.
 
-    1200/MANIFEST.sha256   written last: without it 1200/ is no checkpoint
-    1300/state/...         being written; what a stopped process left, the next save deletes
+    1200/MANIFEST.sha256   written last: without it, 1200/ is no checkpoint
+    1300/state/...         being written; the next save deletes what a stopped process has left
     1100/...               being deleted, its manifest first; likewise
 
-`on_disk` has the same functions for disks, and says what they do.
+A checkpoint is written in place: its unsealed, sealed and garbage folders are the same.
 """
 
+import pathlib
 import re
-from typing import Any
 
 from distill_jax.storage import gcs
-from distill_jax.training.checkpoints.on_disk import MANIFEST, Damaged
+from distill_jax.training.checkpoints.layout import MANIFEST, Damaged, Leftover
 
 
-def exists(path: Any) -> bool:
+def exists(path: pathlib.Path) -> bool:
     return bool(gcs.list_names(path))
 
 
-def _numbered(directory: Any) -> dict[int, bool]:
-    """The steps that have anything, and whether that is a checkpoint."""
-    found: dict[int, bool] = {}
+def list_names(folder: pathlib.Path) -> list[str]:
+    return gcs.list_names(folder)
+
+
+def list_files(folder: pathlib.Path) -> list[tuple[str, pathlib.Path]]:
+    return [(name, folder / name) for name in gcs.list_objects(folder)]
+
+
+def _is_sealed_by_step(directory: pathlib.Path) -> dict[int, bool]:
+    """Every step that has an object, and whether it has a manifest."""
+    found = {}
     for name in gcs.list_names(directory):
         if re.fullmatch(r"0|[1-9][0-9]*", name):
             found[int(name)] = MANIFEST in gcs.list_names(directory / name)
     return found
 
 
-def steps(directory: Any) -> list[int]:
-    return [step for step, sealed in _numbered(directory).items() if sealed]
+def steps(directory: pathlib.Path) -> list[int]:
+    return sealed_steps(directory)
 
 
-sealed_steps = steps
+def sealed_steps(directory: pathlib.Path) -> list[int]:
+    return [step for step, is_sealed in _is_sealed_by_step(directory).items() if is_sealed]
 
 
-def unsealed(directory: Any, step: int) -> Any:
+def leftovers(directory: pathlib.Path) -> list[Leftover]:
+    found = _is_sealed_by_step(directory)
+    half = [step for step, is_sealed in found.items() if not is_sealed]
+    return [Leftover(str(step), directory / str(step), half_written=True) for step in sorted(half)]
+
+
+def unsealed(directory: pathlib.Path, step: int) -> pathlib.Path:
     return directory / str(step)
 
 
-def leftovers(directory: Any) -> list[tuple[str, Any, bool]]:
-    half = [step for step, sealed in _numbered(directory).items() if not sealed]
-    return [(str(step), directory / str(step), True) for step in sorted(half)]
+def make_unsealed(directory: pathlib.Path, step: int) -> None:
+    pass  # a folder exists as soon as it has an object
 
 
-def begin(directory: Any, step: int) -> None:
-    pass  # a folder is there with its first object
+def flush_files(unsealed: pathlib.Path) -> None:
+    pass  # the bucket acknowledges an object only when it is stored
 
 
-def settle(written: Any) -> None:
-    pass  # an object that is there is stored
+def commit(unsealed: pathlib.Path, manifest: str, sealed: pathlib.Path) -> None:
+    gcs.write(sealed / MANIFEST, manifest.encode())
 
 
-def finish(written: Any, content: str, sealed: Any) -> None:
-    gcs.write(sealed / MANIFEST, content.encode())
+def retract(directory: pathlib.Path, step: int) -> None:
+    gcs.remove_object(directory / str(step) / MANIFEST)
 
 
-def manifest(sealed: Any) -> bytes:
+def garbage(directory: pathlib.Path, step: int) -> pathlib.Path:
+    return directory / str(step)
+
+
+def remove(path: pathlib.Path) -> None:
+    gcs.remove_all(path)
+
+
+def move(path: pathlib.Path, target: pathlib.Path) -> None:
+    gcs.move(path, target)
+
+
+def read_manifest(sealed: pathlib.Path) -> bytes:
     try:
         return gcs.read(sealed / MANIFEST)
     except FileNotFoundError:
         raise Damaged("it has no manifest") from None
 
 
-def files(folder: Any) -> list[tuple[str, Any]]:
-    return [(name, folder / name) for name in gcs.list_objects(folder)]
+def read(path: pathlib.Path) -> bytes:
+    return gcs.read(path)
 
 
-names = gcs.list_names
-read = gcs.read
-write = gcs.write
-digest = gcs.sha256
-move = gcs.move
-remove = gcs.remove_all
+def write(path: pathlib.Path, content: bytes) -> None:
+    gcs.write(path, content)
 
 
-def trash(directory: Any, step: int) -> Any:
-    return directory / str(step)
-
-
-def withdraw(directory: Any, step: int) -> None:
-    gcs.remove_object(directory / str(step) / MANIFEST)
+def sha256(path: pathlib.Path) -> str:
+    return gcs.sha256(path)

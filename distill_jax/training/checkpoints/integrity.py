@@ -1,16 +1,16 @@
-"""What makes a folder a checkpoint: a manifest of SHA-256 by file, written last.
+"""What makes a folder a checkpoint: a manifest with the SHA-256 of every file, written last.
 
-The manifest has the format of `sha256sum`, so that anyone can check a checkpoint without us:
+The manifest has the format of `sha256sum`, which can check a checkpoint without this program:
 
     cd checkpoints/1200 && sha256sum -c MANIFEST.sha256
 
 Its text follows from the step and the files alone, so that every changed byte, in a file or in the
-manifest itself, and every missing, added, renamed or exchanged file shows as a difference. It
-guards against damage, not against an attacker: who can write the files can write the manifest.
+manifest itself, and every missing, added, renamed or exchanged file is noticed. It guards against
+damage, not against an attacker: who can write the files can write the manifest.
 
-On a disk one atomic rename seals it (`on_disk`); in a bucket the manifest itself (`in_bucket`).
-
-Left out on purpose: what the files hold, but for the score. This module knows no array, no orbax.
+On a disk, an atomic rename commits a checkpoint (`on_disk`); in a bucket, its manifest does
+(`in_bucket`). Left out on purpose: what the files hold, except for the score. This module knows no
+array, no orbax.
 """
 
 import contextlib
@@ -21,27 +21,26 @@ import os
 import pathlib
 import re
 import time
-import types
 from collections.abc import Callable, Iterable
 
 from distill_jax.errors import UsageError
 from distill_jax.storage import free_bytes, is_remote
 from distill_jax.storage.gcs import BucketError
 from distill_jax.training.checkpoints import in_bucket, on_disk
-from distill_jax.training.checkpoints.on_disk import MANIFEST, Damaged
+from distill_jax.training.checkpoints.layout import MANIFEST, Damaged, Layout
 
 ABOUT = "checkpoint.json"  # an object with "score": a number, or null
 
 _LINE = re.compile(r"([0-9a-f]{64})  (.+)")
 
 
-def _kind(path: pathlib.Path) -> types.ModuleType:
-    """How the folders of checkpoints are made where this path is."""
+def _layout(path: pathlib.Path) -> Layout:
+    """The file operations of the storage that has this path."""
     return in_bucket if is_remote(path) else on_disk
 
 
 def free_space(directory: str | os.PathLike[str], bytes_needed: int, key: str = "workdir") -> None:
-    """Refuse, before anything is written, a folder whose disk has not the room that is needed.
+    """Refuse, before anything is written, a folder whose disk has too little free space.
 
     Args:
       directory: the folder that will be written to; it need not exist yet.
@@ -51,7 +50,7 @@ def free_space(directory: str | os.PathLike[str], bytes_needed: int, key: str = 
     Raises:
       UsageError: when the disk has fewer than `bytes_needed` bytes free.
     """
-    if is_remote(directory):  # no disk, which has no end
+    if is_remote(directory):  # a bucket does not fill up
         return
     free = free_bytes(directory)
     if free < bytes_needed:
@@ -62,34 +61,34 @@ def free_space(directory: str | os.PathLike[str], bytes_needed: int, key: str = 
 
 
 def cause(error: Exception) -> str:
-    """What an error comes down to, in a few words: those of the system, if it said any."""
+    """The cause of an error in a few words: the operating system's message, if there is one."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
-    # TensorStore names every file on the way, on two thousand characters, and the code at the end.
+    # TensorStore's message is two thousand characters of file names, and ends with the error code.
     if code := re.search(r"os_error_code='(\d+)'", str(error)):
         return os.strerror(int(code[1]))
     return f"{type(error).__name__}: {error}"[:300]
 
 
 def seal(directory: pathlib.Path, step: int) -> None:
-    """Make a folder of finished files a checkpoint: flush, hash, write the manifest, rename.
+    """Make a folder of finished files a checkpoint: flush, hash, write the manifest, commit.
 
-    Everything is on the disk before the rename, and the rename is atomic: a folder that is named by
-    its step alone is whole, whenever the power goes.
+    On a disk, everything is flushed before the commit, which is an atomic rename: a folder that is
+    named by its step alone is whole, also after a power cut.
 
     Args:
-      directory: the folder of all checkpoints. That of the step stands in `unsealed(directory,
-        step)`, with all files but the manifest, and afterwards in directory/<step>.
+      directory: the folder of all checkpoints. The files of this one, without the manifest, are in
+        `unsealed(directory, step)`, and afterwards in directory/<step>.
       step: the training step, which becomes part of the manifest.
 
     Raises:
-      OSError: when the disk fails or is full. The checkpoint is not sealed then.
-      Damaged: when there is anything but files and folders in it.
+      OSError: the disk fails or is full. The checkpoint is not sealed then.
+      Damaged: the folder has anything but files and folders.
     """
-    written, kind = unsealed(directory, step), _kind(directory)
-    kind.settle(written)
-    manifest = _text(step, {name: kind.digest(path) for name, path in kind.files(written)})
-    kind.finish(written, manifest, directory / str(step))
+    written, layout = unsealed(directory, step), _layout(directory)
+    layout.flush_files(written)
+    manifest = _text(step, {name: layout.sha256(path) for name, path in layout.list_files(written)})
+    layout.commit(written, manifest, directory / str(step))
 
 
 def check(sealed: pathlib.Path, step: int) -> None:
@@ -100,19 +99,19 @@ def check(sealed: pathlib.Path, step: int) -> None:
       step: the training step that the folder's name states.
 
     Raises:
-      Damaged: at the first thing that is not as it was sealed.
+      Damaged: anything differs from what was sealed.
       Unreachable: the bucket does not answer, which says nothing of the checkpoint.
     """
     try:
         expected = _manifest(sealed, step)
-        kind = _kind(sealed)
-        files = dict(kind.files(sealed))
+        layout = _layout(sealed)
+        files = dict(layout.list_files(sealed))
         if missing := sorted(expected.keys() - files.keys()):
             raise Damaged(f"{missing[0]} is missing")
         if added := sorted(files.keys() - expected.keys() - {MANIFEST}):
             raise Damaged(f"{added[0]!r} is not in its manifest")
         for name, digest in expected.items():
-            if kind.digest(files[name]) != digest:
+            if layout.sha256(files[name]) != digest:
                 raise Damaged(f"{name} is not what was saved (SHA-256 differs)")
     except OSError as error:
         raise Damaged(f"it cannot be read ({cause(error)})") from error
@@ -120,58 +119,58 @@ def check(sealed: pathlib.Path, step: int) -> None:
 
 def steps(directory: pathlib.Path) -> list[int]:
     """Every step that has something under a checkpoint's name, ascending; [] without the folder."""
-    return sorted(_kind(directory).steps(directory))
+    return sorted(_layout(directory).steps(directory))
 
 
 def sealed_steps(directory: pathlib.Path) -> list[int]:
     """Every step whose checkpoint has a manifest, ascending."""
-    return sorted(_kind(directory).sealed_steps(directory))
+    return sorted(_layout(directory).sealed_steps(directory))
 
 
 def unsealed(directory: pathlib.Path, step: int) -> pathlib.Path:
     """Where the checkpoint of a step is written before it is sealed."""
-    return _kind(directory).unsealed(directory, step)
+    return _layout(directory).unsealed(directory, step)
 
 
 def prepare(directory: pathlib.Path, step: int, warn: Callable[[str], None]) -> bool:
-    """Make the folder for an unsealed checkpoint, and delete what stopped processes have left.
+    """Make the folder for an unsealed checkpoint, and delete the garbage of stopped processes.
 
     Args:
       directory: the folder of all checkpoints; made when absent.
       step: the step to be saved.
-      warn: called with one line for each thing that was left.
+      warn: called with one line for each half-written or damaged checkpoint.
 
     Returns:
-      Whether there is something to do: False when the step has a sealed checkpoint.
+      Whether the checkpoint is to be written: False when the step has a sealed one.
     """
-    for name, path, half_written in _kind(directory).leftovers(directory):
-        if half_written:
+    for leftover in _layout(directory).leftovers(directory):
+        if leftover.half_written:
             warn(
-                f"checkpoint {name} in {directory} was left half-written by a process that was "
-                "stopped; deleted"
+                f"checkpoint {leftover.step} in {directory} was left half-written by a process that "
+                "was stopped; deleted"
             )
-        remove(path)
+        remove(leftover.path)
     if step in sealed_steps(directory):
         return False
     if step in steps(directory):
         _set_aside(directory / str(step), "it has no manifest", "saving it again", warn)
-    _kind(directory).begin(directory, step)
+    _layout(directory).make_unsealed(directory, step)
     return True
 
 
 def describe(directory: pathlib.Path, step: int, about: bytes) -> None:
     """Writes ABOUT into an unsealed checkpoint."""
-    _kind(directory).write(unsealed(directory, step) / ABOUT, about)
+    _layout(directory).write(unsealed(directory, step) / ABOUT, about)
 
 
 def about(directory: pathlib.Path, step: int) -> bytes:
     """The ABOUT of a sealed checkpoint."""
-    return _kind(directory).read(directory / str(step) / ABOUT)
+    return _layout(directory).read(directory / str(step) / ABOUT)
 
 
 def any_aside(directory: pathlib.Path) -> bool:
     """Whether a damaged checkpoint was set aside, now or by an earlier start."""
-    return any(re.search(r"\.damaged-", name) for name in _kind(directory).names(directory))
+    return any(re.search(r"\.damaged-", name) for name in _layout(directory).list_names(directory))
 
 
 def first_intact(
@@ -194,7 +193,7 @@ def first_intact(
             check(path, step)
             return step
         except Damaged as reason:
-            if _kind(path).exists(path):  # else the run that writes here has just deleted it
+            if _layout(path).exists(path):  # otherwise the run that writes here has just deleted it
                 rest = candidates[number + 1 :]
                 _set_aside(path, reason, f"trying {rest[0]}" if rest else "no other to try", warn)
     return None
@@ -205,14 +204,14 @@ def best_first(directory: pathlib.Path, *, doubtful: bool = False) -> list[int]:
 
     Args:
       directory: the folder of all checkpoints.
-      doubtful: put before them those whose score is damaged, which may have been the best.
+      doubtful: put the steps whose score is damaged first, because one may have been the best.
     """
     scored = []
     for step in steps(directory):
         path = directory / str(step)
         try:
             content = about(directory, step)
-            # Verified, so that a flipped bit cannot make a checkpoint the best.
+            # Verify the score first: a flipped bit must not make a checkpoint the best.
             if _manifest(path, step).get(ABOUT) != hashlib.sha256(content).hexdigest():
                 raise Damaged
             score = json.loads(content)["score"]
@@ -226,39 +225,36 @@ def best_first(directory: pathlib.Path, *, doubtful: bool = False) -> list[int]:
 def retain(
     directory: pathlib.Path, new: int, last: int, best: bool, warn: Callable[[str], None]
 ) -> None:
-    """Delete the sealed checkpoints but the new one, the last n and, if wanted, the best.
+    """Delete all sealed checkpoints except the new one, the last n and, if wanted, the best.
 
     The new one stays even when it is not among the last, as after a restore of an old step. Each is
-    renamed first: a crash on the way leaves it whole, or under a name that is no step.
+    retracted first: a crash on the way leaves it whole, or as garbage.
     """
     sealed = sealed_steps(directory)
     keep = {new, *sealed[-last:], *(best_first(directory)[:1] if best else ())}
-    kind = _kind(directory)
+    layout = _layout(directory)
     for step in set(sealed) - keep:
         try:
-            kind.withdraw(directory, step)
-            remove(kind.trash(directory, step))
-        except (
-            OSError,
-            BucketError,
-        ) as error:  # the new checkpoint is safe, and the next save tries again
+            layout.retract(directory, step)
+            remove(layout.garbage(directory, step))
+        except (OSError, BucketError) as error:
+            # The new checkpoint is safe, and the next save tries again.
             warn(f"checkpoint {step} in {directory} could not be deleted: {cause(error)}")
 
 
 def remove(path: pathlib.Path) -> None:
-    """Delete a folder with all that is in it, or a file or link."""
-    _kind(path).remove(path)
+    """Delete a folder with everything in it, or a file or link."""
+    _layout(path).remove(path)
 
 
 def clear(path: pathlib.Path) -> None:
-    """Delete what a save that failed has written, though some of its threads may write on.
+    """Delete what a failed save has written, while some of its threads may still be writing.
 
-    Tries again for a few seconds, until nothing has come back; what is there then, the next save
-    deletes.
+    Deletes for a few seconds, until nothing reappears; the next save deletes the rest.
     """
     absent = 0
     for _ in range(100):
-        absent = 0 if _kind(path).exists(path) else absent + 1
+        absent = 0 if _layout(path).exists(path) else absent + 1
         if absent == 3:
             break
         with contextlib.suppress(OSError):
@@ -268,10 +264,10 @@ def clear(path: pathlib.Path) -> None:
 
 def _set_aside(path: pathlib.Path, reason: object, then: str, warn: Callable[[str], None]) -> None:
     number = 1
-    while _kind(path).exists(aside := path.with_name(f"{path.name}.damaged-{number}")):
+    while _layout(path).exists(aside := path.with_name(f"{path.name}.damaged-{number}")):
         number += 1
     try:
-        _kind(path).move(path, aside)
+        _layout(path).move(path, aside)
         done = f"set aside as {aside.name}"
     except (OSError, BucketError) as error:
         done = f"it could not be renamed ({cause(error)})"
@@ -279,11 +275,11 @@ def _set_aside(path: pathlib.Path, reason: object, then: str, warn: Callable[[st
 
 
 def _manifest(sealed: pathlib.Path, step: int) -> dict[str, str]:
-    content = _kind(sealed).manifest(sealed)
+    content = _layout(sealed).read_manifest(sealed)
     lines = content.decode(errors="replace").split("\n")
     digests = {match[2]: match[1] for match in map(_LINE.fullmatch, lines) if match}
-    # Written again from what was understood: a line that was not, or that is of another step, or
-    # double, or out of order, makes a difference.
+    # Render the manifest again from what was parsed: this also rejects lines that could not be
+    # parsed, are of another step, repeated, or out of order.
     if _text(step, digests).encode() != content:
         raise Damaged("its manifest is damaged or of another checkpoint")
     return digests
