@@ -1,4 +1,4 @@
-"""The loop: dispatch steps, stop where something is due, never wait for the device in between."""
+"""The loop: dispatches steps up to the next stop, and waits for the device at stops alone."""
 
 import contextlib
 import dataclasses
@@ -20,7 +20,7 @@ from distill_jax.training.state import TrainState
 
 
 class Preempted(Exception):
-    """The run was asked to stop (SIGTERM) and has saved its state."""
+    """The run received SIGTERM and has saved its state."""
 
 
 class Diverged(RuntimeError):
@@ -29,7 +29,7 @@ class Diverged(RuntimeError):
 
 @dataclasses.dataclass(frozen=True)
 class Timetable:
-    """Which steps are followed by what.
+    """What happens after which steps.
 
     Attributes:
       total_steps: the run ends after this many.
@@ -69,10 +69,10 @@ def epoch_steps(every_epochs: float, steps_per_epoch: float, total_steps: int) -
 
 
 class Hooks(Protocol):
-    """What happens around the steps; `experiment.py` implements it."""
+    """What the loop does at stops; `runs.session` implements it."""
 
     def log(self, step: int, sums: dict[str, float]) -> None:
-        """The sums of the training metrics since the last call; `sums["steps"]` counts them."""
+        """Logs the sums of the training metrics since the last call, over `sums["steps"]` steps."""
 
     def evaluate(self, step: int, state: TrainState) -> bool:
         """Evaluates; True when this is the best state so far."""
@@ -81,85 +81,125 @@ class Hooks(Protocol):
         """Starts saving a checkpoint."""
 
     def diverged(self, step: int) -> Diverged:
-        """The error for a loss that was not finite in the step numbered `step` from 0."""
+        """The error for a loss that was not finite in step `step`, counted from 0."""
 
 
 @contextlib.contextmanager
 def stop_on_sigterm() -> Iterator[Callable[[], bool]]:
-    """While it lasts, SIGTERM asks for a stop at the next step; gives the question "was it?".
+    """A context in which SIGTERM requests a stop; gives the function that tells whether it has.
 
-    Of many processes any one may get the signal, or SIGINT: all stop at the same call. They all ask
-    the question equally often then.
+    With several processes, any one of them may receive SIGTERM or SIGINT: the function returns True
+    in the same call in every process, so every process must call it equally often.
     """
-    asked = threading.Event()
-    was_asked = _agreed_stop() if coordination.is_distributed() else asked.is_set
+    requested = threading.Event()
+    is_requested = _agreed_stop() if coordination.is_distributed() else requested.is_set
     if threading.current_thread() is not threading.main_thread():
-        yield was_asked
+        yield is_requested
         return
+    handler: Callable[[int, Any], None]
     if coordination.is_distributed():
-        # JAX has its own handler of SIGTERM, which tells the others.
+        # JAX has its own handler of SIGTERM, which informs the other processes.
         number, handler = signal.SIGINT, lambda *_: os.kill(os.getpid(), signal.SIGTERM)
     else:
-        number, handler = signal.SIGTERM, lambda *_: asked.set()
+        number, handler = signal.SIGTERM, lambda *_: requested.set()
     before = signal.signal(number, handler)
     try:
-        yield was_asked
+        yield is_requested
     finally:
         signal.signal(number, before)
 
 
-_questions = itertools.count(1)  # of all runs of the process, so that no number comes twice
+_sync_points = itertools.count(1)  # of all runs of the process, so that no number repeats
 
 
 def _agreed_stop() -> Callable[[], bool]:
-    """Whether all processes have agreed to stop: at one number, the next that none has passed.
+    """Whether all processes have agreed to stop: at the next sync point that none has passed.
 
-    Costs no communication until there is a signal.
+    This costs no communication until a process receives a signal.
     """
     stopped = False
 
-    def asked() -> bool:
+    def is_requested() -> bool:
         nonlocal stopped
-        number = next(_questions)
+        number = next(_sync_points)
         stopped = stopped or multihost_utils.reached_preemption_sync_point(number)
         return stopped
 
-    return asked
+    return is_requested
 
 
 @contextlib.contextmanager
 def _report_computed_steps() -> Iterator[Callable[[int, TrainState], None]]:
-    """While it lasts, what it gives has `stalls` told when a step has been computed.
+    """A context that gives a function (step, state), which reports computed steps to the watchdog.
 
-    The main thread hands steps over without waiting, and then waits for many of them at once.
+    A thread waits for each step and reports it: the main thread only dispatches steps, and later
+    waits for many of them at once.
     """
     if not coordination.watches_steps():
         yield lambda step, state: None
         return
-    handed: queue.SimpleQueue[tuple[int, jax.Array] | None] = queue.SimpleQueue()
+    dispatched: queue.SimpleQueue[tuple[int, jax.Array] | None] = queue.SimpleQueue()
 
-    def follow(step: int, state: TrainState) -> None:
-        # A copy, of one device: the next step takes the state itself.
-        handed.put((step, jnp.copy(state.bad_step.addressable_data(0))))
+    def report_when_computed(step: int, state: TrainState) -> None:
+        # A copy on one device: the next step takes over the buffers of the state.
+        dispatched.put((step, jnp.copy(state.bad_step.addressable_data(0))))
 
     def wait() -> None:
-        while (item := handed.get()) is not None:
+        while (item := dispatched.get()) is not None:
             with contextlib.suppress(Exception):  # the main thread meets the same error
                 jax.block_until_ready(item[1])
                 watchdog.mark_computed(item[0])
 
     threading.Thread(target=wait, name="steps", daemon=True).start()
     try:
-        yield follow
+        yield report_when_computed
     finally:
-        handed.put(None)
+        dispatched.put(None)
+
+
+Advance = Callable[[TrainState, int, list[Any]], TrainState]
+
+
+@dataclasses.dataclass
+class _Dispatcher:
+    """Dispatches the steps between two stops.
+
+    Attributes:
+      advance, batches, timetable, stop_requested: as in `run_steps`.
+      report_when_computed: called with the number of steps done and the state after them.
+      compiled: the programs that were called before: (first step of the stage, steps in a call).
+    """
+
+    advance: Advance
+    batches: Iterator[Any]
+    timetable: Timetable
+    stop_requested: Callable[[], bool]
+    report_when_computed: Callable[[int, TrainState], None]
+    compiled: set[tuple[int, int]] = dataclasses.field(default_factory=set)
+
+    def run_until(self, stop: int, state: TrainState, step: int) -> tuple[TrainState, int]:
+        """Dispatches steps until `stop` of them are done, or until a stop is requested."""
+        while step < stop and not self.stop_requested():
+            whole = stop - step >= self.timetable.steps_per_call
+            count = self.timetable.steps_per_call if whole else 1
+            watchdog.mark(step, f"reading the data of step {step + 1}")
+            batches = [next(self.batches) for _ in range(count)]
+            program = (max((s for s in self.timetable.begin_at if s <= step), default=0), count)
+            is_new = program not in self.compiled
+            self.compiled.add(program)
+            activity = "compiling" if is_new else "computing"
+            watchdog.mark(step + count, f"{activity} step {step + count}", long=is_new)
+            state = self.advance(state, step, batches)
+            step += count
+            self.report_when_computed(step, state)
+        return state, step
 
 
 def run_steps(
     state: TrainState,
     step: int,
     *,
-    advance: Callable[[TrainState, int, list[Any]], TrainState],
+    advance: Advance,
     batches: Iterator[Any],
     timetable: Timetable,
     hooks: Hooks,
@@ -169,49 +209,30 @@ def run_steps(
 
     Args:
       state: the state after `step` steps; it is donated.
-      step: how many steps it has done.
+      step: how many steps are done.
       advance: (state, step, batches): dispatches one step a batch in a single call, the first of
         them numbered `step` from 0; donates its state.
       batches: host batches from the position of `step` on.
       timetable: when to log, evaluate and save.
       hooks: how to.
-      stop_requested: asked before every call; when true, the state is saved.
+      stop_requested: called before every call of `advance` and at every stop; when it returns True,
+        the state is saved.
 
     Returns:
       The state after the last step.
 
     Raises:
-      Preempted: after saving, when a stop was asked for.
+      Preempted: after saving, when a stop was requested.
       Diverged: at the first stop after a loss or gradient that was not finite.
     """
-    saved, compiled = step, set()
-    with _report_computed_steps() as follow:
+    saved = step
+    with _report_computed_steps() as report_when_computed:
+        dispatcher = _Dispatcher(advance, batches, timetable, stop_requested, report_when_computed)
         while step < timetable.total_steps:
             stop = timetable.next_stop(step)
-            while step < stop and not stop_requested():
-                whole = stop - step >= timetable.steps_per_call
-                count = timetable.steps_per_call if whole else 1
-                watchdog.mark(step, f"reading the data of step {step + 1}")
-                taken = [next(batches) for _ in range(count)]
-                program = (max((s for s in timetable.begin_at if s <= step), default=0), count)
-                fresh = program not in compiled
-                compiled.add(program)
-                doing = "compiling" if fresh else "computing"
-                watchdog.mark(step + count, f"{doing} step {step + count}", long=fresh)
-                state = advance(state, step, taken)
-                step += count
-                follow(step, state)
-            watchdog.mark(step, f"fetching the results of step {step}")
-            sums, bad_step = jax.device_get((state.sums, state.bad_step))
-            if bad_step >= 0:
-                raise hooks.diverged(int(bad_step))
-            if step == stop and timetable.logs_at(step):
-                watchdog.mark(step, f"logging step {step}")
-                hooks.log(step, {name: float(value) for name, value in sums.items()})
-            best = False
-            if step == stop and step in timetable.evaluate_at:
-                watchdog.mark(step, f"evaluating step {step}", long=True)
-                best = hooks.evaluate(step, state)
+            state, step = dispatcher.run_until(stop, state, step)
+            sums = _fetch_sums(state, step, hooks)
+            best = step == stop and _log_and_evaluate(state, step, sums, timetable, hooks)
             interrupted = stop_requested() and step < timetable.total_steps
             if saved < step and (interrupted or best or step in timetable.save_at):
                 watchdog.mark(step, f"saving step {step}", long=True)
@@ -220,3 +241,25 @@ def run_steps(
             if interrupted:
                 raise Preempted
     return state
+
+
+def _fetch_sums(state: TrainState, step: int, hooks: Hooks) -> dict[str, Any]:
+    """The sums of the metrics, for which this waits for the device; raises `Diverged`."""
+    watchdog.mark(step, f"fetching the results of step {step}")
+    sums, bad_step = jax.device_get((state.sums, state.bad_step))
+    if bad_step >= 0:
+        raise hooks.diverged(int(bad_step))
+    return sums
+
+
+def _log_and_evaluate(
+    state: TrainState, step: int, sums: dict[str, Any], timetable: Timetable, hooks: Hooks
+) -> bool:
+    """Logs and evaluates where the timetable says so; True when this is the best state so far."""
+    if timetable.logs_at(step):
+        watchdog.mark(step, f"logging step {step}")
+        hooks.log(step, {name: float(value) for name, value in sums.items()})
+    if step not in timetable.evaluate_at:
+        return False
+    watchdog.mark(step, f"evaluating step {step}", long=True)
+    return hooks.evaluate(step, state)

@@ -146,8 +146,8 @@ def prepare(directory: pathlib.Path, step: int, warn: Callable[[str], None]) -> 
     for leftover in _layout(directory).leftovers(directory):
         if leftover.half_written:
             warn(
-                f"checkpoint {leftover.step} in {directory} was left half-written by a process that "
-                "was stopped; deleted"
+                f"checkpoint {leftover.step} in {directory} was left half-written by a process "
+                "that was stopped; deleted"
             )
         remove(leftover.path)
     if step in sealed_steps(directory):

@@ -1,8 +1,8 @@
-"""Progress of a run: a bar on a terminal, plain lines in a log file, one interface for both.
+"""The progress of a run: a bar on a terminal, plain lines in a log file.
 
 A log file (SLURM, nohup, CI) gets whole lines without control characters, at most one every few
 seconds. Left out on purpose: colour themes, nested bars, and a thread that redraws; the bar moves
-when the loop reports.
+when the loop reports a step.
 """
 
 import collections
@@ -20,16 +20,22 @@ Style = Literal["auto", "plain", "off"]
 
 SECONDS_BETWEEN_LINES = 5.0
 SECONDS_BETWEEN_FRAMES = 0.1
-SHOWN = ("loss", "accuracy", "validation_accuracy")
-SHOWN += ("validation_rouge_l", "validation_exact_match", "examples_per_second")
+SHOWN = (
+    "loss",
+    "accuracy",
+    "validation_accuracy",
+    "validation_rouge_l",
+    "validation_exact_match",
+    "examples_per_second",
+)
 WINDOW = 50  # updates, each at least a second apart, over which the rate behind the ETA is averaged
 
 
 class Progress:
-    """Shows how far a run is: step, loss, accuracy, images a second and the time that is left.
+    """Shows step, loss, accuracy, images a second and the estimated time to the end of a run.
 
-    The time left follows the rate of the last minute or so, counted from the first update: it
-    ignores compilation and recovers from a pause. A resumed run may start at any step.
+    The estimate follows the rate of the last minute or so and counts from the first update: it
+    excludes compilation and recovers from a pause. A resumed run may start at any step.
 
     Args:
       total_steps: the step at which the run ends, at least 1.
@@ -62,7 +68,7 @@ class Progress:
         self._updates: collections.deque[tuple[float, int]] = collections.deque(maxlen=WINDOW)
         self._shown_at = -math.inf
         self._pending: tuple[int, dict[str, Any]] | None = None
-        self._bar = None
+        self._bar: rich.progress.Progress | None = None
         if style == "auto" and _is_terminal(self._stream):
             self._bar = _bar(self._stream)
             self._task = self._bar.add_task(title, total=total_steps, figures="starting")
@@ -85,7 +91,7 @@ class Progress:
         self._pending = (step, dict(values))
         pause = SECONDS_BETWEEN_LINES if self._bar is None else SECONDS_BETWEEN_FRAMES
         if now - self._shown_at >= pause or step >= self._total:
-            self._show(now)
+            self._show(now, step, values)
 
     def note(self, line: str) -> None:
         """Writes one line of text (a validation result, a warning) without disturbing the bar."""
@@ -99,7 +105,7 @@ class Progress:
     def close(self) -> None:
         """Shows the last update, if it was not shown yet, and leaves the terminal in order."""
         if self._pending is not None:
-            self._show(self._clock())
+            self._show(self._clock(), *self._pending)
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
@@ -121,8 +127,7 @@ class Progress:
         rate = (last_step - first_step) / (last_time - first_time)
         return max(0.0, (self._total - last_step) / rate)
 
-    def _show(self, now: float) -> None:
-        step, values = self._pending
+    def _show(self, now: float, step: int, values: Mapping[str, Any]) -> None:
         self._pending = None
         self._shown_at = now
         figures = [_figure(name, values[name], self._unit) for name in SHOWN if name in values]
@@ -169,7 +174,7 @@ def _is_terminal(stream: TextIO) -> bool:
 
 def _bar(stream: TextIO) -> rich.progress.Progress:
     # What other code prints goes above the bar, but only where it would reach the terminal anyway:
-    # rich would otherwise move the output of `... > results.txt` to the terminal.
+    # otherwise rich would move the output of `... > results.txt` to the terminal.
     return rich.progress.Progress(
         rich.progress.TextColumn("{task.description}", style="bold", markup=False),
         rich.progress.BarColumn(bar_width=20),

@@ -1,7 +1,7 @@
 """Metric writers: a JSON-lines log that survives a kill, TensorBoard files and Weights & Biases.
 
-`MetricsLog` is the record of a run; the other two are views of it for people who like them. Left
-out on purpose: time stamps (two equal runs write equal bytes; what depends on the clock goes to a
+`MetricsLog` is the record of a run; the other two show the same numbers in other tools. Left out on
+purpose: time stamps (two equal runs write equal bytes; numbers that depend on the clock go to a
 second log, performance.jsonl), plots, and any dependence on TensorFlow.
 """
 
@@ -36,7 +36,8 @@ class MetricsLog:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._file = self._open()
         content = self.path.read_bytes()
-        os.ftruncate(self._file, content.rfind(b"\n") + 1)  # else the next line joins a torn one
+        # Cut off a torn last line, which the next line would otherwise continue.
+        os.ftruncate(self._file, content.rfind(b"\n") + 1)
 
     def write(self, step: int, split: str, values: Mapping[str, Any]) -> None:
         """Appends one line {"split": .., "step": .., **values}, its keys sorted.
@@ -56,7 +57,7 @@ class MetricsLog:
         size = os.fstat(self._file).st_size
         try:
             rest = memoryview(line)
-            while rest:  # a nearly full disk takes a part of the line before it refuses the rest
+            while rest:  # a nearly full disk accepts a part of the line before it fails
                 rest = rest[os.write(self._file, rest) :]
         except OSError:
             os.ftruncate(self._file, size)
@@ -67,9 +68,9 @@ class MetricsLog:
         os.fsync(self._file)
 
     def truncate(self, step: int) -> int:
-        """Drops lines of later steps and lines that cannot be read; the others keep their bytes.
+        """Drops lines of later steps and unreadable lines; the remaining lines keep their bytes.
 
-        The file is replaced in one move: a kill leaves the old one or the new one.
+        The file is replaced atomically: a kill leaves the old one or the new one.
 
         Args:
           step: the last step whose lines stay, that of the checkpoint that a run resumes from.
@@ -124,17 +125,18 @@ def read(path: str | os.PathLike) -> list[dict[str, Any]]:
         lines = path.read_bytes().splitlines(keepends=True)
     except OSError as error:
         raise UsageError(f"{path}: cannot be read: {error.strerror}") from None
-    records = [_record(line) for line in lines]
-    if records and records[-1] is None:
-        del records[-1]
-    if None in records:
-        number = records.index(None) + 1
-        raise UsageError(f"{path}, line {number}: not a record of metrics; the file is damaged")
+    records = []
+    for number, line in enumerate(lines, start=1):
+        record = _record(line)
+        if record is not None:
+            records.append(record)
+        elif number < len(lines):
+            raise UsageError(f"{path}, line {number}: not a record of metrics; the file is damaged")
     return records
 
 
 class Silent:
-    """In place of a `MetricsLog` in every process but the first: writes nothing."""
+    """Replaces a `MetricsLog` in every process except the first: writes nothing."""
 
     def write(self, step: int, split: str, values: Mapping[str, Any]) -> None:
         pass
@@ -154,8 +156,8 @@ class TensorBoard:
 
     Args:
       folder: where the event files go; each opening adds a file.
-      purge_step: the first step that this process writes again after a restart: what earlier files
-        hold of this step and later ones disappears from the curves. A run that resumes from a
+      purge_step: the first step that this process writes again after a restart: TensorBoard drops
+        this step and later ones of earlier files from the curves. A run that resumes from a
         checkpoint of step n passes n + 1.
     """
 
@@ -187,13 +189,13 @@ class TensorBoard:
 class Wandb:
     """Sends scalars to Weights & Biases; `wandb` is an optional dependency.
 
-    The curves are drawn against our own step, so that a resumed run may write again the steps after
-    its checkpoint (wandb drops steps that go backwards). A file in the folder keeps the run's id,
-    by which a resumed run goes on with the same one.
+    The x-axis is our own step, so that a resumed run may write the steps after its checkpoint again
+    (wandb drops steps that go backwards). A file in the folder stores the run's id, so that a
+    resumed run continues the same wandb run.
 
     Args:
       project: name of the project.
-      config: the run's settings, shown beside it.
+      config: the run's settings, shown with it.
       folder: where wandb keeps its local files.
 
     Raises:

@@ -10,7 +10,7 @@ import resource, sys
 import jax, jax.numpy as jnp
 from distill_jax import parallel
 from distill_jax.training import checkpoints
-from distill_jax.training.checkpoints import manager
+from distill_jax.training.checkpoints import arrays
 
 def peak():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
@@ -25,7 +25,7 @@ if not at_once:
     state = {name: make(float(name)) for name in shapes}
     saved.save(1, state, {})
 else:
-    manager._READ_AT_ONCE = at_once
+    arrays._READ_AT_ONCE = at_once
     jax.block_until_ready(jnp.zeros(8) + 1)
     before = peak()
     state = jax.block_until_ready(saved.restore(shapes).state)
