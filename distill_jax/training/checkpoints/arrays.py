@@ -90,7 +90,8 @@ def _private(leaf: jax.Array) -> jax.Array:
     Orbax copies from an accelerator to the host before its `save` returns. On a CPU it takes a view
     of the same buffer instead: then JAX refuses to donate it, and would have to copy in the step.
     """
-    if next(iter(leaf.sharding.device_set)).platform != "cpu":
+    device: jax.Device = next(iter(leaf.sharding.device_set))
+    if device.platform != "cpu":
         return leaf
     return jax.device_put(leaf, leaf.sharding, may_alias=False)
 
