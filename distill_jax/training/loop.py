@@ -86,7 +86,7 @@ class Hooks(Protocol):
 
 @contextlib.contextmanager
 def stop_on_sigterm() -> Iterator[Callable[[], bool]]:
-    """A context in which SIGTERM requests a stop; gives the function that tells whether it has.
+    """A context in which SIGTERM requests a stop; gives a function that returns whether it did.
 
     With several processes, any one of them may receive SIGTERM or SIGINT: the function returns True
     in the same call in every process, so every process must call it equally often.
@@ -255,7 +255,7 @@ def _fetch_sums(state: TrainState, step: int, hooks: Hooks) -> dict[str, Any]:
 def _log_and_evaluate(
     state: TrainState, step: int, sums: dict[str, Any], timetable: Timetable, hooks: Hooks
 ) -> bool:
-    """Logs and evaluates where the timetable says so; True when this is the best state so far."""
+    """Logs and evaluates if due at `step`; True when this is the best state so far."""
     if timetable.logs_at(step):
         watchdog.mark(step, f"logging step {step}")
         hooks.log(step, {name: float(value) for name, value in sums.items()})

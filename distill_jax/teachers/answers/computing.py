@@ -96,7 +96,7 @@ class AnswerComputation:
         return jax.eval_shape(self._outputs, (self.saved.params, self.saved.stats), images)
 
     def _answer(self, variables: Any, images: Array, dtype: str) -> tuple[dict, dict]:
-        """The answers as they are stored, and the largest magnitude of each array."""
+        """The answers in the dtype that is stored, and the largest magnitude of each array."""
         outputs = self._outputs(variables, images)
         arrays = {"logits": outputs.logits, **{name: outputs.taps[name] for name in self.taps}}
         peaks = {name: jnp.max(jnp.abs(a.astype(jnp.float32))) for name, a in arrays.items()}

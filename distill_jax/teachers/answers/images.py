@@ -76,19 +76,13 @@ def precompute_steps(
     """Stores a teacher's answers to the first steps of a training, whatever the augmentation.
 
     Args:
-      path: as in `precompute_views`.
-      computation: as there, with any augmentation; its batch size is the training's.
+      computation: as in `precompute_views`; its batch size is the training's.
       train_ids: int32 [n], the examples that are trained on, in their order; the rest is held out.
       seed: of the training.
       steps: S; a training cycles through them.
       part_size: steps a part; 0 as in `precompute_views`.
-      note: as there.
 
-    Returns:
-      The manifest.
-
-    Raises:
-      UsageError: as there.
+    The other arguments, the result and the errors are those of `precompute_views`.
     """
     train, test, augment = computation.train, computation.test, computation.augment
     batch_size = computation.batch_size

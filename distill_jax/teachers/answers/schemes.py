@@ -134,7 +134,7 @@ class Finite:
 
     @property
     def identity(self) -> int:
-        """The index of the view that is the image as it is."""
+        """The index of the view that equals the image."""
         return int(self.index({}))
 
     def index(self, draws: Mapping[str, Any]) -> Any:
