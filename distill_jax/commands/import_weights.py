@@ -65,7 +65,7 @@ def run(arguments: argparse.Namespace, overrides: Mapping[str, str]) -> int:
     spec = models.Spec(
         name=arguments.model,
         options=models.check_options(arguments.model, _parse_options(arguments.option)),
-        input_shape=flags.parse_numbers("image", arguments.image, int),
+        input_shape=_parse_shape(arguments.image),
         num_classes=arguments.classes,
         mean=flags.parse_numbers("mean", arguments.mean, float),
         std=flags.parse_numbers("std", arguments.std, float),
@@ -77,9 +77,18 @@ def run(arguments: argparse.Namespace, overrides: Mapping[str, str]) -> int:
         )
     with storage.staging_folder(arguments.workdir, "model.json") as folder:
         fingerprint = models.save(folder, spec, saved.params, saved.stats)
-    found = {"model": arguments.model, "parameters": models.count(saved.params)}
+    found = {"model": arguments.model, "parameters": models.parameter_count(saved.params)}
     print(json.dumps({"path": str(arguments.workdir), **found, "fingerprint": fingerprint}))
     return 0
+
+
+def _parse_shape(text: str) -> tuple[int, int, int]:
+    """(32, 32, 3) of "32,32,3"."""
+    numbers = flags.parse_numbers("image", text, int)
+    if len(numbers) != 3:
+        raise UsageError(f"--image={text}: expected height, width and channels, such as 32,32,3")
+    height, width, channels = numbers
+    return height, width, channels
 
 
 def _parse_options(given: Sequence[str]) -> dict[str, Any]:

@@ -24,7 +24,7 @@ def run(arguments: argparse.Namespace, overrides: Mapping[str, str]) -> int:
     from distill_jax.runs.workdir import Workdir
 
     with storage.reporting_unreachable(arguments.workdir, "--workdir"):
-        stored = Workdir(arguments.workdir).stored_config()
+        stored = Workdir(arguments.workdir).saved_config()
     if stored is None:
         raise UsageError(f"--workdir={arguments.workdir}: no run there; expected a config.json")
     print(reports.run_report(arguments.workdir))

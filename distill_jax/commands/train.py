@@ -66,7 +66,7 @@ def _load_config(arguments: argparse.Namespace, overrides: Mapping[str, str]) ->
             "distill-jax train: expected --config=FILE, or --workdir of a run to resume"
         )
     with storage.reporting_unreachable(arguments.workdir, "--workdir"):
-        config = Workdir(arguments.workdir).stored_config()
+        config = Workdir(arguments.workdir).saved_config()
     if config is None:
         raise UsageError(f"--workdir={arguments.workdir}: no run to resume; expected --config")
     return configs.resolve(configs.apply_overrides(config, overrides))

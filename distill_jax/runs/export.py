@@ -30,7 +30,7 @@ def write(where: str | os.PathLike, out: str | os.PathLike, which: str) -> dict[
     """
     paths, out = Workdir(resolve_path(where, "--workdir")), resolve_path(out, "--out")
     with reporting_unreachable(paths.root, "--workdir"):
-        config = paths.stored_config()
+        config = paths.saved_config()
     if config is None:
         raise UsageError(f"--workdir={where}: no run there; expected a config.json")
     if config.data.name != TEXT:
@@ -44,7 +44,7 @@ def write(where: str | os.PathLike, out: str | os.PathLike, which: str) -> dict[
         raise UsageError(f"--which={which}: the run held nothing out to select on; expected final")
     if is_remote(out) and gcs.list_names(out):
         raise UsageError(f"--out={out}: there are objects under this name; expected a new folder")
-    model = language.load(paths.model if which == "final" else paths.selected, key="--workdir")
+    model = language.load(paths.saved_model(which), key="--workdir")
     file = resolve_path(read_json(paths.manifest)["data"]["tokenizer"]["path"], "data.tokenizer")
     tokenizer = text.load_tokenizer(file)
     beside = {}

@@ -22,7 +22,7 @@ from distill_jax.generation import decode
 from distill_jax.generation.responses import Responses
 from distill_jax.models import language
 from distill_jax.models.language import int8
-from distill_jax.runs.workdir import describe_run
+from distill_jax.runs.manifest import describe_run
 from distill_jax.storage import local_path, resolve_path
 from distill_jax.tasks.language.objective import folder_of
 

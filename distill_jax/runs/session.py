@@ -1,81 +1,97 @@
 """One run in its workdir: what happens when a log line, an evaluation or a checkpoint is due."""
 
+import contextlib
+import dataclasses
 import resource
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
 
 from distill_jax.evaluation.text_metrics import METRICS
-from distill_jax.processes import coordination
+from distill_jax.runs.logs import RunLogs
 from distill_jax.runs.workdir import Workdir
-from distill_jax.storage import GrowingFiles
 from distill_jax.tasks.base import Parts
 from distill_jax.training import checkpoints, loop, state
-from distill_jax.training.logging import writers
 from distill_jax.training.logging.progress import Progress
 
-#: What is written beside checkpoints while a run goes on; in the run's folder.
-GROWING = ("metrics.jsonl", "performance.jsonl", "tensorboard", "wandb_run_id")
+
+@dataclasses.dataclass
+class History:
+    """What a run remembers of its past; checkpoints carry it over a restart.
+
+    Attributes:
+      best_score: of the validation split so far, see `Session.save`.
+      last_validation: the latest metrics of the validation split, with their step.
+      best_test: the metrics of the test split where its accuracy was best; reported, never used.
+      training_time_s: seconds of training over all restarts, without evaluating and saving.
+    """
+
+    best_score: float | None = None
+    last_validation: dict[str, Any] = dataclasses.field(default_factory=dict)
+    best_test: dict[str, Any] | None = None
+    training_time_s: float = 0.0
+
+    @classmethod
+    def of(cls, extra: Mapping[str, Any]) -> "History":
+        """The history in the `extra` of a checkpoint."""
+        names = (field.name for field in dataclasses.fields(cls))
+        return cls(**{name: extra[name] for name in names if name in extra})
 
 
 class Session:
-    """One run in its workdir: the hooks of the loop, and what they remember between calls."""
+    """The hooks of the loop for one run in its workdir.
+
+    Args:
+      parts: of the run.
+      paths: its workdir.
+      progress: what the user sees.
+      resumed: whether the workdir already holds this run.
+
+    Attributes:
+      history: what the run remembers of its past.
+      checkpoints: those of the workdir.
+    """
 
     def __init__(self, parts: Parts, paths: Workdir, progress: Progress, resumed: bool):
-        self.parts, self.paths, self.progress = parts, paths, progress
+        self.parts, self.paths = parts, paths
         self.config = parts.config
-        self.best_score: float | None = None
-        self.seconds = 0.0  # of training, over all restarts
-        self.clock = time.perf_counter()
-        self.logged_step, self.logged_seconds = 0, 0.0
-        self.last_validation: dict[str, Any] = {}
-        self.best_test: dict[str, Any] | None = None  # shown, never used
+        self.history = History()
         self.checkpoints = checkpoints.Checkpoints(
             paths.checkpoints,
             keep_last=self.config.checkpoint.keep_last,
             keep_best="validation" in parts.evaluators,
             warn=progress.note,
         )
-        log = writers.MetricsLog if coordination.is_first() else lambda path: writers.Silent()
-        self.growing = GrowingFiles(paths.root, GROWING if coordination.is_first() else ())
-        self.logs = Workdir(self.growing.folder)
-        self.metrics, self.performance = log(self.logs.metrics), log(self.logs.performance)
-        self.boards: list[Any] = []
-        self.resumed = resumed
+        self._progress = progress
+        self._resumed = resumed
+        self._logs = RunLogs(paths)
+        self._timed_since = time.perf_counter()
+        self._last_logged = (0, 0.0)  # step, and seconds of training
 
     def start(self) -> tuple[state.TrainState, int, int]:
-        """The state to go on from, its step, and its position in the data."""
-        restored = None
-        if self.resumed:
-            abstract = self.abstract()
-            if self.checkpoints.steps():
-                # There may not be room for two states.
-                jax.tree.map(lambda a: a.delete(), self.parts.initial)
-            restored = self.checkpoints.restore(abstract)
+        """The state to start or resume from, its step, and its position in the data."""
+        restored = self._restore() if self._resumed else None
         if restored is None:
             now, at, extra = self.parts.initial, 0, {}
         else:
             now, at, extra = restored.state, restored.step, restored.extra
-            self.progress.note(f"resumed from the checkpoint of step {at}")
-        self.best_score = extra.get("best_score")
-        self.seconds = extra.get("training_time_s", 0.0)
-        self.last_validation = extra.get("last_validation", {})
-        self.best_test = extra.get("best_test")
-        self.logged_step, self.logged_seconds = at, self.seconds
-        for log in (self.metrics, self.performance):
-            log.truncate(at)
-        if self.config.logging.tensorboard and coordination.is_first():
-            self.boards.append(writers.TensorBoard(self.logs.tensorboard, purge_step=at + 1))
-        if self.config.logging.wandb and coordination.is_first():
-            self.boards.append(
-                writers.Wandb(self.config.logging.wandb, self.config.to_dict(), self.logs.root)
-            )
-        self.clock = time.perf_counter()
+            self._progress.note(f"resumed from the checkpoint of step {at}")
+        self.history = History.of(extra)
+        self._last_logged = (at, self.history.training_time_s)
+        self._logs.resume(self.config, at)
+        self._timed_since = time.perf_counter()
         return now, at, extra.get("position", 0)
 
-    def abstract(self) -> state.TrainState:
+    def _restore(self) -> checkpoints.Restored | None:
+        abstract = self.abstract_state()
+        if self.checkpoints.steps():
+            # The devices may not have room for two states.
+            jax.tree.map(lambda a: a.delete(), self.parts.initial)
+        return self.checkpoints.restore(abstract)
+
+    def abstract_state(self) -> state.TrainState:
         """Shapes, dtypes and shardings of the state."""
         return jax.tree.map(
             lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding),
@@ -83,73 +99,66 @@ class Session:
         )
 
     def close(self) -> None:
+        """Waits for the last checkpoint and closes the logs."""
         self.checkpoints.close()
-        for writer in (self.metrics, self.performance, *self.boards):
-            writer.close()
-        self.growing.close()
-
-    def _write(self, at: int, split: str, values: Mapping[str, Any]) -> None:
-        self.metrics.write(at, split, values)
-        for board in self.boards:
-            board.write(at, split, values)
-
-    def _lap(self) -> float:
-        """Seconds of training since the last lap; evaluation and saving are outside of laps."""
-        now = time.perf_counter()
-        lap, self.clock = now - self.clock, now
-        return lap
+        self._logs.close()
 
     def log(self, at: int, sums: dict[str, float]) -> None:
+        """Writes the means of the training metrics since the last line, and the speed."""
         count = sums.pop("steps")
         values = {name: total / count for name, total in sums.items()}
         values["epoch"] = at / self.parts.steps_per_epoch
         recipe = self.parts.recipe_at(at - 1)
         values["learning_rate"] = float(recipe.learning_rate(at - 1 - recipe.begin))
-        self._write(at, "train", values)
-        self.seconds += self._lap()
-        steps, seconds = at - self.logged_step, self.seconds - self.logged_seconds
-        self.logged_step, self.logged_seconds = at, self.seconds
-        speed = {
+        self._logs.write(at, "train", values)
+        performance = self._measure_performance(at)
+        self._logs.write_performance(at, performance)
+        shown = {name: values[name] for name in ("loss", "accuracy", "epoch")}
+        validation = self.history.last_validation
+        for name in ("accuracy", *METRICS):
+            if name in validation:
+                shown[f"validation_{name}"] = validation[name]
+        shown["examples_per_second"] = performance["examples_per_second"]
+        self._progress.update(at, shown)
+        self._logs.upload_periodically(self._progress.note)
+
+    def _measure_performance(self, at: int) -> dict[str, Any]:
+        """Speed since the last line of the log, and memory."""
+        self._count_training_time()
+        step, seconds = self._last_logged
+        self._last_logged = (at, self.history.training_time_s)
+        steps, seconds = at - step, self.history.training_time_s - seconds
+        return {
             "examples_per_second": steps * self.config.training.batch_size / max(seconds, 1e-9),
             "step_time_s": seconds / max(steps, 1),
             "device_memory_bytes": _device_memory(),
             "host_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         }
-        self.performance.write(at, "train", speed)
-        for board in self.boards:
-            board.write(at, "performance", speed)
-        shown = {name: values[name] for name in ("loss", "accuracy", "epoch")}
-        if self.last_validation:
-            for name in ("accuracy", *METRICS):
-                if name in self.last_validation:
-                    shown[f"validation_{name}"] = self.last_validation[name]
-        self.progress.update(at, {**shown, "examples_per_second": speed["examples_per_second"]})
-        self.growing.upload_periodically(self.progress.note)
 
     def evaluate(self, at: int, now: state.TrainState) -> bool:
-        self.seconds += self._lap()
-        if self.config.evaluation.track_test:
-            self._track_test(at, now)
-        evaluator = self.parts.evaluators.get("validation")
-        if evaluator is None:
-            self.clock = time.perf_counter()
-            return False
-        values = evaluator(*now.evaluated)
-        self._write(at, "validation", _scalars(values))
-        self.last_validation = {"step": at, **_scalars(values)}
-        score = self._score(self.last_validation)
-        best = self.best_score is None or score > self.best_score
-        if best:
-            self.best_score = score
-        self.clock = time.perf_counter()
-        return best
+        """Evaluates the validation split; True when this is the best state so far."""
+        with self._not_training():
+            if self.config.evaluation.track_test:
+                self._track_test(at, now)
+            evaluator = self.parts.evaluators.get("validation")
+            if evaluator is None:
+                return False
+            values = _scalars(evaluator(*now.evaluated))
+            self._logs.write(at, "validation", values)
+            self.history.last_validation = {"step": at, **values}
+            score = self._score(values)
+            best = self.history.best_score is None or score > self.history.best_score
+            if best:
+                self.history.best_score = score
+            return best
 
     def _track_test(self, at: int, now: state.TrainState) -> None:
-        """Writes the figures of the test split and remembers the best epoch of the past."""
+        """Writes the metrics of the test split and remembers the best ones."""
         values = _scalars(self.parts.evaluators["test"](*now.evaluated))
-        self._write(at, "test", values)
-        if self.best_test is None or values["accuracy"] > self.best_test["accuracy"]:
-            self.best_test = {"step": at, **values}
+        self._logs.write(at, "test", values)
+        best = self.history.best_test
+        if best is None or values["accuracy"] > best["accuracy"]:
+            self.history.best_test = {"step": at, **values}
 
     def _score(self, validation: Mapping[str, Any]) -> float:
         """What selects a model; higher is better."""
@@ -157,23 +166,23 @@ class Session:
         return -validation["nll"] if select == "nll" else validation[select]
 
     def save(self, at: int, now: state.TrainState) -> None:
-        self.seconds += self._lap()
-        self.metrics.sync()
-        self.performance.sync()
-        self.growing.upload()
-        evaluated = self.last_validation.get("step") == at
-        score = self._score(self.last_validation) if evaluated else None
-        extra = {
-            "position": at * self.config.training.batch_size,
-            "best_score": self.best_score,
-            "last_validation": self.last_validation,
-            "best_test": self.best_test,
-            "training_time_s": self.seconds,
-        }
-        self.checkpoints.save(at, now, extra, score=score)
-        self.clock = time.perf_counter()
+        """Starts saving a checkpoint, with its score where this step was evaluated."""
+        with self._not_training():
+            self._logs.sync()
+            history = self.history
+            evaluated = history.last_validation.get("step") == at
+            extra = {
+                "position": at * self.config.training.batch_size,
+                "best_score": history.best_score,
+                "last_validation": history.last_validation,
+                "best_test": history.best_test,
+                "training_time_s": history.training_time_s,
+            }
+            score = self._score(history.last_validation) if evaluated else None
+            self.checkpoints.save(at, now, extra, score=score)
 
     def diverged(self, at: int) -> loop.Diverged:
+        """The error for a loss that was not finite in the step numbered `at` from 0."""
         ids = self.parts.ids(at)
         sealed = self.checkpoints.steps()
         good = f"the checkpoint of step {sealed[-1]}" if sealed else "none"
@@ -183,9 +192,22 @@ class Session:
             f"{self.paths.checkpoints}; ids of the batch: {listed}"
         )
 
+    def _count_training_time(self) -> None:
+        """Adds the seconds since the last call to the training time."""
+        now = time.perf_counter()
+        self.history.training_time_s += now - self._timed_since
+        self._timed_since = now
+
+    @contextlib.contextmanager
+    def _not_training(self) -> Iterator[None]:
+        """What happens inside does not count as training time."""
+        self._count_training_time()
+        yield
+        self._timed_since = time.perf_counter()
+
 
 def _scalars(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The figures of an evaluation that are single numbers."""
+    """The metrics of an evaluation that are single numbers."""
     return {name: value for name, value in values.items() if isinstance(value, (int, float))}
 
 

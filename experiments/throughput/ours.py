@@ -13,7 +13,7 @@ from typing import Any
 from distill_jax import config as configs
 from distill_jax import models, parallel
 from distill_jax.commands import precompute
-from distill_jax.runs import experiment
+from distill_jax.runs import training
 from distill_jax.tasks.images.parts import prepare as parts_of
 from distill_jax.training import loop, state, step
 from experiments.throughput.contest import Turn
@@ -81,7 +81,7 @@ def prepare(name: str, task: Mapping[str, Any], folder: pathlib.Path) -> tuple[T
         with config.unlocked():
             config.teacher.path, config.teacher.store = (), str(folder / "store")
     parts = parts_of(config)
-    timetable, batches = experiment.timetable_of(parts), parts.batches(0)
+    timetable, batches = training.make_timetable(parts), parts.batches(0)
     compiled = step.compile_steps(parts.recipe, parts.mesh)
     hooks = _Hooks(state.placed(parts.initial, parallel.replicated(parts.mesh)))
 

@@ -63,8 +63,8 @@ def test_a_workdir_that_is_not_shared_is_refused(monkeypatch, tmp_path):
     paths = workdir.Workdir(tmp_path)
     for name, value in (("is_distributed", True), ("is_first", False), ("process_index", 3)):
         monkeypatch.setattr(coordination, name, lambda value=value: value)
-    monkeypatch.setattr(workdir, "SEEN_AFTER", 0.2)
-    message = "process 3 does not see what the first one has written there"
+    monkeypatch.setattr(workdir, "VISIBLE_TIMEOUT", 0.2)
+    message = "process 3 does not see what process 0 wrote there"
     for content in (None, "{", json.dumps({"started": "before", "resumed": []})):
         if content:
             paths.manifest.write_text(content)

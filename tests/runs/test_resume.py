@@ -148,7 +148,7 @@ def test_a_forgotten_best_score_selects_another_model(config, tmp_path, monkeypa
 
     def remembered(self):
         answer = start(self)
-        seen["best"] = self.best_score
+        seen["best"] = self.history.best_score
         return answer
 
     monkeypatch.setattr(Session, "start", remembered)

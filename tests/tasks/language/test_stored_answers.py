@@ -15,7 +15,8 @@ from distill_jax import config as configs
 from distill_jax.commands import precompute
 from distill_jax.errors import UsageError
 from distill_jax.planning import abstract, memory, step_flops
-from distill_jax.runs import experiment, workdir
+from distill_jax.runs import experiment
+from distill_jax.runs import manifest as run_manifest
 from distill_jax.storage import sharded
 from distill_jax.tasks.language import precompute as store_text
 from distill_jax.teachers import ANSWER_PREFIX
@@ -202,10 +203,10 @@ def test_a_store_of_images_is_none_of_text(tmp_path):
 def test_a_run_goes_on_with_the_answers_that_it_began_with():
     data, teacher = {"fingerprint": "d"}, {"path": "p", "fingerprint": "t"}
     drawn = {**teacher, "answers": {"scheme": "sampled", "draws": 50}}
-    workdir.check_same_inputs({"teachers": [drawn], "data": data}, [drawn], data)
+    run_manifest.check_same_inputs({"teachers": [drawn], "data": data}, [drawn], data)
     for before, now in ((drawn, teacher), (teacher, drawn)):
         with pytest.raises(UsageError, match="other answers than the run began with"):
-            workdir.check_same_inputs({"teachers": [before], "data": data}, [now], data)
+            run_manifest.check_same_inputs({"teachers": [before], "data": data}, [now], data)
 
 
 @pytest.mark.slow

@@ -1,0 +1,109 @@
+"""The manifest of a run: what it was made from; a run resumes only with the same inputs."""
+
+import datetime
+import importlib.metadata
+import pathlib
+import platform
+import subprocess
+import sys
+from typing import Any
+
+import jax
+
+from distill_jax import __version__
+from distill_jax.errors import UsageError
+
+LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+
+
+def describe_run(
+    teachers: list[dict[str, Any]], data: dict[str, Any], base: dict[str, Any] | None = None
+) -> dict[str, Any]:
+    """The manifest of a run that starts now.
+
+    Args:
+      teachers: path, fingerprint and parameters of each.
+      data: name, fingerprint and sizes.
+      base: of a student with adapters, the model that they adapt.
+    """
+    devices = jax.devices()
+    return {
+        "distill_jax": __version__,
+        "git_revision": _git_revision(),
+        "python": platform.python_version(),
+        "libraries": {name: importlib.metadata.version(name) for name in LIBRARIES},
+        "platform": platform.platform(),
+        "devices": [f"{device.platform}:{device.device_kind}" for device in devices],
+        "processes": jax.process_count(),
+        "command": sys.argv,
+        "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "teachers": teachers,
+        "data": data,
+        **({"base": base} if base else {}),
+        "resumed": [],
+    }
+
+
+def _git_revision() -> str | None:
+    """The commit of the source tree that this package runs from; None for an installed copy."""
+    source = pathlib.Path(__file__).resolve().parents[2]
+    if not (source / ".git").exists():
+        return None
+    done = subprocess.run(
+        ["git", "-C", str(source), "rev-parse", "HEAD"], capture_output=True, text=True
+    )
+    return done.stdout.strip() or None
+
+
+def check_same_inputs(
+    manifest: dict[str, Any],
+    teachers: list[dict[str, Any]],
+    data: dict[str, Any],
+    base: dict[str, Any] | None = None,
+) -> None:
+    """UsageError when a run would resume with another teacher, base or data than it began with."""
+    before = [teacher["fingerprint"] for teacher in manifest["teachers"]]
+    now = [teacher["fingerprint"] for teacher in teachers]
+    if before != now:
+        paths = ", ".join(teacher["path"] for teacher in teachers) or "none"
+        raise UsageError(
+            f"teacher.path={paths}: another teacher than the run began with "
+            f"(fingerprint {_short(now)}); expected {_short(before)}"
+        )
+    kept, given = ([t.get("answers") for t in said] for said in (manifest["teachers"], teachers))
+    if kept != given:
+        raise UsageError(
+            f"teacher.store: other answers than the run began with ({given}); expected {kept}"
+        )
+    if base and manifest["base"]["fingerprint"] != base["fingerprint"]:
+        raise UsageError(
+            f"student.path={base['path']!r}: another base of the adapters than the run began with "
+            f"(fingerprint {base['fingerprint'][:12]}); "
+            f"expected {manifest['base']['fingerprint'][:12]}"
+        )
+    if manifest["data"]["fingerprint"] != data["fingerprint"]:
+        raise UsageError(
+            f"data.name={data['name']!r}: other data than the run began with "
+            f"(fingerprint {data['fingerprint'][:12]}); "
+            f"expected {manifest['data']['fingerprint'][:12]}"
+        )
+
+
+def check_same_prompts(manifest: dict[str, Any], data: dict[str, Any]) -> None:
+    """UsageError when a run on text would resume with other prompts than it began with."""
+    before, now = (said.get("prompts") or {} for said in (manifest["data"], data))
+    for split, key in (("validation", "prompts"), ("test", "test_prompts")):
+        if before.get(split) != now.get(split):
+            raise UsageError(
+                f"evaluation.{key}: other prompts than the run began with "
+                f"({_prompts(now, split)}); expected {_prompts(before, split)}"
+            )
+
+
+def _prompts(described: dict[str, Any], split: str) -> str:
+    found = described.get(split)
+    return f"{found['count']}, fingerprint {found['fingerprint'][:12]}" if found else "none"
+
+
+def _short(fingerprints: list[str]) -> str:
+    return ", ".join(fingerprint[:12] for fingerprint in fingerprints) or "none"
