@@ -3,8 +3,8 @@
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +19,13 @@ from distill_jax.teachers.answers.manifest import FORMAT, Arrays
 from distill_jax.teachers.answers.schemes import Finite
 
 DTYPES = ("bfloat16", "float16", "float32")
+
+
+class _Answers(NamedTuple):
+    """What one call of the teacher gives: arrays by name, and the largest magnitude of each."""
+
+    arrays: dict[str, Array]
+    peaks: dict[str, Array]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,12 +102,12 @@ class AnswerComputation:
         images = jax.ShapeDtypeStruct((1, *self.saved.spec.input_shape), jnp.float32)
         return jax.eval_shape(self._outputs, (self.saved.params, self.saved.stats), images)
 
-    def _answer(self, variables: Any, images: Array, dtype: str) -> tuple[dict, dict]:
-        """The answers in the dtype that is stored, and the largest magnitude of each array."""
+    def _answer(self, variables: Any, images: Array, dtype: str) -> _Answers:
+        """The teacher's answers in the dtype that is stored."""
         outputs = self._outputs(variables, images)
         arrays = {"logits": outputs.logits, **{name: outputs.taps[name] for name in self.taps}}
         peaks = {name: jnp.max(jnp.abs(a.astype(jnp.float32))) for name, a in arrays.items()}
-        return {name: a.astype(dtype) for name, a in arrays.items()}, peaks
+        return _Answers({name: a.astype(dtype) for name, a in arrays.items()}, peaks)
 
     def _view(self, images: Array, draws: dict[str, Array]) -> Array:
         labels = jnp.zeros(images.shape[0], jnp.int32)
@@ -226,20 +233,29 @@ class AnswerComputation:
         }
 
 
-def _joined(calls: Iterable[tuple[dict, dict]], dtype: str) -> Arrays:
-    """The arrays of all calls in one, fetched from the devices while the next call computes.
+Result = TypeVar("Result")
+
+
+def fetch_while_computing(calls: Iterable[Result]) -> Iterator[Result]:
+    """The results of calls, each fetched from the devices while the next call computes."""
+    pending = None
+    for call in calls:
+        if pending is not None:
+            yield jax.device_get(pending)
+        pending = call
+    if pending is not None:
+        yield jax.device_get(pending)
+
+
+def _joined(calls: Iterable[_Answers], dtype: str) -> Arrays:
+    """The arrays of all calls, concatenated.
 
     Raises:
       UsageError: a number is not finite, or `dtype` does not hold it.
     """
-    found, ahead = [], None
-    for call in calls:
-        if ahead is not None:
-            found.append(jax.device_get(ahead))
-        ahead = call
-    found.append(jax.device_get(ahead))
-    for name in found[0][1]:
-        peak = float(np.max([peaks[name] for _, peaks in found]))  # NaN where there is any
+    found = list(fetch_while_computing(calls))
+    for name in found[0].peaks:
+        peak = float(np.max([answers.peaks[name] for answers in found]))  # NaN where there is any
         if not math.isfinite(peak):
             raise UsageError(f"teacher.path: {name} of the teacher are not all finite numbers")
         if peak > (most := float(jnp.finfo(dtype).max)):
@@ -247,4 +263,7 @@ def _joined(calls: Iterable[tuple[dict, dict]], dtype: str) -> Arrays:
                 f"dtype={dtype!r}: holds numbers to {most:.6g}, and {name} of the teacher reach "
                 f"{peak:.6g}; expected 'float32'"
             )
-    return {name: np.concatenate([a[name] for a, _ in found]) for name in found[0][0]}
+    return {
+        name: np.concatenate([np.asarray(answers.arrays[name]) for answers in found])
+        for name in found[0].arrays
+    }

@@ -8,15 +8,15 @@ The arrays are those of `sparse.SparseFormat`; `store` writes, verifies and read
 
 import dataclasses
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
-import jax
 import numpy as np
 
 from distill_jax.errors import UsageError
 from distill_jax.storage.sharded import Manifest
 from distill_jax.teachers.answers import manifest as manifests
+from distill_jax.teachers.answers.computing import fetch_while_computing
 from distill_jax.teachers.answers.manifest import FORMAT, Arrays
 from distill_jax.teachers.answers.sparse import SparseFormat
 from distill_jax.teachers.answers.store import (
@@ -123,7 +123,7 @@ def precompute_text(
         begin, end = first // batch_size, -(-(first + count) // batch_size)
         numbers = np.arange(begin * batch_size, end * batch_size, dtype=np.int32)
         batches = np.minimum(numbers, source.rows - 1).reshape(-1, batch_size)
-        found = list(_fetched(compute(batch) for batch in batches))
+        found = list(fetch_while_computing(compute(batch) for batch in batches))
         part = slice(first - begin * batch_size, first - begin * batch_size + count)
         arrays = {name: np.concatenate([one[name] for one in found])[part] for name in found[0]}
         if not arrays.pop("finite").all():
@@ -131,16 +131,6 @@ def precompute_text(
         return arrays
 
     return folder.write(compute_part, unaugmented={}, note=note)
-
-
-def _fetched(calls: Iterator[dict[str, Any]]) -> Iterator[Arrays]:
-    """The results of calls, each fetched from the devices while the next one computes."""
-    ahead = None
-    for call in calls:
-        if ahead is not None:
-            yield jax.device_get(ahead)
-        ahead = call
-    yield jax.device_get(ahead)
 
 
 def describe_text_store(path: str | os.PathLike[str]) -> tuple[SparseFormat, Manifest]:
