@@ -28,7 +28,7 @@ def shard_name(number: int) -> str:
 
 
 class Responses(ShardedFolder):
-    """A folder of responses, new or to go on with; opening it writes nothing.
+    """A folder of responses, new, unfinished or finished; opening it writes nothing.
 
     Args:
       root: the folder.

@@ -134,7 +134,7 @@ def _write_start(parts: Parts, paths: Workdir, resumed: bool) -> str:
         manifest["resumed"].append({key: now[key] for key in kept})
     size = sum(leaf.nbytes for leaf in jax.tree.leaves(parts.initial))
     copies = config.checkpoint.keep_last + 2  # the best one, and the one being written
-    checkpoints.free_space(paths.root, copies * size, key="workdir")
+    checkpoints.require_free_space(paths.root, copies * size, key="workdir")
     with storage.reporting_unreachable(paths.root, "--workdir"):
         storage.make_folder(paths.root)
         workdir.write_json(paths.config, config.to_dict())

@@ -30,7 +30,7 @@ Manifest = dict[str, Any]
 
 
 class ShardedFolder(abc.ABC):
-    """A folder of parts: a new one, or one to go on with. Opening it writes nothing.
+    """A folder of parts, new, unfinished or finished. Opening it writes nothing.
 
     To write: `repair`, `begin`, then `add` for every part in `missing`.
 

@@ -9,7 +9,7 @@ from distill_jax.training.checkpoints.manager import (
     CheckpointError,
     Checkpoints,
     Restored,
-    free_space,
+    require_free_space,
 )
 
-__all__ = ["CheckpointError", "Checkpoints", "Restored", "free_space"]
+__all__ = ["CheckpointError", "Checkpoints", "Restored", "require_free_space"]

@@ -39,7 +39,9 @@ def _layout(path: pathlib.Path) -> Layout:
     return in_bucket if is_remote(path) else on_disk
 
 
-def free_space(directory: str | os.PathLike[str], bytes_needed: int, key: str = "workdir") -> None:
+def require_free_space(
+    directory: str | os.PathLike[str], bytes_needed: int, key: str = "workdir"
+) -> None:
     """Refuse, before anything is written, a folder whose disk has too little free space.
 
     Args:
@@ -100,7 +102,7 @@ def check(sealed: pathlib.Path, step: int) -> None:
 
     Raises:
       Damaged: anything differs from what was sealed.
-      Unreachable: the bucket does not answer, which says nothing of the checkpoint.
+      BucketError: the bucket does not respond; the checkpoint may be intact.
     """
     try:
         expected = _manifest(sealed, step)
@@ -158,17 +160,17 @@ def prepare(directory: pathlib.Path, step: int, warn: Callable[[str], None]) -> 
     return True
 
 
-def describe(directory: pathlib.Path, step: int, about: bytes) -> None:
+def write_about(directory: pathlib.Path, step: int, about: bytes) -> None:
     """Writes ABOUT into an unsealed checkpoint."""
     _layout(directory).write(unsealed(directory, step) / ABOUT, about)
 
 
-def about(directory: pathlib.Path, step: int) -> bytes:
-    """The ABOUT of a sealed checkpoint."""
+def read_about(directory: pathlib.Path, step: int) -> bytes:
+    """Reads the ABOUT of a sealed checkpoint."""
     return _layout(directory).read(directory / str(step) / ABOUT)
 
 
-def any_aside(directory: pathlib.Path) -> bool:
+def has_set_aside(directory: pathlib.Path) -> bool:
     """Whether a damaged checkpoint was set aside, now or by an earlier start."""
     return any(re.search(r"\.damaged-", name) for name in _layout(directory).list_names(directory))
 
@@ -210,7 +212,7 @@ def best_first(directory: pathlib.Path, *, doubtful: bool = False) -> list[int]:
     for step in steps(directory):
         path = directory / str(step)
         try:
-            content = about(directory, step)
+            content = read_about(directory, step)
             # Verify the score first: a flipped bit must not make a checkpoint the best.
             if _manifest(path, step).get(ABOUT) != hashlib.sha256(content).hexdigest():
                 raise Damaged

@@ -39,9 +39,9 @@ from distill_jax.processes import coordination
 from distill_jax.storage.gcs import BucketError
 from distill_jax.training.checkpoints import arrays, integrity
 from distill_jax.training.checkpoints.arrays import ArrayWriter
-from distill_jax.training.checkpoints.integrity import free_space
+from distill_jax.training.checkpoints.integrity import require_free_space
 
-__all__ = ["CheckpointError", "Checkpoints", "Restored", "free_space"]
+__all__ = ["CheckpointError", "Checkpoints", "Restored", "require_free_space"]
 
 _NONE, _DAMAGED, _FAILED = -1, -2, -3  # what the hosts may agree on instead of a step
 _open: "weakref.WeakSet[Checkpoints]" = weakref.WeakSet()
@@ -72,7 +72,8 @@ class Checkpoints:
       keep_last: how many of the newest to keep, at least 1. With 2 or more there is one to fall
         back to when the newest is damaged.
       keep_best: keep also the one with the highest score, the earliest of equals.
-      warn: called with one line for each thing found damaged or left by a killed process.
+      warn: called with one line for each checkpoint that is damaged, or that a killed process left
+        half-written.
 
     Raises:
       UsageError: `keep_last` is below 1.
@@ -195,7 +196,7 @@ class Checkpoints:
                 return self._first_intact([step] if step in found else [])
             chosen = self._first_intact(found[::-1])
             # Also if an earlier start set them aside: the run must not silently begin anew.
-            aside = chosen == _NONE and integrity.any_aside(self._directory)
+            aside = chosen == _NONE and integrity.has_set_aside(self._directory)
             return _DAMAGED if aside else chosen
 
         chosen = self._agreed(choose)
@@ -247,7 +248,7 @@ class Checkpoints:
             self._failure.__cause__ = error
 
     def _seal(self, step: int, about: bytes) -> None:
-        integrity.describe(self._directory, step, about)
+        integrity.write_about(self._directory, step, about)
         integrity.seal(self._directory, step)
         integrity.retain(self._directory, step, self._keep_last, self._keep_best, self._warn)
 
@@ -302,7 +303,7 @@ class Checkpoints:
                 f"every checkpoint{which} in {self._directory} is damaged and was set aside; to "
                 "start anew, delete or move the folder"
             )
-        about = json.loads(integrity.about(self._directory, step))
+        about = json.loads(integrity.read_about(self._directory, step))
         wanted = arrays.named_leaves(abstract_state)
         if differences := arrays.differences(about["leaves"], wanted):
             raise CheckpointError(

@@ -14,7 +14,12 @@ import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from distill_jax.errors import UsageError
-from distill_jax.training.checkpoints import CheckpointError, Checkpoints, free_space, integrity
+from distill_jax.training.checkpoints import (
+    CheckpointError,
+    Checkpoints,
+    integrity,
+    require_free_space,
+)
 
 
 @jax.tree_util.register_dataclass
@@ -336,6 +341,6 @@ def test_deletion_that_fails_is_a_warning_and_is_tried_again(
 
 
 def test_free_space(tmp_path):
-    free_space(tmp_path / "not" / "yet", 1)
+    require_free_space(tmp_path / "not" / "yet", 1)
     with pytest.raises(UsageError, match=r"out=.*not/yet': its disk has .* free, but 1000 TB are"):
-        free_space(tmp_path / "not" / "yet", 10**15, key="out")
+        require_free_space(tmp_path / "not" / "yet", 10**15, key="out")
