@@ -33,6 +33,7 @@ def confidence_bin(confidence: jax.Array) -> jax.Array:
       int32 [...], from 0 to 14.
     """
     inner_edges = jnp.asarray(np.arange(1, ECE_BINS) / ECE_BINS, jnp.float32)
+    inner_edges = jnp.expand_dims(inner_edges, range(confidence.ndim))
     return jnp.sum(confidence[..., None] > inner_edges, axis=-1, dtype=jnp.int32)
 
 
@@ -45,7 +46,7 @@ def _network_sums(logits: jax.Array, labels: jax.Array, mask: jax.Array) -> dict
     # Rank of the label: how many classes come before it, an equal logit at a lower id included.
     # Written as "not behind", so that a NaN comes before everything and never counts as correct.
     own = jnp.max(jnp.where(is_label > 0, logits, -jnp.inf), axis=-1, keepdims=True)
-    after_on_tie = jnp.arange(classes) >= labels[:, None]
+    after_on_tie = jnp.arange(classes)[None] >= labels[:, None]
     behind = (logits < own) | ((logits == own) & after_on_tie)
     rank = jnp.sum(~behind, axis=-1)
     correct = jnp.where(mask, rank == 0, False).astype(jnp.float32)

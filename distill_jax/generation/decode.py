@@ -162,7 +162,7 @@ def generate_tokens(
 
     cache = language.init_cache(model.config, batch, length + decoding.max_new_tokens, model.dtype)
     cache = _shard_cache(cache, model.config, decoding.mesh)
-    segments = (jnp.arange(length) < lengths[:, None]).astype(jnp.int32)
+    segments = (jnp.arange(length)[None] < lengths[:, None]).astype(jnp.int32)
     prefill = model(tokens, segments=segments, cache=cache)
     last = jnp.maximum(lengths - 1, 0)[:, None, None]
     hidden = jnp.take_along_axis(prefill.hidden, last, axis=1)[:, 0]
@@ -223,7 +223,7 @@ def _append(
         log_probs = jnp.where(written, log_prob[:, None], log_probs)
     return GeneratedTokens(
         ids=jnp.where(written, token[:, None], so_far.ids),
-        lengths=so_far.lengths + active,
+        lengths=so_far.lengths + active.astype(jnp.int32),
         stopped=so_far.stopped | (active & stop),
         log_probs=log_probs,
     )

@@ -59,7 +59,8 @@ def decoupled_parts(
             f"labels {labels.dtype}{list(labels.shape)}: expected integers{list(shape[:-1])} for "
             f"logits{list(shape)}"
         )
-    is_target = labels[..., None] == jnp.arange(shape[-1])
+    classes = jnp.expand_dims(jnp.arange(shape[-1]), range(labels.ndim))
+    is_target = labels[..., None] == classes
 
     teacher_logits = jax.lax.stop_gradient(teacher_logits)
     scale = jnp.square(jnp.asarray(temperature, jnp.float32))

@@ -176,7 +176,7 @@ def overhaul(
     if jnp.shape(margin) != channels:
         raise UsageError(f"margin {jnp.shape(margin)}: expected {channels}, one for each channel")
     student, teacher = float_pair(student_pre, teacher_pre)
-    margin = jax.lax.stop_gradient(jnp.asarray(margin, jnp.float32))
+    margin = jax.lax.stop_gradient(jnp.asarray(margin, jnp.float32))[None, None, None]
     target = jnp.maximum(teacher, margin)
     counts = (student > target) | (target > 0)
     return jnp.sum(jnp.where(counts, jnp.square(student - target), 0.0), axis=(1, 2, 3))
@@ -264,4 +264,5 @@ def variational_information(
         )
     mean, target = float_pair(mean, target)
     variance = jax.nn.softplus(jnp.asarray(raw_scale, jnp.float32)) + VARIANCE_EPSILON
+    variance = jnp.expand_dims(variance, range(mean.ndim - 1))
     return 0.5 * jnp.mean(flat(jnp.square(mean - target) / variance + jnp.log(variance)), axis=1)

@@ -134,7 +134,7 @@ def _taylor_kernel(
 
 def _squared_distances(x: Float[Array, "batch dim"]) -> Float[Array, "batch batch"]:
     """[B, B], from differences: unlike those from inner products they are exact for near points."""
-    return map_rows(lambda row: jnp.sum(jnp.square(x - row), axis=-1), x, x.size)
+    return map_rows(lambda row: jnp.sum(jnp.square(x - row[None]), axis=-1), x, x.size)
 
 
 def _huber(gap: jax.Array) -> jax.Array:

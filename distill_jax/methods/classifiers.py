@@ -96,7 +96,7 @@ class SoftmaxRegression(OnPooled):
         source, target = self.vectors(student, teacher)
         kernel, bias = _classifier(context.teacher_params, "srrl").values()
         connected = jax.nn.relu(networks.conv(context.adapters, "connector", source))
-        logits = connected @ kernel.astype(jnp.float32) + bias
+        logits = connected @ kernel.astype(jnp.float32) + bias[None]
         features = jnp.mean(jnp.square(connected - target.astype(jnp.float32)), axis=-1)
         return features + losses.logit_mse(logits, teacher.logits)
 

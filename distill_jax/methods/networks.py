@@ -99,10 +99,15 @@ def conv(
             lhs_dilation=(upsample, upsample),
             dimension_numbers=("NHWC", "HWIO", "NHWC"),
         )
-    if f"{name}/bias" in arrays:
-        y = y + arrays[f"{name}/bias"]
-    if f"{name}/norm_scale" in arrays:
-        y = batch_norm(y) * arrays[f"{name}/norm_scale"] + arrays[f"{name}/norm_bias"]
+    by_channel = {
+        part: jnp.expand_dims(arrays[f"{name}/{part}"], range(y.ndim - 1))
+        for part in ("bias", "norm_scale", "norm_bias")
+        if f"{name}/{part}" in arrays
+    }
+    if "bias" in by_channel:
+        y = y + by_channel["bias"]
+    if "norm_scale" in by_channel:
+        y = batch_norm(y) * by_channel["norm_scale"] + by_channel["norm_bias"]
     return y
 
 

@@ -75,7 +75,7 @@ class Overhaul(Method):
             scale, bias = taps.norm_before(context.teacher_params, name, "ofd")
             return losses.overhaul_margin(bias, scale)
         negative = target < 0
-        count = jnp.maximum(jnp.sum(negative, (0, 1, 2)), 1)
+        count = jnp.maximum(jnp.sum(negative, (0, 1, 2)), 1).astype(jnp.float32)
         return jnp.sum(jnp.where(negative, target, 0.0), (0, 1, 2)) / count
 
     def __call__(self, student: Outputs, teacher: Outputs, context: Context) -> Values:

@@ -107,4 +107,8 @@ def normalise(images: Array, mean: tuple[float, ...], std: tuple[float, ...]) ->
       float32 [..., C].
     """
     images = jnp.asarray(images, jnp.float32)
-    return (images - jnp.asarray(mean, jnp.float32)) / jnp.asarray(std, jnp.float32)
+    mean, std = (
+        jnp.expand_dims(jnp.asarray(numbers, jnp.float32), range(images.ndim - 1))
+        for numbers in (mean, std)
+    )
+    return (images - mean) / std

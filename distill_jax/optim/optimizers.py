@@ -1,5 +1,6 @@
 """Optimizers and learning-rate schedules, all from optax, by the names of a config."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -12,6 +13,17 @@ NAMES = ("sgd", "adamw", "lion", "muon")
 SCHEDULES = ("constant", "cosine", "linear", "step")
 
 LearningRate = Callable[[jax.Array | int], jax.Array]
+
+
+def _with_promotion(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Lets optax mix counts of steps, rates and arrays also where JAX is told to refuse that."""
+
+    @functools.wraps(function)
+    def run(*args, **kwargs):
+        with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+            return function(*args, **kwargs)
+
+    return run
 
 
 def learning_rate(
@@ -43,9 +55,9 @@ def learning_rate(
             for epoch in config.milestones
         }
         main = optax.piecewise_constant_schedule(rate, drops)
-    if not warmup:
-        return main
-    return optax.join_schedules([optax.linear_schedule(0.0, rate, warmup), main], [warmup])
+    if warmup:
+        main = optax.join_schedules([optax.linear_schedule(0.0, rate, warmup), main], [warmup])
+    return _with_promotion(main)
 
 
 def _is_kernel(path: tuple, leaf: Any) -> bool:
@@ -83,8 +95,8 @@ def create(config: ConfigDict, rate: LearningRate) -> optax.GradientTransformati
     else:
         main = optax.contrib.muon(rate, beta=config.momentum, weight_decay_mask=mask, **decay)
     if config.clip_norm:
-        return optax.chain(optax.clip_by_global_norm(config.clip_norm), main)
-    return main
+        main = optax.chain(optax.clip_by_global_norm(config.clip_norm), main)
+    return optax.GradientTransformation(main.init, _with_promotion(main.update))
 
 
 def constrain_norms(params: dict[str, jax.Array], max_norm: float) -> dict[str, jax.Array]:

@@ -4,6 +4,7 @@ import dataclasses
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from distill_jax.optim.optimizers import LearningRate
@@ -81,7 +82,7 @@ class Recipe:
 
     def moment(self, step: jax.Array) -> Moment:
         """Where the training stands at a step, counted from the start of the run."""
-        done = step - self.begin
+        done = jnp.asarray(step - self.begin, jnp.float32)
         progress = done / self.steps
         return Moment(progress, done / self.steps_per_epoch, self.temperature.at(progress))
 

@@ -34,7 +34,7 @@ class TestStandardise:
         logits = np.full((3, 10), size, np.float32)
         logits[0, 0] += 1
         value, slope = value_and_gradient(
-            lambda x: (losses.standardise(x) * jnp.arange(10.0)).sum()
+            lambda x: (losses.standardise(x) * jnp.arange(10.0)[None]).sum()
         )(logits)
         assert np.isfinite(value) and np.all(np.isfinite(slope))
         assert not np.any(slope[1:]) and not np.any(compute(losses.standardise, logits)[1:])

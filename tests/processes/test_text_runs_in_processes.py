@@ -95,7 +95,8 @@ def test_a_stopped_run_goes_on_in_one_process(config, tmp_path):
 def test_shards_over_processes(config, tmp_path, axes):
     """Parameters, optimizer and teacher lie in shards that no process has all of."""
     own = {f"mesh__{axis}": size for axis, size in axes.items()}
-    file = written(changed(config, training__steps=6, **own), tmp_path)
+    few = {"training__steps": 3, "evaluation__every_epochs": 0.0, "evaluation__max_new_tokens": 2}
+    file = written(changed(config, **few, **own), tmp_path)
     for name, processes in (("one", 1), ("two", 2)):
         arguments = ["train", f"--config={file}", f"--workdir={tmp_path / name}"]
         finished(tmp_path / f"logs_{name}", arguments, processes=processes, devices=4 // processes)

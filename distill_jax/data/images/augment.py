@@ -152,7 +152,7 @@ def view(
         pixels = _jitter(pixels, draws["brightness"], draws["contrast"])
     if "partner" in draws:
         weights, share = _mixing_weights(images.shape[1:3], draws)
-        partner = draws["partner"]
+        weights, partner = weights[None], draws["partner"]
         # Rounding may carry a mix of two whites past 1.
         pixels = jnp.minimum(weights * pixels + (1 - weights) * pixels[partner], 1)
         targets = share * targets + (1 - share) * targets[partner]

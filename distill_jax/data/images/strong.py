@@ -181,7 +181,7 @@ def _warp(planes: Array, op: Array, strength: Array) -> Array:
             jnp.floor(number * 65536 + 0.5).astype(jnp.int32)[:, None, None]
             for number in (along_x, along_y, offset)
         )
-        x, y = jnp.arange(width), jnp.arange(height)[:, None]
+        x, y = jnp.arange(width)[None, None], jnp.arange(height)[None, :, None]
         return (along_x * x + along_y * y + offset) >> 16
 
     x, y = source(a, b, c), source(d, e, f)

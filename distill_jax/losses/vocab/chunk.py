@@ -76,13 +76,15 @@ def chunk_sums(
     logits, logits_slope = spec.student.logits_and_slope(tokens.hidden, heads.student)
     logits = shard.drop_padding(logits)
     log_q = shard.log_softmax(logits)
-    is_label = shard.ids(logits.shape[1]) == tokens.labels[:, None]
+    is_label = shard.ids(logits.shape[1])[None] == tokens.labels[:, None]
     has_label = (tokens.labels >= 0).astype(jnp.float32)
     hard = _cross_entropy(shard, is_label, log_q)
     student = Student(logits, log_q, shard.argmax(logits), is_label)
 
     loss = factors.hard_weight * hard
-    slope = (factors.hard_weight * has_label)[:, None] * (jnp.exp(log_q) - is_label)
+    slope = (factors.hard_weight * has_label)[:, None] * (
+        jnp.exp(log_q) - is_label.astype(jnp.float32)
+    )
     measures = {
         "hard_loss": hard,
         "student_entropy": _entropy(shard, log_q),

@@ -33,7 +33,7 @@ class VocabShard:
         width = logits.shape[1]
         if self.real == width * jax.lax.axis_size(self.axis):
             return logits
-        return jnp.where(self.ids(width) < self.real, logits, IMPOSSIBLE)
+        return jnp.where(self.ids(width)[None] < self.real, logits, IMPOSSIBLE)
 
     def ids(self, width: int) -> Int[Array, " width"]:
         """The ids of this shard, int32."""

@@ -61,7 +61,7 @@ class DecoderOutput:
 
 def document_positions(segments: Array) -> Array:
     """The place of every token within its document: int [B, T] -> int32 [B, T], from 0."""
-    index = jnp.arange(segments.shape[1], dtype=jnp.int32)
+    index = jnp.arange(segments.shape[1], dtype=jnp.int32)[None]
     first = jnp.pad(segments[:, 1:] != segments[:, :-1], ((0, 0), (1, 0)), constant_values=True)
     return index - jax.lax.cummax(jnp.where(first, index, 0), axis=1)
 

@@ -112,7 +112,7 @@ def mix(
     flat = experts.reshape(-1)
     order = jnp.argsort(flat)
     places = jnp.argsort(order)
-    sizes = jnp.sum(flat[:, None] == jnp.arange(logits.shape[-1]), axis=0, dtype=jnp.int32)
+    sizes = jnp.sum(flat[:, None] == jnp.arange(logits.shape[-1])[None], axis=0, dtype=jnp.int32)
 
     def product(name: str, rows: Array) -> Array:
         kernel = kernels[f"{name}/kernel"].astype(x.dtype)

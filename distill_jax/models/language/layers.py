@@ -22,6 +22,11 @@ ACTIVATIONS = {
 }
 
 
+def _along_last(vector: Array, x: Array) -> Array:
+    """A vector [D] with the number of axes of x [..., D]."""
+    return jnp.expand_dims(vector, range(x.ndim - vector.ndim))
+
+
 class Linear(nnx.Module):
     """x @ kernel + bias, in the dtype of x.
 
@@ -62,10 +67,10 @@ class Linear(nnx.Module):
         else:
             # The integers are exact in bfloat16 too; their sums are rounded once, after the scale.
             sums = jnp.matmul(x, kernel, preferred_element_type=jnp.float32)
-            y = (sums * self.kernel_scale[...]).astype(x.dtype)
+            y = (sums * _along_last(self.kernel_scale[...], sums)).astype(x.dtype)
         if self.low_rank is not None:
             y = y + self.low_rank(x)
-        return y if self.bias is None else y + self.bias[...].astype(x.dtype)
+        return y if self.bias is None else y + _along_last(self.bias[...].astype(x.dtype), y)
 
 
 class Norm(nnx.Module):
@@ -99,9 +104,9 @@ class Norm(nnx.Module):
             wide = wide - jnp.mean(wide, axis=-1, keepdims=True)
         square = jnp.mean(jnp.square(wide), axis=-1, keepdims=True)
         y = wide * jax.lax.rsqrt(square + self.epsilon)
-        y = y * (self.scale[...].astype(jnp.float32) + self.offset)
+        y = y * _along_last(self.scale[...].astype(jnp.float32) + self.offset, y)
         if self.bias is not None:
-            y = y + self.bias[...].astype(jnp.float32)
+            y = y + _along_last(self.bias[...].astype(jnp.float32), y)
         return y.astype(x.dtype)
 
 
@@ -163,7 +168,7 @@ def frequencies(head_dim: int, theta: float, scaling: RopeScaling | None) -> Arr
 
 def rotation(positions: Array, frequency: Array) -> tuple[Array, Array]:
     """Cosine and sine of every position and pair: int [B, T], float32 [H] -> float32 [B, T, H]."""
-    angles = positions.astype(jnp.float32)[..., None] * frequency
+    angles = positions.astype(jnp.float32)[..., None] * frequency[None, None]
     return jnp.cos(angles), jnp.sin(angles)
 
 

@@ -8,6 +8,7 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
@@ -63,7 +64,8 @@ class Unit(nnx.Module):
         if self.stride == 1:
             return y + x
         # Padding counts as zeros in the average, as in torch.nn.AvgPool2d.
-        shortcut = nnx.avg_pool(x, (3, 3), (2, 2), padding=((1, 1), (1, 1)))
+        with jax.numpy_dtype_promotion("standard"):  # flax divides by an integer
+            shortcut = nnx.avg_pool(x, (3, 3), (2, 2), padding=((1, 1), (1, 1)))
         return jnp.concatenate([y, shortcut], -1)
 
 

@@ -150,7 +150,7 @@ class DeiT(ImageClassifier):
             if token is not None
         ]
         x = jnp.concatenate([*parts, x.reshape(batch, -1, width)], axis=1)
-        x = x + self.position_embedding[...].astype(x.dtype)
+        x = x + self.position_embedding[...].astype(x.dtype)[None]
         taps = {}
         for i, (block, rate) in enumerate(zip(self.blocks, self.rates, strict=True)):
             for j, branch in enumerate((block.attend, block.transform)):

@@ -148,7 +148,10 @@ class Finite:
         """
         centre = np.int32(self.padding)
         index = draws.get("dy", centre) * self.side + draws.get("dx", centre)
-        return 2 * index + draws.get("flip", False) if self.flip else index
+        if not self.flip:
+            return index
+        flip = draws.get("flip", np.bool_(False))
+        return 2 * index + flip.astype(np.int32)
 
     def draws(self, index: Array) -> dict[str, Array]:
         """The inverse of `index`.
