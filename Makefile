@@ -5,8 +5,10 @@
 #   make test-slow     the rest of what each push runs
 #   make test-nightly  more cases of what each push checks by a few
 #   make ci            all that a push runs, in one pass (.ci/run)
-#   make check         lint, format, layers and docs
+#   make check         lint, format, layers and docs (and `types`, once the package has no error)
+#   make types         mypy over the package
 #   make docs          the documentation site, in docs/_build
+#   make mutations     breaks promises one at a time, to see that the tests of a push notice
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -17,7 +19,7 @@ INSTALL = $(BIN)/pip install --quiet --disable-pip-version-check --editable
 # Two workers; a file stays in one, which makes its fixtures once. tests/conftest.py sorts the files.
 PYTEST = $(BIN)/python -m pytest -n 2 --dist loadscope --no-loadscope-reorder
 
-.PHONY: demo test test-slow test-nightly ci check docs clean
+.PHONY: demo test test-slow test-nightly mutations ci check types docs clean
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "Python 3.11 or newer is needed, this is " + sys.version.split()[0]'
@@ -47,6 +49,12 @@ test-nightly: $(VENV)/.installed-all
 ci: $(VENV)/.installed-all
 	$(MAKE) check
 	$(PYTEST) -m "not nightly"
+
+mutations: $(VENV)/.installed
+	$(BIN)/python tests/mutations.py
+
+types: $(VENV)/.installed
+	$(BIN)/mypy
 
 docs: $(VENV)/.installed
 	$(BIN)/python -m sphinx -q -W --keep-going docs docs/_build

@@ -27,6 +27,7 @@ os.environ.update(
 )
 os.environ.pop("GOOGLE_APPLICATION_CREDENTIALS", None)
 
+import jax
 import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -44,6 +45,16 @@ def pytest_collection_modifyitems(items) -> None:
     for item in items:
         slow[item.path] = slow.get(item.path, 0) + (item.get_closest_marker("slow") is not None)
     items.sort(key=lambda item: -slow[item.path])  # stable: files and tests keep their order
+
+
+@pytest.fixture(scope="module", autouse=True)
+def bounded_memory():
+    """Drops compiled programs after a file once this process holds more than 3 GiB."""
+    yield
+    status = pathlib.Path("/proc/self/statm")  # of Linux; other systems keep the programs
+    pages = int(status.read_text().split()[1]) if status.exists() else 0
+    if pages * os.sysconf("SC_PAGE_SIZE") > 3 * 2**30:
+        jax.clear_caches()
 
 
 @pytest.fixture(scope="session")

@@ -75,7 +75,7 @@ MUTATIONS = (
     Mutation(
         "a checkpoint's SHA-256 is not compared",
         "distill_jax/training/checkpoints/integrity.py",
-        "if kind.digest(files[name]) != digest:",
+        "if layout.sha256(files[name]) != digest:",
         "if False:",
         ("tests/training/checkpoints/test_checkpoints_damage.py",),
     ),

@@ -26,7 +26,7 @@ needs_libtpu = pytest.mark.skipif(
     ("target", "mesh", "devices"),
     [
         ("tpu:v5e:2x2", {"mesh__fsdp": 2, "mesh__tensor": 2}, 4),
-        ("tpu:v5p:2x2x2", {"mesh__fsdp": 8}, 8),
+        pytest.param("tpu:v5p:2x2x2", {"mesh__fsdp": 8}, 8, marks=pytest.mark.nightly),
     ],
 )
 def test_tpu_slices_are_compiled_for(tmp_path, kept_environment, target, mesh, devices):
@@ -69,7 +69,7 @@ def test_gpus_are_compiled_for(tmp_path, kept_environment):
 
 
 @needs_gpu_compiler
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("installed", [False, True])
 def test_attention_on_gpus_is_cudnns_where_that_is_here(
     tmp_path, kept_environment, monkeypatch, installed
@@ -96,7 +96,11 @@ def test_attention_on_gpus_is_cudnns_where_that_is_here(
 @needs_libtpu
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("attention", "remat"), [("auto", "none"), ("auto", "full"), ("xla", "full")]
+    ("attention", "remat"),
+    [
+        ("auto", "none"),
+        *(pytest.param(a, "full", marks=pytest.mark.nightly) for a in ("auto", "xla")),
+    ],
 )
 def test_on_a_tpu_the_kernel_keeps_no_logits(tmp_path, kept_environment, attention, remat):
     targets.prepare_process("tpu:v5e:2x2")

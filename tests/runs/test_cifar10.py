@@ -30,7 +30,7 @@ def cifar10(shared_data, tmp_path_factory) -> pathlib.Path:
     return file
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_the_recipe_trains_resnet20_from_resnet110(cifar10, tmp_path):
     small = {
         "training.batch_size": "32",
