@@ -1,4 +1,4 @@
-"""A README of which one block is made from a study's results: the prose around it stays."""
+"""Updates one block of a README from a study's results; the prose around it is kept."""
 
 import pathlib
 from collections.abc import Callable
@@ -9,20 +9,22 @@ from distill_jax.storage import write_atomically
 BEGIN, END = "<!-- results: begin -->", "<!-- results: end -->"
 
 
-def fill(readme: pathlib.Path, block: Callable[[], str]) -> pathlib.Path:
-    """Puts a block between the markers of a README, in place of what stands there.
+def fill(readme: pathlib.Path, block: Callable[[], str], *, title: str = "") -> pathlib.Path:
+    """Replaces the block between the markers of a README.
 
     Args:
-      readme: the file; made with nothing but the markers when it does not exist.
-      block: makes Markdown that ends with a line end; called once the markers are found.
+      readme: the file; if it does not exist, it is made of `title` and the markers.
+      block: returns the new block, Markdown that ends with a newline; called after the markers are
+        found.
+      title: Markdown before the markers of a new file.
 
     Returns:
       The path of the README.
 
     Raises:
-      UsageError: when the file has no pair of markers.
+      UsageError: the file has no pair of markers.
     """
-    content = readme.read_text() if readme.exists() else f"{BEGIN}\n{END}\n"
+    content = readme.read_text() if readme.exists() else f"{title}{BEGIN}\n{END}\n"
     before, begin, rest = content.partition(BEGIN)
     _, end, after = rest.partition(END)
     if not begin or not end:

@@ -1,9 +1,8 @@
-"""The rows of the table: which network, taught by which, with which method; and their configs."""
+"""The rows of the table, each a student, its teacher and a method, and their configs."""
 
 import dataclasses
 import fnmatch
 import pathlib
-import sys
 from collections.abc import Mapping, Sequence
 
 from ml_collections import ConfigDict
@@ -11,29 +10,18 @@ from ml_collections import ConfigDict
 from distill_jax import config as configs
 from distill_jax.errors import UsageError
 from experiments.cifar_table import published
-
-CONFIGS = pathlib.Path(__file__).resolve().parents[2] / "configs"
-
-
-def _literature():
-    """configs/literature.py, which lies beside the configs and not in a package."""
-    sys.path.insert(0, str(CONFIGS))
-    try:
-        import literature
-    finally:
-        sys.path.pop(0)
-    return literature
+from experiments.cifar_table.benchmark import CONFIGS, literature
 
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One line of the table; runs of one row differ in the seed alone.
+    """One line of the table; the runs of a row differ only in their seed.
 
     Attributes:
       dataset: "cifar100" or "cifar10".
-      student: name of its network.
-      teacher: name of the teacher's; "" for training on the labels alone, "none" for methods
-        without a teacher.
+      student: the name of its network.
+      teacher: the name of the teacher's network; "" for training on the labels alone, "none" for
+        methods without a teacher.
       method: a key of `literature.METHODS`; "" without a teacher.
     """
 
@@ -44,19 +32,19 @@ class Row:
 
     @property
     def name(self) -> str:
-        """How `--rows` and the folders call it."""
+        """Its name in `--rows`."""
         if not self.method:
             return f"{self.dataset}:{self.student}"
         return f"{self.dataset}:{self.teacher},{self.student},{self.method}"
 
     @property
     def folder(self) -> str:
-        """The name without what a file name cannot have."""
+        """Its name without characters that a file name cannot have."""
         return self.name.replace(":", "-").replace(",", "-")
 
     @property
     def published(self) -> tuple[float, str] | None:
-        """(top-1 %, source), where there is one."""
+        """(top-1 %, source), or None if no figure is published."""
         if not self.method:
             figure = published.ALONE[self.dataset].get(self.student)
             source = "RepDistiller" if self.dataset == "cifar100" else "KD-Zoo"
@@ -66,16 +54,15 @@ class Row:
 
 
 def every_row() -> list[Row]:
-    """All rows: the networks alone, then pair by pair; CIFAR-10's last."""
-    literature = _literature()
+    """All rows: first the networks alone, then pair by pair; CIFAR-10's last."""
     alone = dict.fromkeys(name for pair in literature.PAIRS for name in pair)
     rows = [Row("cifar100", name) for name in alone]
     for teacher, student in literature.PAIRS:
         for method in literature.METHODS:
             if method == "fsp" and (teacher, student, method) not in published.CIFAR100:
                 continue  # the widths of the two networks differ
-            taught_by = {"born_again": student, "mutual": "none", "ema": "none"}
-            rows.append(Row("cifar100", student, taught_by.get(method, teacher), method))
+            own_teacher = {"born_again": student, "mutual": "none", "ema": "none"}
+            rows.append(Row("cifar100", student, own_teacher.get(method, teacher), method))
     rows.append(Row("cifar100", "deit_tiny", "resnet56", "deit"))
     rows += [Row("cifar10", name) for name in ("resnet110", "resnet20")]
     rows += [Row("cifar10", "resnet20", "resnet110", method) for method in ("kd", "at")]
@@ -83,13 +70,13 @@ def every_row() -> list[Row]:
 
 
 def chosen(patterns: Sequence[str]) -> list[Row]:
-    """The rows that the patterns name, and before them the teachers that they need.
+    """The rows that match the patterns, after the teachers that they need.
 
     Args:
-      patterns: names of rows, parts of which may be "*": "cifar100:resnet56,resnet20,*".
+      patterns: names of rows, in which "*" stands for any text: "cifar100:resnet56,resnet20,*".
 
     Raises:
-      UsageError: a pattern names no row.
+      UsageError: a pattern matches no row.
     """
     rows = every_row()
     found: dict[Row, None] = {}
@@ -111,24 +98,22 @@ def config_of(
     """The resolved config of one run.
 
     Args:
-      row: which.
-      seed: which of its seeds.
-      root: the workdir of the table; a student's teacher is that of seed 0.
-      epochs: of a short schedule, whose milestones, warm-up and earlier stages shrink alike; None
-        for the published one.
-      overrides: the command line's, for every run.
+      row: the row.
+      seed: one of its seeds.
+      root: the workdir of the table, with the teachers; a student's teacher is that of seed 0.
+      epochs: the length of a short schedule, to which milestones, warm-up and earlier stages are
+        scaled; None for the published one.
+      overrides: keys of the command line, for every run.
     """
     path = str(root / run_name(Row(row.dataset, row.teacher), 0))
     if row.dataset == "cifar10":
         config = _zoo(row, path)
+    elif not row.method:
+        config = literature.cifar(row.dataset, row.student)
+    elif row.method == "deit":
+        config = literature.transformer(row.dataset, path)
     else:
-        literature = _literature()
-        if not row.method:
-            config = literature.cifar(row.dataset, row.student)
-        elif row.method == "deit":
-            config = literature.transformer(row.dataset, path)
-        else:
-            config = literature.distilled(row.dataset, row.teacher, row.student, row.method, path)
+        config = literature.distilled(row.dataset, row.teacher, row.student, row.method, path)
     flat = configs.flatten(config)
     flat["seed"] = seed
     if epochs is not None:
@@ -137,7 +122,7 @@ def config_of(
 
 
 def _zoo(row: Row, path: str) -> ConfigDict:
-    """CIFAR-10's rows: the recipe of the Knowledge-Distillation-Zoo; AT over three maps."""
+    """A row of CIFAR-10, by the recipe of the Knowledge-Distillation-Zoo; AT uses three maps."""
     role = "student" if row.method else "teacher" if row.student == "resnet110" else "baseline"
     config = configs.load(f"{CONFIGS / 'cifar10_hinton.py'}:{role}").copy_and_resolve_references()
     with config.unlocked():

@@ -1,9 +1,11 @@
-"""Published top-1 accuracies in %, CIFAR-100 unless said otherwise, with their sources.
+"""Published top-1 accuracies in %, with their sources; CIFAR-100 unless noted otherwise.
 
-Last epoch unless a source says otherwise. RepDistiller's README gives the mean of several runs;
-its pairs in `literature.PAIRS`' order. "Recalled" figures, which were not found in a file, are left
-out, so a gap here is not a gap in the literature.
+Last epoch unless the source notes otherwise. RepDistiller's README gives the mean of several runs.
+Figures that were only recalled, and not found in a file, are left out, so a gap here is not a gap
+in the literature.
 """
+
+from experiments.cifar_table.benchmark import literature
 
 SOURCES = {
     "RepDistiller": "HobbitLong/RepDistiller, README; last epoch",
@@ -16,23 +18,7 @@ SOURCES = {
     "KD-Zoo": "AberHu/Knowledge-Distillation-Zoo, README; CIFAR-10",
 }
 
-_PAIRS = (
-    ("wrn_40_2", "wrn_16_2"),
-    ("wrn_40_2", "wrn_40_1"),
-    ("resnet56", "resnet20"),
-    ("resnet110", "resnet20"),
-    ("resnet110", "resnet32"),
-    ("resnet32x4", "resnet8x4"),
-    ("vgg13", "vgg8"),
-    ("vgg13", "mobilenet_v2"),
-    ("resnet50", "mobilenet_v2"),
-    ("resnet50", "vgg8"),
-    ("resnet32x4", "shufflenet_v1"),
-    ("resnet32x4", "shufflenet_v2"),
-    ("wrn_40_2", "shufflenet_v1"),
-)
-
-# One line a method, one figure a pair; None where there is none.
+# One line for each method, with a figure for each pair in the order of `literature.PAIRS`, or None.
 _ = None
 _ROWS: dict[str, tuple[str, tuple[float | None, ...]]] = {
     "kd": ("RepDistiller", (
@@ -119,7 +105,7 @@ _ROWS: dict[str, tuple[str, tuple[float | None, ...]]] = {
 CIFAR100 = {
     (teacher, student, method): (figure, source)
     for method, (source, figures) in _ROWS.items()
-    for (teacher, student), figure in zip(_PAIRS, figures, strict=True)
+    for (teacher, student), figure in zip(literature.PAIRS, figures, strict=True)
     if figure is not None
 }
 

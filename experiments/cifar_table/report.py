@@ -1,4 +1,4 @@
-"""From the records of runs to the README's tables and plots; full and short schedules apart."""
+"""From the records of runs to the README's tables and plots; short schedules are kept separate."""
 
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -7,16 +7,15 @@ from typing import Any
 from distill_jax.errors import UsageError
 from distill_jax.reports import figure_style, figures, tables
 from distill_jax.reports.tables import Column
-from distill_jax.storage import write_atomically
+from experiments import markers
 from experiments.cifar_table import plan, records
 
-BEGIN, END = "<!-- results: begin -->", "<!-- results: end -->"
 TIME, AGREEMENT = "accuracy_against_time.svg", "agreement_against_accuracy.svg"
 NOTHING = "No run at the published schedule is on record yet.\n"
 
 
 def table(found: Sequence[Mapping[str, Any]]) -> tables.Table:
-    """Published figure | ours, mean ± sd (n) | difference; one line a row, in the plan's order."""
+    """Published figure | ours, mean ± sd (n) | difference, for each row in the plan's order."""
     order = {row.name: index for index, row in enumerate(plan.every_row())}
     rows = []
     for one in sorted(found, key=lambda record: (order[record["row"]], record["seed"])):
@@ -55,7 +54,7 @@ def table(found: Sequence[Mapping[str, Any]]) -> tables.Table:
 
 
 def draw(found: Sequence[Mapping[str, Any]], folder: pathlib.Path) -> list[str]:
-    """The two plots: accuracy against training time, agreement against accuracy; names of files."""
+    """Draws accuracy against training time and agreement against accuracy; returns file names."""
     distilled = [one for one in found if "agreement" in one["last_epoch"]]
     drawn = []
     plots = (
@@ -79,13 +78,13 @@ def draw(found: Sequence[Mapping[str, Any]], folder: pathlib.Path) -> list[str]:
 
 
 def write(target: pathlib.Path) -> pathlib.Path:
-    """Writes README.md of a folder anew from the records in its results/.
+    """Updates README.md of a folder from the records in its results/.
 
     Args:
       target: the study's folder, whose README has the two markers, or another one.
 
     Raises:
-      UsageError: records of full and short schedules lie in one folder.
+      UsageError: results/ has records of full and of short schedules, or the README no markers.
     """
     results = target / "results"
     results.mkdir(parents=True, exist_ok=True)
@@ -95,13 +94,7 @@ def write(target: pathlib.Path) -> pathlib.Path:
     body = NOTHING
     if found:
         body = _body(found, draw(found, results))
-    readme = target / "README.md"
-    text = readme.read_text() if readme.exists() else f"# CIFAR table\n\n{BEGIN}\n{END}\n"
-    if BEGIN not in text or END not in text:
-        raise UsageError(f"{readme}: expected the two markers {BEGIN} and {END}")
-    before, after = text.split(BEGIN)[0], text.split(END)[1]
-    write_atomically(readme, f"{before}{BEGIN}\n{body}{END}{after}".encode())
-    return readme
+    return markers.fill(target / "README.md", lambda: body, title="# CIFAR table\n\n")
 
 
 def _body(found: Sequence[Mapping[str, Any]], drawn: Sequence[str]) -> str:

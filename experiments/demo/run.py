@@ -1,12 +1,11 @@
-"""Trains a teacher, a student without it and the same student with it; shows what it is worth.
+"""Trains a teacher, a student without it and the same student with it, and compares them.
 
     python -m experiments.demo.run --workdir=runs/demo
     python -m experiments.demo.run --workdir=runs/demo --seeds=10
 
-Every seed has its own teacher and its own few images. A run that has finished is not repeated and
-one that was stopped resumes, so the same command goes on after any interruption. Left out on
-purpose: any choice of a model or a value; configs/digits.py holds what was chosen on validation
-splits.
+Every seed has its own teacher and its own few images. Finished runs are not repeated and
+interrupted ones resume, so the same command continues after any interruption. Left out on purpose:
+selecting a model or a value; configs/digits.py has what was selected on validation splits.
 """
 
 import argparse
@@ -26,43 +25,38 @@ from ml_collections import ConfigDict
 
 from distill_jax import config as configs
 from distill_jax import parallel
-from distill_jax.errors import UsageError
 from distill_jax.reports import tables
 from distill_jax.runs import experiment, workdir
-from distill_jax.training import checkpoints, loop
 from distill_jax.training.logging import writers
 from distill_jax.training.logging.progress import Progress
+from experiments import study
 from experiments.demo import report
 
+PROGRAM = study.Program("demo")
 CONFIG = pathlib.Path(__file__).resolve().parents[2] / "configs" / "digits.py"
 
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m experiments.demo.run",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--workdir", type=pathlib.Path, required=True, help="folder of all runs")
+    parser = PROGRAM.parser(__doc__)
+    study.add_workdir(parser, report_only=False)
     parser.add_argument("--seeds", type=int, default=3, help="runs of each model")
     parser.add_argument("--epochs-scale", type=float, default=1.0, help="factor of all epochs")
     arguments = parser.parse_args(argv)
-    if arguments.seeds < 1:
-        raise UsageError(f"--seeds={arguments.seeds}: expected an integer >= 1")
-    if not arguments.epochs_scale > 0:
-        raise UsageError(f"--epochs-scale={arguments.epochs_scale}: expected a number > 0")
+    study.require_workdir(arguments)
+    study.require_at_least("seeds", arguments.seeds, 1)
+    study.require_positive("epochs-scale", arguments.epochs_scale)
     return arguments
 
 
 def config_of(role: str, seed: int, root: pathlib.Path, epochs_scale: float = 1.0) -> ConfigDict:
-    """The config of one run: that of configs/digits.py with its seed and its teacher.
+    """The config of one run: configs/digits.py with the run's seed and teacher.
 
-    The two students without a teacher name it too, so that their evaluation measures how often they
-    agree with it; method.name="supervised" has no term in which it could enter their training.
+    The students without a teacher name it too, so that their evaluation measures how often they
+    agree with it. It does not enter their training: method.name="supervised" has no teacher term.
 
     Args:
       role: a key of `report.LABELS`.
-      seed: of the run, of its teacher, and of the split: another one, other images.
+      seed: of the run, of its teacher, and of the split, which decides the images.
       root: the folder of all runs.
       epochs_scale: factor of the epochs.
     """
@@ -79,12 +73,12 @@ def config_of(role: str, seed: int, root: pathlib.Path, epochs_scale: float = 1.
 def _followed(
     metrics: pathlib.Path, epochs: float, show: Callable[[float, dict[str, Any]], None]
 ) -> Iterator[None]:
-    """While it lasts, a thread reads the log of a run and shows what is new: part done, figures."""
-    over = threading.Event()
+    """Follows a run's log in a thread: `show(fraction done, metrics)` for every new record."""
+    finished = threading.Event()
 
     def follow() -> None:
         shown = 0
-        while not over.wait(0.25):
+        while not finished.wait(0.25):
             records = writers.read(metrics) if metrics.exists() else []
             last = next((r for r in reversed(records) if r["split"] == "train"), None)
             if last is not None and last["step"] > shown:
@@ -96,12 +90,12 @@ def _followed(
     try:
         yield
     finally:
-        over.set()
+        finished.set()
         thread.join()
 
 
 def _brief(values: dict[str, Any]) -> dict[str, Any]:
-    """What the tables need of a result.json: a file of many runs stays readable."""
+    """The parts of a result.json that the tables need, so that a file of many runs is readable."""
     kept = ("seed", "parameters", "steps", "wall_time_s", "device", "parameters_sha256")
     wanted = ("count", "errors", "accuracy", "nll", "ece", "agreement")
     splits = {
@@ -113,7 +107,7 @@ def _brief(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def train(root: pathlib.Path, seeds: int, epochs_scale: float) -> list[dict[str, Any]]:
-    """Trains what is not finished yet; the results of all runs, each with its role and folder."""
+    """Trains the unfinished runs; returns the results of all, each with its role and folder."""
     plan = [(role, seed) for seed in range(seeds) for role in report.LABELS]
     results = []
     with Progress(len(plan), title="runs") as progress:
@@ -124,7 +118,7 @@ def train(root: pathlib.Path, seeds: int, epochs_scale: float) -> list[dict[str,
             began = time.perf_counter()
 
             def show(part: float, values: dict[str, Any], done: int = done) -> None:
-                # The last tenth is for the evaluation and the files that follow the training.
+                # The last tenth stands for the evaluation and the files after the training.
                 progress.update(round(done + 0.9 * min(part, 1.0), 1), values)
 
             with _followed(folder / "metrics.jsonl", config.training.epochs, show):
@@ -155,9 +149,9 @@ def _announce(seeds: int) -> None:
 
 
 def _commands(root: pathlib.Path) -> list[str]:
-    """What to try next, as it can be typed in the folder where the demo was started."""
-    beside = pathlib.Path(sys.executable).parent / "distill-jax"
-    program = os.path.relpath(beside) if beside.exists() else "distill-jax"
+    """Commands to try next, for the folder in which the demo was started."""
+    installed = pathlib.Path(sys.executable).parent / "distill-jax"
+    program = os.path.relpath(installed) if installed.exists() else "distill-jax"
     config = os.path.relpath(CONFIG)
     student, teacher = (shlex.quote(str(root / f"{role}_0")) for role in ("student", "teacher"))
     return [
@@ -168,28 +162,15 @@ def _commands(root: pathlib.Path) -> list[str]:
     ]
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the demo; returns its exit code, as the command line of distill-jax does."""
-    try:
-        arguments = _arguments(argv)
-        root = arguments.workdir
-        began = time.perf_counter()
-        _announce(arguments.seeds)
-        results = train(root, arguments.seeds, arguments.epochs_scale)
-        workdir.write_json(root / "results.json", results)
-        page = report.write(root, results)
-    except UsageError as error:
-        print(f"demo: error: {error}", file=sys.stderr)
-        return 2
-    except loop.Preempted:
-        print("demo: stopped by SIGTERM; the same command resumes", file=sys.stderr)
-        return 0
-    except KeyboardInterrupt:
-        print("demo: interrupted; the same command goes on", file=sys.stderr)
-        return 130
-    except (loop.Diverged, checkpoints.CheckpointError) as error:
-        print(f"demo: failed: {error}", file=sys.stderr)
-        return 1
+def run_demo(argv: Sequence[str] | None) -> int:
+    """Trains all models, writes the page and prints the conclusions."""
+    arguments = _arguments(argv)
+    root = arguments.workdir
+    began = time.perf_counter()
+    _announce(arguments.seeds)
+    results = train(root, arguments.seeds, arguments.epochs_scale)
+    workdir.write_json(root / "results.json", results)
+    page = report.write(root, results)
     lines = tables.text(report.table(results))
     print(f"\n{lines}")
     for line in report.conclusions(results):
@@ -198,6 +179,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     for command in _commands(root):
         print(f"  {command}")
     return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the demo; returns the exit code, see `study.Program.run`."""
+    return PROGRAM.run(lambda: run_demo(argv))
 
 
 if __name__ == "__main__":

@@ -5,15 +5,14 @@
     python -m experiments.hinton2015.run --workdir=runs/smoke --epochs-scale=0.05 --seeds=1
     python -m experiments.hinton2015.run --report-only
 
-MNIST comes from TFDS; `--config.data.name=npz --config.data.path=FILE` takes it from a file. A run
-that has finished is not repeated, one that was stopped resumes: the same command goes on after any
-interruption. Only the whole study at full length writes into this folder (results/ and the
-tables of README.md); anything less is labelled as a trial and written into WORKDIR/report.
+MNIST is read from TFDS, or with `--config.data.name=npz --config.data.path=FILE` from a file.
+Finished runs are not repeated and interrupted ones resume, so the same command continues after any
+interruption. Only the whole study at full length writes into this folder (results/ and the tables
+of README.md); anything less is labelled as a trial and written into WORKDIR/report.
 """
 
 import argparse
 import pathlib
-import re
 import sys
 from collections.abc import Mapping, Sequence
 
@@ -21,43 +20,31 @@ import jax
 from ml_collections import ConfigDict
 
 from distill_jax.config.schema import SCHEMA
-from distill_jax.errors import UsageError
 from distill_jax.runs import experiment, workdir
-from distill_jax.training import loop
+from experiments import study
 from experiments.hinton2015 import measure, plan, report
 
 HERE = pathlib.Path(__file__).resolve().parent
+PROGRAM = study.Program("hinton2015")
 
 
 def _arguments(argv: Sequence[str]) -> tuple[argparse.Namespace, dict[str, str]]:
-    parser = argparse.ArgumentParser(
-        prog="python -m experiments.hinton2015.run",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--workdir", type=pathlib.Path, help="folder of all runs")
+    parser = PROGRAM.parser(__doc__)
+    study.add_workdir(parser)
     parser.add_argument("--parts", default="", help=f"some of {','.join(plan.PARTS)}")
-    parser.add_argument("--seeds", type=int, help="at most so many seeds a setting")
+    parser.add_argument("--seeds", type=int, help="the most seeds of each setting")
     parser.add_argument("--epochs-scale", type=float, default=1.0, help="factor of all epochs")
-    parser.add_argument("--report-only", action="store_true", help="README from results/ again")
     arguments, rest = parser.parse_known_args(argv)
-    overrides = {}
-    for argument in rest:
-        found = re.fullmatch(r"--config\.([^=]+)=(.*)", argument)
-        if found is None:
-            raise UsageError(f"{argument}: unknown argument; expected --config.key=value or --help")
-        overrides[found[1]] = found[2]
-    if arguments.workdir is None and not arguments.report_only:
-        raise UsageError("--workdir: missing; expected a folder for the runs")
-    if not arguments.epochs_scale > 0:
-        raise UsageError(f"--epochs-scale={arguments.epochs_scale}: expected a number > 0")
-    if arguments.seeds is not None and arguments.seeds < 1:
-        raise UsageError(f"--seeds={arguments.seeds}: expected an integer >= 1")
+    overrides = study.config_overrides(rest)
+    if not arguments.report_only:
+        study.require_workdir(arguments)
+    study.require_positive("epochs-scale", arguments.epochs_scale)
+    study.require_at_least("seeds", arguments.seeds, 1)
     return arguments, overrides
 
 
 def label_of(runs: Sequence[plan.Run], epochs_scale: float, overrides: Mapping[str, str]) -> str:
-    """What a reader of a trial is warned of; empty for the whole study at full length."""
+    """The warning to readers of a trial; empty for the whole study at full length."""
     changed = [
         f"--config.{key}={value}"
         for key, value in overrides.items()
@@ -68,13 +55,13 @@ def label_of(runs: Sequence[plan.Run], epochs_scale: float, overrides: Mapping[s
         reasons.append(f"epochs times {epochs_scale:g}")
     if len(runs) < len(plan.runs()):
         reasons.append(f"{len(runs)} of {len(plan.runs())} runs")
-    return f"A trial, not a result: {', '.join(reasons + changed)}." if reasons + changed else ""
+    return study.trial_label(reasons + changed)
 
 
 def train(
     runs: Sequence[plan.Run], configs_by_name: Mapping[str, ConfigDict], root: pathlib.Path
 ) -> None:
-    """Trains what is not finished yet, one after the other, each in its folder of `root`."""
+    """Trains the unfinished runs one after the other, each in its folder of `root`."""
     for index, run in enumerate(runs, start=1):
         print(f"[{index}/{len(runs)}] {run.name}: {run.setting.title}", flush=True)
         values = experiment.run(configs_by_name[run.name], root / run.name).values
@@ -87,7 +74,7 @@ def train(
         jax.clear_caches()  # no two runs share a program
 
 
-def study(
+def run_study(
     arguments: argparse.Namespace,
     overrides: Mapping[str, str],
     command: str,
@@ -96,9 +83,9 @@ def study(
     """Trains, measures and reports; see the module's docstring for the arguments.
 
     Args:
-      arguments: of the command line.
+      arguments: the command line's.
       overrides: keys of every run's config.
-      command: as the report shall state it.
+      command: the command line for the record.
       home: the study's folder, which gets the results of the whole study.
 
     Returns:
@@ -113,34 +100,27 @@ def study(
     train(runs, found, root)
     label = label_of(runs, arguments.epochs_scale, overrides)
     summary, digits = measure.summary(runs, found, root, command=command, label=label)
-    target = root / "report" if label else home
-    results = target / "results"
-    results.mkdir(parents=True, exist_ok=True)
-    workdir.write_json(results / report.SUMMARY, summary)
-    report.draw(summary, results, digits)
-    return report.write_readme(summary, target / "README.md", results)
+    target = study.results_folder(home, root, trial=bool(label))
+    workdir.write_json(target / "results" / report.SUMMARY, summary)
+    report.draw(summary, target / "results", digits)
+    return report.write_readme(summary, target / "README.md", target / "results")
 
 
 def main(argv: Sequence[str] | None = None, home: pathlib.Path = HERE) -> int:
-    """Runs the study; returns the exit code: 0 done or stopped by SIGTERM, 2 a mistake of use."""
+    """Runs the study; returns the exit code, see `study.Program.run`."""
     argv = list(sys.argv[1:] if argv is None else argv)
-    try:
+
+    def work() -> int:
         arguments, overrides = _arguments(argv)
         if arguments.report_only:
             summary = workdir.read_json(home / "results" / report.SUMMARY)
             report.draw(summary, home / "results", None)
             print(report.write_readme(summary, home / "README.md", home / "results"))
         else:
-            # A reader elsewhere has no use for where things lie on this machine.
-            shown = [re.sub(r"(^|=)/.*/", r"\1", argument) for argument in argv]
-            command = " ".join(["python -m experiments.hinton2015.run", *shown])
-            print(study(arguments, overrides, command, home))
-    except UsageError as error:
-        print(f"hinton2015: error: {error}", file=sys.stderr)
-        return 2
-    except loop.Preempted:
-        print("hinton2015: stopped by SIGTERM; the same command resumes", file=sys.stderr)
-    return 0
+            print(run_study(arguments, overrides, PROGRAM.command(argv), home))
+        return 0
+
+    return PROGRAM.run(work)
 
 
 if __name__ == "__main__":

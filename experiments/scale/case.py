@@ -1,8 +1,8 @@
 """One plan, in a process of its own: `python -m experiments.scale.case CASE.json OUT.json`.
 
-What JAX and libtpu read when they start depends on the target, so that two targets cannot share a
-process. What a device would hold between steps is looked at first: where that alone is more than
-its memory, nothing is compiled.
+The environment that JAX and libtpu read when they start depends on the target, so two targets
+cannot share a process. If the arguments of a step alone exceed the memory of a device, nothing is
+compiled.
 """
 
 import dataclasses
@@ -21,18 +21,18 @@ def make(case: plan.Case) -> dict[str, Any]:
     """The plan of a case, as `distill_jax.planning.report.to_json`, with how it was made.
 
     Raises:
-      UsageError: the case is refused.
+      UsageError: the case is not possible.
     """
-    targets.prepare_process(case.target)  # before JAX is there
+    targets.prepare_process(case.target)  # before JAX is imported
     from distill_jax import config as configs
     from distill_jax.planning import report
-    from distill_jax.planning.plan import make_plan as compiled
+    from distill_jax.planning.plan import make_plan
 
     began = time.perf_counter()
     config = configs.resolve(plan.config(case))
     target = targets.open_target(case.target)
     found = _ruled_out(config, target)
-    content = report.to_json(found or compiled(config, target))
+    content = report.to_json(found or make_plan(config, target))
     return content | {
         "case": dataclasses.asdict(case),
         "compiled": found is None,
@@ -42,7 +42,7 @@ def make(case: plan.Case) -> dict[str, Any]:
 
 
 def _ruled_out(config: Any, target: Any) -> Any:
-    """A plan without a compiled step where the step's arguments have no room; else None."""
+    """A plan without a compiled step if the step's arguments do not fit; else None."""
     from distill_jax.planning import abstract, memory
     from distill_jax.planning import plan as planned
 
@@ -54,7 +54,7 @@ def _ruled_out(config: Any, target: Any) -> Any:
 
 
 def main(argv: list[str]) -> int:
-    """Makes one plan; returns the exit code: 0 it is there, 2 it was refused."""
+    """Makes one plan; returns the exit code: 0, or 2 for a case that is not possible."""
     given, out = argv
     case = plan.Case(**json.loads(pathlib.Path(given).read_text()))
     try:

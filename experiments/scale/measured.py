@@ -1,12 +1,12 @@
-"""A plan beside the steps that it is of: seconds, bytes and MFU, predicted and measured.
+"""Compares a plan with the measured steps of its config: seconds, bytes and MFU.
 
     distill-jax plan --config=configs/llama_8b_to_1b.py --target=gpu:h100:1 --out=plan.json
     python -m experiments.scale.measured --config=configs/llama_8b_to_1b.py --plan=plan.json
 
-Runs the very step of a config on the devices that are here, with random parameters and tokens in
-place of weights and data. Without --plan the plan is that of these devices (--target=local), by the
-compiler that then runs it; with it, that of the chip as a table describes it, which can be made
-where there is none. --publish adds the record to this folder's results/ and README, else it goes to
+Runs the training step of a config on this machine's devices, with random parameters and tokens
+instead of weights and data. Without --plan, the plan is that of these devices (--target=local), by
+the same compiler; with it, that of a chip from the table, which can be made without the chip.
+--publish adds the record to this folder's results/ and README; otherwise it is written into
 runs/scale. --config.key=value changes the config, as for `plan`.
 """
 
@@ -32,21 +32,22 @@ from distill_jax.parallel import describe_devices
 from distill_jax.planning import abstract, plan, report, targets
 from distill_jax.runs import workdir
 from distill_jax.training.step import compile_steps
-from experiments.scale import report as study
-from experiments.throughput.records import git_revision, versions
+from experiments import study
+from experiments.provenance import git_revision, versions
+from experiments.scale import report as results
 
 HERE = pathlib.Path(__file__).resolve().parent
-#: Calls before the clock starts, and groups of calls whose median counts.
+#: Calls before the timing starts, and timed groups of calls, of which the median counts.
 WARM, GROUPS = 2, 3
 
 
 def _made(leaf: jax.ShapeDtypeStruct, make: Callable[[], jax.Array]) -> jax.Array:
-    """What `make` gives, drawn where it shall lie, an array at a time."""
+    """The array of `make`, computed with the sharding of the leaf."""
     return jax.jit(lambda: make().astype(leaf.dtype), out_shardings=leaf.sharding)()
 
 
 def _arguments(run: abstract.Abstract) -> tuple[Any, ...]:
-    """Arrays for all that a step takes: random networks and tokens, an optimizer at its start."""
+    """The arguments of a step: random networks and tokens, and an optimizer at its start."""
     number = itertools.count()
 
     def drawn(leaf: jax.ShapeDtypeStruct) -> jax.Array:
@@ -115,25 +116,25 @@ def measure(config: Any, steps: int) -> dict[str, Any]:
 
 
 def _given(path: pathlib.Path, here: dict[str, Any]) -> dict[str, Any]:
-    """The plan of a file; UsageError when it is of another step."""
+    """The plan of a file; UsageError if it is of another step."""
     found = workdir.read_json(path)
     for name in ("parameters", "batch_size", "remat", "teacher_dtype", "mesh"):
         if found.get(name) != here[name]:
             raise UsageError(
                 f"--plan={path}: its {name} is {found.get(name)!r}; expected {here[name]!r}, "
-                "a plan of this very config"
+                "a plan of this config"
             )
     return found
 
 
 def record(arguments: argparse.Namespace, command: str) -> dict[str, Any]:
-    """What is published of one run.
+    """The record of one measurement.
 
     Raises:
       UsageError: the config or the plan cannot be used.
     """
-    said = configs.read(str(arguments.config))
-    config = configs.resolve(configs.apply_overrides(said, arguments.changes))
+    file = configs.read(str(arguments.config))
+    config = configs.resolve(configs.apply_overrides(file, arguments.changes))
     if config.data.name != schema.TEXT:
         raise UsageError(f"data.name={config.data.name!r}: expected a config of text")
     found = measure(config, arguments.steps)
@@ -142,8 +143,8 @@ def record(arguments: argparse.Namespace, command: str) -> dict[str, Any]:
     chip = here["chip"] or predicted["chip"]
     mfu = None
     if chip is not None:
-        could = chip["flops"] * here["devices"] * found["seconds_a_step"]
-        mfu = here["flops_a_step"]["model"] / could
+        peak = chip["flops"] * here["devices"] * found["seconds_a_step"]
+        mfu = here["flops_a_step"]["model"] / peak
     return {
         "config": arguments.config.stem,
         "changes": arguments.changes,
@@ -160,41 +161,31 @@ def record(arguments: argparse.Namespace, command: str) -> dict[str, Any]:
 
 
 def main(argv: Sequence[str] | None = None, home: pathlib.Path = HERE) -> int:
-    """Measures; returns the exit code: 0, or 2 for a mistake of use."""
+    """Measures; returns the exit code, see `study.Program.run`."""
     argv = list(sys.argv[1:] if argv is None else argv)
-    parser = argparse.ArgumentParser(
-        prog="python -m experiments.scale.measured",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    program = study.Program("scale", "measured")
+    parser = program.parser(__doc__)
     parser.add_argument("--config", type=pathlib.Path, required=True, help="as for `plan`")
     parser.add_argument("--plan", type=pathlib.Path, help="the JSON of a plan made before")
-    parser.add_argument("--steps", type=int, default=10, help="of each of three timed groups")
+    parser.add_argument("--steps", type=int, default=10, help="steps of each of three timed groups")
     parser.add_argument("--publish", action="store_true", help="into results/ and the README")
-    arguments, rest = parser.parse_known_args(argv)
-    try:
-        if arguments.steps < 1:
-            raise UsageError(f"--steps={arguments.steps}: expected a number from 1")
-        arguments.changes = {}
-        for flag in rest:
-            key, equals, value = flag.removeprefix("--config.").partition("=")
-            if not flag.startswith("--config.") or not equals:
-                raise UsageError(f"{flag}: expected --config.key=value")
-            arguments.changes[key] = value
-        command = " ".join(["python -m experiments.scale.measured", *argv])
-        found = record(arguments, command)
-    except UsageError as error:
-        print(f"scale: error: {error}", file=sys.stderr)
-        return 2
-    folder = home / "results" if arguments.publish else pathlib.Path("runs/scale")
-    folder.mkdir(parents=True, exist_ok=True)
-    device = found["device"].replace(" ", "-").lower()
-    out = folder / f"measured-{found['config']}-{device}.json"
-    workdir.write_json(out, found)
-    print(f"{out}: {study.measured_line(found)}")
-    if arguments.publish:
-        study.write(workdir.read_json(home / "results" / study.SUMMARY), home)
-    return 0
+
+    def work() -> int:
+        arguments, rest = parser.parse_known_args(argv)
+        study.require_at_least("steps", arguments.steps, 1)
+        arguments.changes = study.config_overrides(rest)
+        found = record(arguments, program.command(argv))
+        folder = home / "results" if arguments.publish else pathlib.Path("runs/scale")
+        folder.mkdir(parents=True, exist_ok=True)
+        device = found["device"].replace(" ", "-").lower()
+        out = folder / f"measured-{found['config']}-{device}.json"
+        workdir.write_json(out, found)
+        print(f"{out}: {results.measured_line(found)}")
+        if arguments.publish:
+            results.write(workdir.read_json(home / "results" / results.SUMMARY), home)
+        return 0
+
+    return program.run(work)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What fits, what bounds a step and what it costs: the planned language pairs on 8 to 256 chips.
+"""Plans of the language pairs on 8 to 256 chips: what fits, what bounds a step, what it costs.
 
     python -m experiments.scale.run --workdir=runs/scale
     python -m experiments.scale.run --workdir=runs/scale --only='qwen3*v5p*'
@@ -6,12 +6,12 @@
     python -m experiments.scale.run --workdir=runs/scale --collect
     python -m experiments.scale.run --report-only
 
-Nothing runs on a chip and none is needed: every case is a plan of `distill-jax plan`, made in a
-process of its own and kept in WORKDIR/plans. A plan that is there is not made again: the same
-command goes on after any interruption. A case that fails is named at the end (exit code 2), and the
-others go on. --from-results begins with the plans of results/, so that only the missing ones are
-made. --collect makes no plan and reports on those that are there. With --only the report
-goes to WORKDIR/report, else into this folder (results/ and the tables of README.md).
+No chip is needed: every case is a plan of `distill-jax plan`, made in a process of its own and kept
+in WORKDIR/plans. Existing plans are not made again, so the same command continues after any
+interruption. A case that fails does not stop the rest and is named at the end (exit code 2).
+--from-results starts from the plans of results/, so that only missing ones are made. --collect
+makes no plan and reports on the existing ones. With --only the report is written into
+WORKDIR/report, else into this folder (results/ and the tables of README.md).
 """
 
 import argparse
@@ -22,7 +22,6 @@ import importlib.metadata
 import os
 import pathlib
 import platform
-import re
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -30,16 +29,18 @@ from typing import Any
 
 from distill_jax.errors import UsageError
 from distill_jax.runs import workdir
+from experiments import study
+from experiments.provenance import git_revision, versions
 from experiments.scale import plan, report
-from experiments.throughput.records import git_revision, versions
 
 HERE = pathlib.Path(__file__).resolve().parent
-#: What is kept of a failed process's words.
-SAID = 300
+PROGRAM = study.Program("scale")
+#: The most characters of a failed process's error that are kept.
+LONGEST_ERROR = 300
 
 
 def in_process(case: plan.Case, out: pathlib.Path) -> str | None:
-    """Has a case planned by a process of its own; None, or what it said where it failed."""
+    """Plans a case in a process of its own; returns None, or the error if it failed."""
     given = out.with_suffix(".case")
     workdir.write_json(given, dataclasses.asdict(case))
     command = [sys.executable, "-m", "experiments.scale.case", str(given), str(out)]
@@ -51,11 +52,11 @@ def in_process(case: plan.Case, out: pathlib.Path) -> str | None:
     if done.returncode == 0 and out.exists():
         return None
     lines = done.stderr.strip().splitlines() or ["no output"]
-    return f"exit code {done.returncode}: {lines[-1]}"[:SAID]
+    return f"exit code {done.returncode}: {lines[-1]}"[:LONGEST_ERROR]
 
 
 def take(summary: dict[str, Any], root: pathlib.Path) -> None:
-    """Puts the plans of a summary where `make` looks for them; those that are there stay."""
+    """Writes the plans of a summary into the workdir; existing plans are kept."""
     folder = root / "plans"
     folder.mkdir(parents=True, exist_ok=True)
     for found in summary["plans"]:
@@ -68,7 +69,7 @@ Maker = Callable[[plan.Case, pathlib.Path], str | None]
 
 
 def make(cases: Sequence[plan.Case], root: pathlib.Path, maker: Maker) -> None:
-    """Makes the plans that are not there yet; what failed leaves its words beside them."""
+    """Makes the missing plans; a failed case leaves a file with its error."""
     folder = root / "plans"
     folder.mkdir(parents=True, exist_ok=True)
     for index, case in enumerate(cases, start=1):
@@ -80,12 +81,12 @@ def make(cases: Sequence[plan.Case], root: pathlib.Path, maker: Maker) -> None:
             failed.unlink(missing_ok=True)
         else:
             workdir.write_json(failed, {"error": error})
-        said = error or _verdict(workdir.read_json(out))
-        print(f"[{index}/{len(cases)}] {case.name}: {said}", flush=True)
+        outcome = error or _verdict(workdir.read_json(out))
+        print(f"[{index}/{len(cases)}] {case.name}: {outcome}", flush=True)
 
 
 def _files(folder: pathlib.Path, case: plan.Case) -> tuple[pathlib.Path, pathlib.Path]:
-    """Of a case's plan, and of the words that its failing left."""
+    """The file of a case's plan, and the file of its error."""
     return folder / f"{case.name}.json", folder / f"{case.name}.failed.json"
 
 
@@ -98,7 +99,7 @@ def _verdict(found: dict[str, Any]) -> str:
 
 
 def collect(cases: Sequence[plan.Case], root: pathlib.Path) -> dict[str, Any]:
-    """The plans that are there, in the order of the cases; what failed; what was not made."""
+    """The existing plans in the order of the cases, the failed cases and the missing ones."""
     plans, failed, missing = [], [], []
     for case in cases:
         out, words = _files(root / "plans", case)
@@ -118,21 +119,19 @@ def _libtpu() -> dict[str, str]:
         return {}
 
 
-def study(arguments: argparse.Namespace, command: str, home: pathlib.Path) -> dict[str, Any]:
+def run_study(arguments: argparse.Namespace, command: str, home: pathlib.Path) -> dict[str, Any]:
     """Makes plans and reports; returns the summary.
 
     Raises:
-      UsageError: an argument that is refused; before anything is written.
+      UsageError: an invalid argument; before anything is written.
     """
-    if arguments.workdir is None:
-        raise UsageError("--workdir: missing; expected a folder for the plans")
+    root = study.require_workdir(arguments, "plans")
     cases = [case for case in plan.cases() if fnmatch.fnmatch(case.name, arguments.only)]
     if not cases:
         raise UsageError(
             f"--only={arguments.only}: no such case; expected a pattern of names such as "
             f"{plan.cases()[0].name}"
         )
-    root = arguments.workdir
     if arguments.from_results:
         take(workdir.read_json(home / "results" / report.SUMMARY), root)
     if not arguments.collect:
@@ -151,34 +150,26 @@ def study(arguments: argparse.Namespace, command: str, home: pathlib.Path) -> di
 
 
 def main(argv: Sequence[str] | None = None, home: pathlib.Path = HERE) -> int:
-    """Runs the study; returns the exit code: 0, or 2 for a mistake of use and for failed cases."""
+    """Runs the study; returns the exit code, see `study.Program.run`; also 2 for failed cases."""
     argv = list(sys.argv[1:] if argv is None else argv)
-    parser = argparse.ArgumentParser(
-        prog="python -m experiments.scale.run",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--workdir", type=pathlib.Path, help="folder of the plans")
+    parser = PROGRAM.parser(__doc__)
+    study.add_workdir(parser)
     parser.add_argument("--only", default="*", help="a pattern of the cases' names")
-    parser.add_argument("--from-results", action="store_true", help="go on after those of results/")
-    parser.add_argument("--collect", action="store_true", help="report on the plans that are there")
-    parser.add_argument("--report-only", action="store_true", help="README from results/ again")
-    arguments = parser.parse_args(argv)
-    try:
+    parser.add_argument("--from-results", action="store_true", help="start from results/'s plans")
+    parser.add_argument("--collect", action="store_true", help="report on the existing plans")
+
+    def work() -> int:
+        arguments = parser.parse_args(argv)
         if arguments.report_only:
             summary = workdir.read_json(home / "results" / report.SUMMARY)
             report.write(summary, home)
         else:
-            # A reader elsewhere has no use for where things lie on this machine.
-            shown = [re.sub(r"(^|=)/.*/", r"\1", argument) for argument in argv]
-            command = " ".join(["python -m experiments.scale.run", *shown])
-            summary = study(arguments, command, home)
-    except UsageError as error:
-        print(f"scale: error: {error}", file=sys.stderr)
-        return 2
-    for case in summary["failed"]:
-        print(f"scale: error: {case['name']}: {case['error']}", file=sys.stderr)
-    return 2 if summary["failed"] else 0
+            summary = run_study(arguments, PROGRAM.command(argv), home)
+        for case in summary["failed"]:
+            PROGRAM.print_error(f"{case['name']}: {case['error']}")
+        return 2 if summary["failed"] else 0
+
+    return PROGRAM.run(work)
 
 
 if __name__ == "__main__":

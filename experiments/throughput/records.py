@@ -2,20 +2,15 @@
 
 import argparse
 import datetime
-import importlib.metadata
 import os
 import platform
 import re
 import statistics
-import subprocess
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from distill_jax import __version__
-from experiments.throughput.plan import BASE, NEEDS, ROOT
-
-MEASURED = ("distill_jax", "configs", "experiments/throughput/*.py")
-LIBRARIES = ("jax", "jaxlib", "flax", "optax", "numpy", "torch", "torchvision", "torchdistill")
+from experiments.provenance import git_revision, versions
+from experiments.throughput.plan import BASE, NEEDS
 
 
 def record(
@@ -95,26 +90,3 @@ def _device(about: Mapping[str, Mapping[str, Any]]) -> str:
     if devices:
         return ", ".join(sorted(devices))
     return f"{os.cpu_count()} {platform.machine().replace('_', '-')} cores"
-
-
-def versions() -> dict[str, str]:
-    versions = {"distill_jax": __version__, "python": platform.python_version()}
-    for name in LIBRARIES:
-        try:
-            versions[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return versions
-
-
-def git_revision() -> str | None:
-    """The commit of the source tree, with a note where it has changes; None without one."""
-    if not (ROOT / ".git").exists():
-        return None
-
-    def git(*arguments: str) -> str:
-        command = ["git", "-C", str(ROOT), *arguments]
-        return subprocess.run(command, capture_output=True, text=True).stdout.strip()
-
-    changed = git("status", "--porcelain", "--untracked-files=no", "--", *MEASURED)
-    return f"{git('rev-parse', 'HEAD')}{' with changes' if changed else ''}"

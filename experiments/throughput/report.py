@@ -5,14 +5,12 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-from distill_jax.errors import UsageError
 from distill_jax.reports import tables
 from distill_jax.reports.tables import Column
-from distill_jax.storage import write_atomically
+from experiments import markers
 from experiments.throughput import contest
 from experiments.throughput.plan import BASE
 
-BEGIN, END = "<!-- results: begin -->", "<!-- results: end -->"
 NOTHING = "No run is on record yet.\n"
 TITLES = {
     "ours": "ours, teacher online, a forward pass a step",
@@ -74,7 +72,7 @@ def _section(record: Mapping[str, Any]) -> str:
 
 
 def write_readme(target: pathlib.Path) -> pathlib.Path:
-    """Writes README.md of a folder anew from the records in its results/.
+    """Updates README.md of a folder from the records in its results/.
 
     Args:
       target: the study's folder, whose README has the two markers, or another one.
@@ -86,12 +84,5 @@ def write_readme(target: pathlib.Path) -> pathlib.Path:
       UsageError: the README has no markers.
     """
     found = [json.loads(path.read_text()) for path in sorted((target / "results").glob("*.json"))]
-    readme = target / "README.md"
-    text = readme.read_text() if readme.exists() else f"# Throughput\n\n{BEGIN}\n{END}\n"
-    before, begin, rest = text.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
-        raise UsageError(f"{readme}: expected the two markers {BEGIN} and {END}")
     body = "\n".join(map(_section, found)) or NOTHING
-    write_atomically(readme, f"{before}{BEGIN}\n{body}{END}{after}")
-    return readme
+    return markers.fill(target / "README.md", lambda: body, title="# Throughput\n\n")

@@ -16,7 +16,6 @@ import contextlib
 import json
 import os
 import pathlib
-import re
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -25,24 +24,15 @@ from typing import Any
 from distill_jax.errors import UsageError
 from distill_jax.reports import tables
 from distill_jax.runs import workdir
+from experiments import study
 from experiments.throughput import contest, plan, records, report
 
 HERE = pathlib.Path(__file__).resolve().parent
-
-
-class _Parser(argparse.ArgumentParser):
-    """A parser whose errors are one line."""
-
-    def error(self, message: str):
-        raise UsageError(f"{message}; see --help")
+PROGRAM = study.Program("throughput")
 
 
 def _arguments(argv: Sequence[str]) -> argparse.Namespace:
-    parser = _Parser(
-        prog="python -m experiments.throughput.run",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = PROGRAM.parser(__doc__)
     parser.add_argument("--pair", default="resnet56,resnet20", metavar="TEACHER,STUDENT")
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--seconds", type=float, default=20.0, help="of a turn")
@@ -59,11 +49,10 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
     arguments, rest = parser.parse_known_args(argv)
     if rest:
         raise UsageError(f"{rest[0]}: unknown argument; see --help")
-    lowest = {"batch_size": 1, "rounds": 1, "workers": 0, "store_images": plan.CLASSES}
-    for name, low in lowest.items():
-        value = getattr(arguments, name)
-        if value < low:
-            raise UsageError(f"--{name.replace('_', '-')}={value}: expected an integer >= {low}")
+    study.require_at_least("batch-size", arguments.batch_size, 1)
+    study.require_at_least("rounds", arguments.rounds, 1)
+    study.require_at_least("workers", arguments.workers, 0)
+    study.require_at_least("store-images", arguments.store_images, plan.CLASSES)
     if not 0 < arguments.seconds < float("inf"):
         raise UsageError(f"--seconds={arguments.seconds:g}: expected a number > 0")
     if arguments.publish and arguments.out:
@@ -154,8 +143,8 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     return {"speeds": speeds, "about": about, "left_out": left_out | failed, "busy": busy}
 
 
-def study(arguments: argparse.Namespace, command: str, home: pathlib.Path) -> int:
-    """Measures, prints and writes; 1 where a contender that is installed has failed, else 0."""
+def run_study(arguments: argparse.Namespace, command: str, home: pathlib.Path) -> int:
+    """Measures, prints and writes; returns 1 if an installed contender failed, else 0."""
     found = measure(arguments)
     if not found["speeds"]:
         raise UsageError(f"--contenders={','.join(arguments.contenders)}: none of them ran")
@@ -171,20 +160,17 @@ def study(arguments: argparse.Namespace, command: str, home: pathlib.Path) -> in
 
 
 def main(argv: Sequence[str] | None = None, home: pathlib.Path = HERE) -> int:
-    """Runs the study; returns the exit code: 0 done, 1 a contender failed, 2 a mistake of use."""
+    """Runs the study; returns the exit code, see `study.Program.run`; also 1 for a failure."""
     argv = list(sys.argv[1:] if argv is None else argv)
-    try:
+
+    def work() -> int:
         arguments = _arguments(argv)
         if arguments.report_only:
             print(report.write_readme(home))
             return 0
-        # A reader elsewhere has no use for where things lie on this machine.
-        shown = [re.sub(r"(^|=)/.*/", r"\1", argument) for argument in argv]
-        command = " ".join(["python -m experiments.throughput.run", *shown])
-        return study(arguments, command, home)
-    except UsageError as error:
-        print(f"throughput: error: {error}", file=sys.stderr)
-        return 2
+        return run_study(arguments, PROGRAM.command(argv), home)
+
+    return PROGRAM.run(work)
 
 
 if __name__ == "__main__":

@@ -1,22 +1,21 @@
-"""How the learning rate was chosen: students at several rates, on validation documents.
+"""How the learning rate was selected: students at several rates, on validation documents.
 
     python -m experiments.tiny_lm.tune --workdir=runs/tiny_lm
 
-Beside the study's own runs, with a seed of its own; the test documents are not looked at. The rate
-that is best for the text alone is taken for every arm; two others show whether it suits them too.
-What has finished is not trained again.
+The runs have a seed of their own, and the test documents are not used. Every arm has the rate that
+is best for the text alone; two more arms show whether that rate suits them too. Finished runs are
+not repeated.
 """
 
-import argparse
 import pathlib
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from distill_jax.errors import UsageError
 from distill_jax.reports import tables
 from distill_jax.reports.tables import Column
 from distill_jax.runs import experiment, workdir
+from experiments import study
 from experiments.tiny_lm import corpus, plan, run
 
 RESULTS = pathlib.Path(__file__).resolve().parent / "results" / "tuning.json"
@@ -28,21 +27,21 @@ RATES = {
 SEED = 100
 
 
-def measure(study: run.Study) -> list[dict[str, Any]]:
-    """Trains the teacher and every setting; one entry a run, with its validation figures."""
-    teacher = run.train_teacher(study)
+def measure(opened: run.Study) -> list[dict[str, Any]]:
+    """Trains the teacher and every setting; returns the validation metrics of each run."""
+    teacher = run.train_teacher(opened)
     results = []
     for name, rate in [(name, rate) for name, rates in RATES.items() for rate in rates]:
         overrides = {
             "optimizer.learning_rate": str(rate),
-            "data.test_path": str(study.text.folder / corpus.VALID),
+            "data.test_path": str(opened.text.folder / corpus.VALID),
             "evaluation.test_prompts": "",
             "evaluation.track_test": "false",
         }
         config = plan.student_config(
-            plan.ARM[name], SEED, study.text, teacher, study.steps, overrides
+            plan.ARM[name], SEED, opened.text, teacher, opened.steps, overrides
         )
-        folder = study.root / "tuning" / f"{name}-{rate:g}"
+        folder = opened.root / "tuning" / f"{name}-{rate:g}"
         found = experiment.run(config, folder).values["final"]["test"]
         figures = {figure: found[figure] for figure in ("count", "nll", "kl", "agreement")}
         results.append({"arm": name, "learning_rate": rate, **figures})
@@ -51,7 +50,7 @@ def measure(study: run.Study) -> list[dict[str, Any]]:
 
 
 def table(results: Sequence[Mapping[str, Any]]) -> tables.Table:
-    """Validation figures of every setting."""
+    """The validation metrics of every setting."""
     return tables.listing(
         [{**row, "title": plan.ARM[row["arm"]].title} for row in results],
         (
@@ -66,21 +65,19 @@ def table(results: Sequence[Mapping[str, Any]]) -> tables.Table:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Measures every setting and writes results/tuning.json; returns the exit code."""
-    parser = argparse.ArgumentParser(
-        prog="python -m experiments.tiny_lm.tune",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    program = study.Program("tiny_lm", "tune")
+    parser = program.parser(__doc__)
+    study.add_workdir(parser, report_only=False)
     run.add_arguments(parser)
-    try:
+
+    def work() -> int:
         results = measure(run.open_study(parser.parse_args(argv)))
-    except UsageError as error:
-        print(f"tune: error: {error}", file=sys.stderr)
-        return 2
-    RESULTS.parent.mkdir(exist_ok=True)
-    workdir.write_json(RESULTS, results)
-    print(tables.markdown(table(results)), end="")
-    return 0
+        RESULTS.parent.mkdir(exist_ok=True)
+        workdir.write_json(RESULTS, results)
+        print(tables.markdown(table(results)), end="")
+        return 0
+
+    return program.run(work)
 
 
 if __name__ == "__main__":

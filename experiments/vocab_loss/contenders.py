@@ -1,22 +1,35 @@
-"""One contender in a process of its own: it builds, warms up, and measures when it is told to.
+"""One contender in a process of its own: it compiles, warms up, and measures on demand.
 
     python -m experiments.vocab_loss.contenders '{"name": "ours", "tokens": 1024, ...}'
 
-Prints a line of JSON with what it checked, then one for every line that it reads: the seconds of a
-computation of the loss and of its gradients to the student's hidden states and head.
+Prints a line of JSON with its results, then for every line that it reads the seconds of one
+computation of the loss and of its gradients with respect to the student's hidden states and head.
 """
 
+import dataclasses
 import json
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
-# (seconds of one computation, loss, norms of the two gradients, peak bytes or None)
-Measured = tuple[Callable[[], None], Callable[[], tuple[float, float, float]], Callable[[], int]]
+
+@dataclasses.dataclass(frozen=True)
+class Computation:
+    """The loss and its gradients of a contender.
+
+    Attributes:
+      once: computes them, and returns when they are finished.
+      values: the loss and the norms of both gradients of the last computation.
+      peak_bytes: the peak memory so far.
+    """
+
+    once: Callable[[], None]
+    values: Callable[[], tuple[float, float, float]]
+    peak_bytes: Callable[[], int]
 
 
 def draw(task: dict[str, Any]) -> list[np.ndarray]:
@@ -39,7 +52,7 @@ def jax_loss(task: dict[str, Any], mesh: Any = None) -> Callable[..., Any]:
 
     Args:
       task: its "name" is one of `JAX`.
-      mesh: of the devices that it is compiled for; None for those that are here.
+      mesh: the devices that it is compiled for; None for those of this process.
     """
     import jax.numpy as jnp
 
@@ -71,22 +84,24 @@ def jax_loss(task: dict[str, Any], mesh: Any = None) -> Callable[..., Any]:
     return dense if task["name"] == "dense" else ours
 
 
-def in_jax(task: dict[str, Any]) -> Measured:
+def in_jax(task: dict[str, Any]) -> Computation:
+    """The computation of a contender in JAX."""
     import jax
     import jax.numpy as jnp
 
     given = tuple(jnp.asarray(a, jnp.dtype(task["dtype"])) for a in draw(task))
     compiled = jax.jit(jax.value_and_grad(jax_loss(task), (0, 1))).lower(*given).compile()
-    found: list[Any] = [None]
+    last: list[Any] = [None]
 
     def once() -> None:
-        found[0] = jax.block_until_ready(compiled(*given))
+        last[0] = jax.block_until_ready(compiled(*given))
 
     def values() -> tuple[float, float, float]:
-        value, gradients = found[0]
-        return float(value), *(float(jnp.linalg.norm(g.astype(jnp.float32))) for g in gradients)
+        value, gradients = last[0]
+        to_hidden, to_head = (float(jnp.linalg.norm(g.astype(jnp.float32))) for g in gradients)
+        return float(value), to_hidden, to_head
 
-    def peak() -> int:
+    def peak_bytes() -> int:
         stats = jax.devices()[0].memory_stats() or {}
         if "peak_bytes_in_use" in stats:
             return stats["peak_bytes_in_use"]
@@ -94,21 +109,19 @@ def in_jax(task: dict[str, Any]) -> Measured:
         inputs = sum(a.nbytes for a in given)
         return inputs + memory.temp_size_in_bytes + memory.output_size_in_bytes
 
-    return once, values, peak
+    return Computation(once, values, peak_bytes)
 
 
-def in_torch(task: dict[str, Any]) -> Measured:
+def torch_loss(task: dict[str, Any], arrays: Sequence[Any]) -> Callable[[], Any]:
+    """The loss of a contender in PyTorch.
+
+    Args:
+      task: its "name" is one of `TORCH`.
+      arrays: student [N, Ds], head [V, Ds], teacher [N, Dt], head [V, Dt], tensors.
+    """
     import torch
 
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    dtype = getattr(torch, task["dtype"])
-    # A linear layer's weight is [V, D] there.
-    student, head, teacher, teacher_head = (
-        torch.tensor(a if i % 2 == 0 else a.T.copy()).to(device, dtype)
-        for i, a in enumerate(draw(task))
-    )
-    student.requires_grad_(True)
-    head.requires_grad_(True)
+    student, head, teacher, teacher_head = arrays
     log_softmax = torch.nn.functional.log_softmax
 
     def eager() -> Any:
@@ -121,59 +134,80 @@ def in_torch(task: dict[str, Any]) -> Measured:
         terms = log_p.exp() * (log_p - log_m) + log_q.exp() * (log_q - log_m)
         return 0.5 * terms.sum(-1).mean()
 
+    beta = {"forward_kl": 0.0, "jensen_shannon": 0.5}[task["divergence"]]
     if task["name"] == "torch_compile":
-        loss = torch.compile(eager)
-    elif task["name"] == "liger":
+        return torch.compile(eager)
+    if task["name"] == "liger":
         from liger_kernel.transformers.fused_linear_jsd import LigerFusedLinearJSD
 
-        beta = {"forward_kl": 0.0, "jensen_shannon": 0.5}[task["divergence"]]
         fused = LigerFusedLinearJSD(jsd_beta=beta)
-        loss = lambda: fused(student, head, teacher, teacher_head)  # noqa: E731
-    elif task["name"] == "liger_chunked":
+        return lambda: fused(student, head, teacher, teacher_head)
+    if task["name"] == "liger_chunked":
         from liger_kernel.chunked_loss import LigerFusedLinearJSDLoss
 
-        beta = {"forward_kl": 0.0, "jensen_shannon": 0.5}[task["divergence"]]
-        fused = LigerFusedLinearJSDLoss(weight_hard_loss=0.0, weight_soft_loss=1.0, beta=beta)
-        labels = torch.zeros(task["tokens"], dtype=torch.long, device=device)
-        loss = lambda: fused(student, head, teacher, teacher_head, labels)  # noqa: E731
-    else:
-        loss = eager
-    found: list[Any] = [None]
+        chunked = LigerFusedLinearJSDLoss(weight_hard_loss=0.0, weight_soft_loss=1.0, beta=beta)
+        labels = torch.zeros(task["tokens"], dtype=torch.long, device=student.device)
+        return lambda: chunked(student, head, teacher, teacher_head, labels)
+    return eager
+
+
+def in_torch(task: dict[str, Any]) -> Computation:
+    """The computation of a contender in PyTorch."""
+    import torch
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    dtype = getattr(torch, task["dtype"])
+    # PyTorch's linear layers have weights [V, D].
+    arrays = [
+        torch.tensor(a if i % 2 == 0 else a.T.copy()).to(device, dtype)
+        for i, a in enumerate(draw(task))
+    ]
+    student, head = arrays[:2]
+    student.requires_grad_(True)
+    head.requires_grad_(True)
+    loss = torch_loss(task, arrays)
+    last: list[Any] = [None]
 
     def once() -> None:
         student.grad = head.grad = None
-        found[0] = loss()
-        found[0].backward()
+        last[0] = loss()
+        last[0].backward()
         if device == "cuda":
             torch.cuda.synchronize()
 
     def values() -> tuple[float, float, float]:
-        gradients = (student.grad, head.grad)
-        return float(found[0].detach()), *(float(g.float().norm()) for g in gradients)
+        to_hidden, to_head = (float(leaf.grad.float().norm()) for leaf in (student, head))
+        return float(last[0].detach()), to_hidden, to_head
 
-    def peak() -> int:
+    def peak_bytes() -> int:
         if device == "cuda":
             return torch.cuda.max_memory_allocated()
         import resource
 
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
-    return once, values, peak
+    return Computation(once, values, peak_bytes)
 
 
 def main(argument: str) -> None:
+    """Warms up, then measures for every line of stdin; the argument is the task in JSON."""
     task = json.loads(argument)
-    once, values, peak = (in_torch if task["name"] in TORCH else in_jax)(task)
+    contender = (in_torch if task["name"] in TORCH else in_jax)(task)
     for _ in range(2):
-        once()
-    loss, to_hidden, to_head = values()
-    about = {"loss": loss, "to_hidden": to_hidden, "to_head": to_head, "peak_bytes": peak()}
+        contender.once()
+    loss, to_hidden, to_head = contender.values()
+    about = {
+        "loss": loss,
+        "to_hidden": to_hidden,
+        "to_head": to_head,
+        "peak_bytes": contender.peak_bytes(),
+    }
     print(json.dumps(about), flush=True)
     for _ in sys.stdin:
         seconds = []
         for _ in range(task["repeats"]):
             began = time.perf_counter()
-            once()
+            contender.once()
             seconds.append(time.perf_counter() - began)
         print(json.dumps({"seconds": statistics.median(seconds)}), flush=True)
 

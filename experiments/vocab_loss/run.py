@@ -1,9 +1,9 @@
-"""Times divergences over a vocabulary, forward and gradients, contenders in turn.
+"""Times divergences over a vocabulary, forward and gradients, with alternating contenders.
 
     python -m experiments.vocab_loss.run --tokens=1024,2048,4096,8192,16384          # one H100
     python -m experiments.vocab_loss.run --tokens=256 --width=128,256 --vocab=8192 --dtype=float32
 
-Every contender is a process of its own and waits while the others compute. --publish writes into
+Every contender is a process of its own and waits while another one computes. --publish writes into
 this folder's results/; without it, into runs/vocab_loss.
 """
 
@@ -20,16 +20,18 @@ from typing import Any
 
 from distill_jax.errors import UsageError, unknown
 from distill_jax.storage import write_atomically
-from experiments.throughput.records import git_revision, versions
+from experiments import study
+from experiments.provenance import git_revision, versions
 from experiments.vocab_loss.contenders import JAX, TORCH
 
 HERE = pathlib.Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
+PROGRAM = study.Program("vocab_loss")
 DIVERGENCES = ("forward_kl", "jensen_shannon")
 
 
 class Contender:
-    """A process that measures when it is asked."""
+    """A process that measures once for every line that it reads."""
 
     def __init__(self, task: dict[str, Any]):
         command = [sys.executable, "-m", "experiments.vocab_loss.contenders", json.dumps(task)]
@@ -61,7 +63,7 @@ class Contender:
 
 
 def measure(arguments: argparse.Namespace) -> list[dict[str, Any]]:
-    """One record a divergence, number of tokens and contender."""
+    """One record for each divergence, number of tokens and contender."""
     records = []
     for divergence in DIVERGENCES:
         for tokens in arguments.tokens:
@@ -87,11 +89,11 @@ def measure(arguments: argparse.Namespace) -> list[dict[str, Any]]:
                 if seconds[name]:
                     record["milliseconds"] = round(1e3 * statistics.median(seconds[name]), 3)
                 records.append(record)
-                print(_said(record), flush=True)
+                print(_summary(record), flush=True)
     return records
 
 
-def _said(record: dict[str, Any]) -> str:
+def _summary(record: dict[str, Any]) -> str:
     start = f"{record['divergence']}, {record['tokens']} tokens, {record['name']}"
     if "left_out" in record:
         return f"{start}: left out: {record['left_out']}"
@@ -101,54 +103,60 @@ def _said(record: dict[str, Any]) -> str:
     )
 
 
-def _numbers(said: str) -> tuple[int, ...]:
+def _numbers(flag: str, text: str) -> tuple[int, ...]:
     try:
-        numbers = tuple(int(part) for part in said.split(","))
+        numbers = tuple(int(part) for part in text.split(","))
     except ValueError:
-        raise UsageError(f"{said}: expected integers with commas between") from None
+        raise UsageError(f"--{flag}={text}: expected integers with commas between") from None
     if min(numbers) < 1:
-        raise UsageError(f"{said}: expected positive integers")
+        raise UsageError(f"--{flag}={text}: expected positive integers")
     return numbers
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the study; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m experiments.vocab_loss.run")
+def _arguments(argv: Sequence[str]) -> argparse.Namespace:
+    parser = PROGRAM.parser(__doc__)
     parser.add_argument("--tokens", default="1024,2048,4096,8192,16384")
     parser.add_argument("--width", default="4096", help="of the student, and of the teacher")
     parser.add_argument("--vocab", type=int, default=128256)
     parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16")
-    parser.add_argument("--chunk", type=int, default=0, help="tokens at a time; 0: as the library")
+    parser.add_argument("--chunk", type=int, default=0, help="tokens a chunk; 0: the library's")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--repeats", type=int, default=10, help="computations in a turn")
+    parser.add_argument("--repeats", type=int, default=10, help="computations in a round")
     parser.add_argument("--contenders", default=",".join((*JAX, *TORCH)))
     parser.add_argument("--publish", action="store_true")
     arguments = parser.parse_args(argv)
-    try:
-        arguments.tokens, arguments.width = _numbers(arguments.tokens), _numbers(arguments.width)
-        arguments.contenders = arguments.contenders.split(",")
-        for name in arguments.contenders:
-            if name not in (*JAX, *TORCH):
-                raise unknown("--contenders", name, (*JAX, *TORCH), "contender")
-    except UsageError as error:
-        print(f"vocab_loss: error: {error}", file=sys.stderr)
-        return 2
-    records = measure(arguments)
-    content = {
-        "study": "vocab_loss",
-        "records": records,
-        "versions": versions(),
-        "date": datetime.date.today().isoformat(),
-        "command": "python -m experiments.vocab_loss.run " + " ".join(argv or sys.argv[1:]),
-        "git_revision": git_revision(),
-    }
-    folder = HERE / "results" if arguments.publish else pathlib.Path("runs/vocab_loss")
-    folder.mkdir(parents=True, exist_ok=True)
-    sizes = f"{arguments.width[0]}-{arguments.width[-1]}-{arguments.vocab}-{arguments.dtype}"
-    path = folder / f"{sizes}.json"
-    write_atomically(path, json.dumps(content, indent=1) + "\n")
-    print(path)
-    return 0
+    arguments.tokens = _numbers("tokens", arguments.tokens)
+    arguments.width = _numbers("width", arguments.width)
+    arguments.contenders = arguments.contenders.split(",")
+    for name in arguments.contenders:
+        if name not in (*JAX, *TORCH):
+            raise unknown("--contenders", name, (*JAX, *TORCH), "contender")
+    return arguments
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the study; returns the exit code, see `study.Program.run`."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+
+    def work() -> int:
+        arguments = _arguments(argv)
+        content = {
+            "study": "vocab_loss",
+            "records": measure(arguments),
+            "versions": versions(),
+            "date": datetime.date.today().isoformat(),
+            "command": PROGRAM.command(argv),
+            "git_revision": git_revision(),
+        }
+        folder = HERE / "results" if arguments.publish else pathlib.Path("runs/vocab_loss")
+        folder.mkdir(parents=True, exist_ok=True)
+        sizes = f"{arguments.width[0]}-{arguments.width[-1]}-{arguments.vocab}-{arguments.dtype}"
+        path = folder / f"{sizes}.json"
+        write_atomically(path, json.dumps(content, indent=1) + "\n")
+        print(path)
+        return 0
+
+    return PROGRAM.run(work)
 
 
 if __name__ == "__main__":

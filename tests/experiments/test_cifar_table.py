@@ -9,7 +9,9 @@ import pytest
 from distill_jax import config as configs
 from distill_jax.errors import UsageError
 from distill_jax.training import loop
+from experiments import markers
 from experiments.cifar_table import plan, published, records, report, run
+from experiments.cifar_table.benchmark import literature
 
 ROWS = plan.every_row()
 
@@ -61,7 +63,7 @@ def test_teachers_come_first_and_patterns_match():
     assert names[0] == "cifar100:resnet56"
     assert names[1:] == [
         f"cifar100:resnet56,resnet20,{method}"
-        for method in plan._literature().METHODS
+        for method in literature.METHODS
         if method not in ("born_again", "mutual", "ema")
     ]
     with pytest.raises(UsageError, match="--rows=cifar100:nothing: no such row"):
@@ -118,7 +120,7 @@ def test_the_table_has_published_ours_and_the_difference(tmp_path):
     found = [record(row, seed, accuracy) for seed, accuracy in ((0, 0.71), (1, 0.72))]
     found.append(record("cifar100:resnet20", 0, 0.69))
     readme = tmp_path / "README.md"
-    readme.write_text(f"before\n{report.BEGIN}\nold\n{report.END}\nafter\n")
+    readme.write_text(f"before\n{markers.BEGIN}\nold\n{markers.END}\nafter\n")
     for one in found:
         records.write(
             one, tmp_path / "results" / f"{one['student']}{one['seed']}{one['method']}.json"
@@ -183,7 +185,7 @@ def test_the_readme_is_that_of_the_records():
     text = (plan.CONFIGS.parent / "experiments" / "cifar_table" / "README.md").read_text()
     stored = records.read(plan.CONFIGS.parent / "experiments" / "cifar_table" / "results")
     assert all(not one["short"] for one in stored)
-    body = text.split(report.BEGIN)[1].split(report.END)[0].strip()
+    body = text.split(markers.BEGIN)[1].split(markers.END)[0].strip()
     assert (report.NOTHING.strip() in body) == (not stored)
 
 

@@ -16,6 +16,7 @@ from distill_jax import data, losses, models, parallel
 from distill_jax.reports import tables
 from distill_jax.tasks.images.parts import prepare
 from distill_jax.training import state, step
+from experiments import markers
 from experiments.throughput import contest, ours, plan, records, report, run
 
 HERE = pathlib.Path(run.__file__).parent
@@ -177,13 +178,13 @@ def test_the_readme_says_what_the_results_say(tmp_path):
 
 
 def test_the_prose_around_the_table_stays(tmp_path, capsys):
-    (tmp_path / "README.md").write_text(f"Before\n{report.BEGIN}\nold\n{report.END}\nAfter\n")
+    (tmp_path / "README.md").write_text(f"Before\n{markers.BEGIN}\nold\n{markers.END}\nAfter\n")
     assert run.main(["--report-only"], home=tmp_path) == 0
     text = (tmp_path / "README.md").read_text()
-    assert text == f"Before\n{report.BEGIN}\n{report.NOTHING}{report.END}\nAfter\n"
+    assert text == f"Before\n{markers.BEGIN}\n{report.NOTHING}{markers.END}\nAfter\n"
     (tmp_path / "README.md").write_text("no markers")
     assert run.main(["--report-only"], home=tmp_path) == 2
-    assert "expected the two markers" in capsys.readouterr().err
+    assert "expected the markers" in capsys.readouterr().err
 
 
 @pytest.fixture

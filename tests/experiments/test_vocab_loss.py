@@ -38,11 +38,10 @@ def test_contenders_compute_the_same(divergence):
         made = (contenders.in_torch if torch else contenders.in_jax)(
             {**TASK, "name": name, "divergence": divergence}
         )
-        once, values, peak = made
-        once()
-        loss, *norms[name] = values()
+        made.once()
+        loss, *norms[name] = made.values()
         np.testing.assert_allclose(loss, reference(divergence), rtol=1e-5, err_msg=name)
-        assert peak() > 4 * TASK["vocab"] * 16
+        assert made.peak_bytes() > 4 * TASK["vocab"] * 16
     for name, found in norms.items():
         np.testing.assert_allclose(found, norms["dense"], rtol=1e-4, err_msg=name)
 
