@@ -1,18 +1,22 @@
-"""Every example in README.md and docs/ does what the page says.
+"""Every example in docs/ does what the page says, and no page contradicts a file that it describes.
 
 Blocks of a page run in order, in one empty folder: ```python file=NAME writes a file, ```python run
 runs it, ```console runs commands, each of which must exit with the code in `exit=` (0 by default).
 """
 
+import json
 import os
 import pathlib
 import re
 import shlex
 import subprocess
 import sys
+import tomllib
 
 import compiling
 import pytest
+
+import distill_jax
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 BLOCK = re.compile(r"^```(python|console)[ ]*([^\n]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -78,3 +82,57 @@ def test_the_page_of_methods_has_every_method_with_its_weight():
     assert {name: float(weight) for name, weight in rows} == {
         name: methods.published_weight(name) for name in ours
     }
+
+
+def test_links_of_the_pages_outside_the_site_exist():
+    for page in ("README.md", "CONTRIBUTING.md"):
+        links = re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", (ROOT / page).read_text())
+        assert links
+        assert [link for link in links if not (ROOT / link).exists()] == []
+
+
+def test_contributing_names_the_layers_that_are_enforced():
+    (contract, *_) = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"][
+        "contracts"
+    ]
+    enforced = [
+        {name.strip().removeprefix("distill_jax.") for name in layer.split(":")}
+        for layer in reversed(contract["layers"])
+    ]
+    lines = [
+        line for line in (ROOT / "CONTRIBUTING.md").read_text().splitlines() if "  <  " in line
+    ]
+    assert [set(layer.split()) for layer in " ".join(lines).split("<")] == enforced
+
+
+def test_the_supported_pythons_are_the_same_everywhere():
+    setup = (ROOT / "setup.py").read_text()
+    pythons = re.findall(r'"Programming Language :: Python :: ([\d.]+)"', setup)
+    workflow = (ROOT / ".github/workflows/ci.yml").read_text()
+    assert re.search(r"^ +python: (\[.*\])$", workflow, re.M)[1] == json.dumps(pythons)
+    table = re.findall(r"^\| ([\d., ]+) \| 0\.", (ROOT / "docs/install.md").read_text(), re.M)
+    assert ", ".join(table).split(", ") == pythons
+
+
+def test_ci_in_public_is_ci():
+    assert "- run: .ci/run\n" in (ROOT / ".github/workflows/ci.yml").read_text()
+
+
+def test_every_extra_is_in_the_install_page():
+    extras = (ROOT / "setup.py").read_text().partition("extras_require={")[2].partition("},")[0]
+    names = re.findall(r'^ +"([a-z-]+)":', extras, re.M)
+    page = (ROOT / "docs/install.md").read_text()
+    assert names and [n for n in names if f"`{n}`" not in page and f"[{n}]" not in page] == []
+
+
+def test_the_citation_is_of_this_version():
+    assert f"\nversion: {distill_jax.__version__}\n" in (ROOT / "CITATION.cff").read_text()
+
+
+def test_the_figure_of_the_front_page_shows_every_seed():
+    from experiments.demo import figure
+
+    drawn = figure.students(json.loads(figure.RESULTS.read_text()))
+    dots = [line for axes in drawn.axes for line in axes.lines if line.get_marker() == "o"]
+    assert [len(line.get_xdata()) for line in dots] == [10] * 6
+    assert figure.FIGURE.exists()
