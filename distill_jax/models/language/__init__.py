@@ -1,29 +1,47 @@
 """Language models: one decoder for all families, and its checkpoints.
 
-    model = load("/models/Llama-3.2-1B", param_dtype=jnp.bfloat16, dtype=jnp.bfloat16)
-    decoded = model(tokens, segments=segments)      # hidden states; logits are never built
-    student = from_layers(model, (0, 4, 8, 12, 15))
-    save("student", student)                        # transformers loads it
+    >>> import jax.numpy as jnp
+    >>> from distill_jax.models import language
+    >>> config = language.DecoderConfig(
+    ...     vocab_size=32, dim=16, layers=4, heads=4, kv_heads=2, head_dim=4, mlp_dim=24
+    ... )
+    >>> model = language.create(config, seed=0)
+    >>> decoded = model(jnp.array([[3, 1, 4, 1, 5]]))    # tokens [B, T]
+    >>> decoded.hidden.shape                             # [B, T, D]; the losses take these
+    (1, 5, 16)
+    >>> model.logits(decoded.hidden).shape               # [B, T, V]; for evaluation
+    (1, 5, 32)
+    >>> student = language.from_layers(model, (0, 3))    # half the layers of the model
+    >>> student.config.layers
+    2
 
-`config` says what a decoder is, `decoder` computes it, `families` and `names` translate from and to
-Hugging Face, `checkpoint` and `export` read and write. Left out on purpose: tokenizers, sampling,
-dropout.
+    model = language.load("/models/Llama-3.2-1B", param_dtype=jnp.bfloat16, dtype=jnp.bfloat16)
+    language.save("student", language.from_layers(model, (0, 4, 8, 12, 15)))
+
+`load` reads a Hugging Face folder, and transformers loads what `save` writes. To find
+
+- what a decoder can be: `config`; what it computes: `decoder`, and under it `block`, `attention`,
+  `rope`, `layers`, `experts`, `cache`; how one is made: `construct`;
+- the families and their files: `huggingface`, whose docstring says how to add a family;
+- adapters: `lora`; int8 weights: `int8`; memory: `remat`; devices: `sharding`, `splash`.
+
+Left out on purpose: tokenizers (`data.text`), sampling (`generation`), dropout.
 """
 
 from distill_jax.models.language.cache import Cache, init_cache
 from distill_jax.models.language.config import DecoderConfig, RopeScaling
-from distill_jax.models.language.decoder import (
-    Decoder,
-    DecoderOutput,
+from distill_jax.models.language.construct import (
     ShardingFn,
     abstract,
     create,
     from_layers,
     from_params,
 )
+from distill_jax.models.language.decoder import Decoder, DecoderOutput
 from distill_jax.models.language.huggingface.families import from_huggingface, to_huggingface
-from distill_jax.models.language.huggingface.reading import from_llama2c, load, load_zeros
+from distill_jax.models.language.huggingface.reading import load, load_zeros
 from distill_jax.models.language.huggingface.writing import save, save_params
+from distill_jax.models.language.llama2c import from_llama2c
 
 __all__ = [
     "Cache",

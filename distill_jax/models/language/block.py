@@ -1,4 +1,4 @@
-"""A layer of a decoder: attention and MLP or experts, each beside the stream of activations."""
+"""One layer of a decoder: attention, then an MLP or experts, each added to the residual stream."""
 
 from flax import nnx
 from jax import Array
@@ -8,48 +8,61 @@ from distill_jax.models.language.attention import Attention
 from distill_jax.models.language.config import DecoderConfig
 from distill_jax.models.language.experts import Experts
 from distill_jax.models.language.layers import MLP, Norm
-from distill_jax.models.language.layout import Layout
+from distill_jax.models.language.rope import Rope
+from distill_jax.models.language.sharding import DecoderSharding
 
 
 class Block(nnx.Module):
-    """Attention and MLP with their norms; its parameters are those of `count` layers."""
+    """Attention and MLP with their norms; the parameters of `count` layers are stacked.
+
+    A layer is two calls, `attention_inputs` and `finish`; the decoder computes the attention in
+    between, because it updates the key/value cache of the whole run of layers there.
+    """
 
     def __init__(
         self,
         config: DecoderConfig,
         count: int,
         *,
-        layout: Layout | None,
+        sharding: DecoderSharding | None,
         param_dtype: DTypeLike,
         rngs: nnx.Rngs,
     ):
         lead = (count,)
-        shared = dict(lead=lead, param_dtype=param_dtype, rngs=rngs)
 
         def norm(placements: tuple[str, ...]) -> Norm | None:
             if config.norm_placement not in placements:
                 return None
             return Norm(config, config.dim, lead=lead, param_dtype=param_dtype)
 
+        def mlp() -> MLP | Experts:
+            if not config.experts:
+                return MLP(config, lead=lead, param_dtype=param_dtype, rngs=rngs)
+            return Experts(config, lead=lead, sharding=sharding, param_dtype=param_dtype, rngs=rngs)
+
         self.attention_norm = norm(("pre", "sandwich"))
-        self.attention = Attention(config, **shared)
+        self.attention = Attention(config, lead=lead, param_dtype=param_dtype, rngs=rngs)
         self.attention_post_norm = norm(("post", "sandwich"))
         self.mlp_norm = norm(("pre", "sandwich"))
-        self.mlp = (
-            Experts(config, layout=layout, **shared) if config.experts else MLP(config, **shared)
-        )
+        self.mlp = mlp()
         self.mlp_post_norm = norm(("post", "sandwich"))
 
-    def start(self, x: Array, turns: tuple[Array, Array] | None) -> tuple[Array, Array, Array]:
-        """What the attention of x mixes: queries, keys and values."""
-        entering = x if self.attention_norm is None else self.attention_norm(x)
-        return self.attention.project(entering, turns)
+    def attention_inputs(self, x: Array, rope: Rope | None) -> tuple[Array, Array, Array]:
+        """Queries, keys and values of the residual stream x, see `Attention.project`."""
+        return self.attention.project(_optional(self.attention_norm, x), rope)
 
-    def finish(self, x: Array, mixed: Array) -> Array:
-        """The stream after this layer, from the one before it and the mixed values."""
-        x = x + _optional(self.attention_post_norm, self.attention.merge(mixed))
-        entering = _optional(self.mlp_norm, x)
-        return x + _optional(self.mlp_post_norm, self.mlp(entering))
+    def finish(self, x: Array, attended: Array) -> Array:
+        """The residual stream after this layer.
+
+        Args:
+          x: the stream before this layer, [B, T, D].
+          attended: the attention of its `attention_inputs`, [B, T, N, H].
+
+        Returns:
+          [B, T, D].
+        """
+        x = x + _optional(self.attention_post_norm, self.attention.project_output(attended))
+        return x + _optional(self.mlp_post_norm, self.mlp(_optional(self.mlp_norm, x)))
 
 
 def _optional(norm: Norm | None, x: Array) -> Array:

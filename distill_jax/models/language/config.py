@@ -1,18 +1,19 @@
-"""What a decoder is: its sizes, and the choices in which the families differ, as plain values.
+"""`DecoderConfig`: the sizes of a decoder and the choices that families differ in, as plain values.
 
-One `Decoder` computes all of them; there is no code for a family outside `families` and `names`,
-which translate to and from the files of transformers. Left out on purpose: dropout, RoPE scalings
-other than "linear" and "llama3", and mixtures of experts that have dense layers among their own or
-experts that see every token.
+One `Decoder` computes all families. What is peculiar to a family stands in the tables of
+`huggingface`, which translate to and from the files of transformers. Left out on purpose: dropout,
+RoPE scalings other than "linear" and "llama3", and mixtures of experts that have dense layers among
+their own or shared experts, which every token passes.
 """
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from typing import Any
 
 from distill_jax.errors import UsageError
 
-#: The accepted values of the fields that are names.
+#: The accepted values of the fields that are strings.
 CHOICES = {
     "activation": ("silu", "gelu_tanh", "gelu"),
     "norm": ("rms", "layer"),
@@ -30,7 +31,9 @@ def _positive_int(value: object) -> bool:
 
 
 def _positive(value: object) -> bool:
-    return type(value) in (int, float) and math.isfinite(value) and value > 0
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    return math.isfinite(value) and value > 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +45,7 @@ class RopeScaling:
         above original_max_positions / low_frequency_factor, leaves those below
         original_max_positions / high_frequency_factor, and blends between.
       factor: at least 1.
-      low_frequency_factor: of "llama3" alone, as the two below.
+      low_frequency_factor: of "llama3" alone, like the two fields below.
       high_frequency_factor: above `low_frequency_factor`.
       original_max_positions: the context length before the stretch, in tokens.
     """
@@ -73,7 +76,7 @@ class RopeScaling:
 
 @dataclasses.dataclass(frozen=True)
 class DecoderConfig:
-    """A causal language model of one block, repeated. The defaults are Llama's.
+    """A causal language model: one kind of block, repeated. The defaults are Llama's.
 
     Attributes:
       vocab_size: V.
@@ -82,42 +85,45 @@ class DecoderConfig:
       heads: of queries, a multiple of `kv_heads`.
       kv_heads: of keys and values.
       head_dim: of one head; even where positions are "rope".
-      mlp_dim: the inner width of the two- or three-matrix MLP; of one expert where there are any.
+      mlp_dim: the inner width of the MLP of two or three matrices; with experts, of one expert.
       activation: "silu", "gelu_tanh" (the tanh approximation) or "gelu" (exact).
       gated: whether the MLP is down(activation(gate(x)) * up(x)), or down(activation(up(x))).
-      experts: how many MLPs a layer has, of which a router chooses for each token (Shazeer et al.,
-        2017); 0 for the one that every token passes.
-      experts_per_token: how many it chooses; 0 without experts.
-      gates_normalised: whether the chosen gates are divided by their sum (`norm_topk_prob` of
+      experts: how many experts a layer has, of which a router chooses the top k for each token
+        (Shazeer et al., 2017); 0 for one dense MLP.
+      experts_per_token: k; 0 without experts.
+      gates_normalised: whether the k gates are divided by their sum (`norm_topk_prob` of
         Qwen3-MoE; always in Mixtral); True without experts.
       norm: "rms" (Zhang and Sennrich, 2019) or "layer" (Ba et al., 2016, with a bias).
       norm_eps: added to the mean square or the variance.
       norm_offset: whether a norm multiplies by 1 + its scale, which then starts at 0 (Gemma).
-      norm_placement: "pre" normalises what enters attention and MLP, "post" what leaves them
-        before it is added to the stream (OLMo 2), "sandwich" both (Gemma 2 and 3).
-      positions: "rope" rotates queries and keys (Su et al., 2021); "learned" adds to the embedding.
+      norm_placement: "pre" normalises the inputs of attention and MLP; "post" their outputs,
+        before they are added to the residual stream (OLMo 2); "sandwich" both (Gemma 2 and 3).
+      positions: "rope" rotates queries and keys (Su et al., 2021); "learned" adds a position
+        embedding to that of the token.
       rope_theta: the base of the rotary wavelengths.
       rope_scaling: see `RopeScaling`; None for none.
-      rope_local_theta: the base in layers with a window, which are then not scaled (Gemma 3); None
-        for the same as the others.
-      qkv_bias: whether queries, keys and values have a bias.
-      output_bias: whether the output of the attention has one.
-      mlp_bias: whether the matrices of the MLP have.
+      rope_local_theta: the base in layers with a sliding window, which are then not scaled
+        (Gemma 3); None for the base and scaling of all layers.
+      qkv_bias: whether the projections to queries, keys and values have biases.
+      output_bias: whether the output projection of the attention has one.
+      mlp_bias: whether the matrices of the MLP have biases.
       qk_norm: "head" normalises queries and keys within each head (Qwen3, Gemma 3), "all" over all
-        heads together (OLMo 2), before the rotation; "none" does not.
+        heads together (OLMo 2), before the rotary embedding; "none" does not.
       attention_scale: the factor of the attention logits; None for head_dim ** -0.5.
-      attention_cap: c of c * tanh(logits / c) in the attention (Gemma 2); None for no cap.
+      attention_cap: c of the soft cap c * tanh(logits / c) of the attention logits (Gemma 2); None
+        for no cap.
       logit_cap: likewise of the model's logits.
-      window: how many tokens a layer with a window attends to, its own included; None for no
-        window anywhere.
-      sliding: which layers have the window, repeated along the depth: (True, False) is every other
-        layer, beginning with the first. Kept in its shortest form; (False,) without a window.
+      window: the size of the sliding window in tokens, the query's own included; None for no window
+        in any layer.
+      sliding: which layers have the window, a pattern repeated along the depth: (True, False) is
+        every other layer, beginning with the first. Kept in its shortest form; (False,) without a
+        window.
       embedding_scale: the factor of the embeddings (Gemma: dim ** 0.5).
       tied: whether the head is the transposed embedding.
       logit_scale: the factor of the logits, before their cap.
-      max_positions: the longest context. A limit where positions are "learned"; else for the record
-        alone.
-      family: the `model_type` of transformers that the files of this model are written as.
+      max_positions: the longest context. A limit where positions are "learned"; otherwise only
+        recorded.
+      family: the `model_type` of transformers as which `save` writes this model.
     """
 
     vocab_size: int
@@ -167,17 +173,17 @@ class DecoderConfig:
             if value is not None:
                 # Transformers 5 refuses an int where it expects a float.
                 object.__setattr__(self, field, float(value))
-        for field in dataclasses.fields(self):
-            if field.type is bool:
-                value = getattr(self, field.name)
-                self._require(type(value) is bool, field.name, "True or False")
-        several = f"a divisor of heads={self.heads}"
-        self._require(self.heads % self.kv_heads == 0, "kv_heads", several)
+        for each in dataclasses.fields(self):
+            if each.type is bool:
+                value = getattr(self, each.name)
+                self._require(type(value) is bool, each.name, "True or False")
+        divisor = f"a divisor of heads={self.heads}"
+        self._require(self.heads % self.kv_heads == 0, "kv_heads", divisor)
         even = self.positions != "rope" or self.head_dim % 2 == 0
         self._require(even, "head_dim", "an even int, for rotary positions")
         if self.rope_scaling is not None:
-            known = isinstance(self.rope_scaling, RopeScaling)
-            self._require(known, "rope_scaling", "a RopeScaling or None")
+            is_scaling = isinstance(self.rope_scaling, RopeScaling)
+            self._require(is_scaling, "rope_scaling", "a RopeScaling or None")
         self._check_experts()
         self._check_window()
 
@@ -209,8 +215,8 @@ class DecoderConfig:
             "sliding",
             f"a layer with a window if and only if there is one, window={window!r}",
         )
-        along = [sliding[i % len(sliding)] for i in range(self.layers)]
-        object.__setattr__(self, "sliding", tuple(along[: period(along)]))
+        layers = self.sliding_layers()
+        object.__setattr__(self, "sliding", layers[: period(layers)])
 
     @property
     def scale(self) -> float:
@@ -218,34 +224,36 @@ class DecoderConfig:
         return self.head_dim**-0.5 if self.attention_scale is None else self.attention_scale
 
     def sliding_layers(self) -> tuple[bool, ...]:
-        """Whether each layer has the window."""
+        """Whether each of the layers has the sliding window."""
         return tuple(self.sliding[i % len(self.sliding)] for i in range(self.layers))
 
     def replace(self, **fields: Any) -> "DecoderConfig":
         """A copy with other values.
 
         Raises:
-          UsageError: a value is refused.
+          UsageError: a value is out of range.
         """
         return dataclasses.replace(self, **fields)
 
 
-def period(kinds: list[bool] | tuple[bool, ...]) -> int:
-    """The smallest p with kinds[i] == kinds[i % p] for all i."""
+def period(pattern: Sequence[bool]) -> int:
+    """The smallest p with pattern[i] == pattern[i % p] for all i."""
     return next(
         p
-        for p in range(1, len(kinds) + 1)
-        if all(kind == kinds[i % p] for i, kind in enumerate(kinds))
+        for p in range(1, len(pattern) + 1)
+        if all(value == pattern[i % p] for i, value in enumerate(pattern))
     )
 
 
 @dataclasses.dataclass(frozen=True)
-class Run:
-    """Layers in a row that are scanned as one: a pattern of windows, repeated.
+class LayerRun:
+    """Consecutive layers that one `lax.scan` computes: a pattern of windows, repeated.
+
+    The flat names of their parameters begin with "runs/0", "runs/1" and so on.
 
     Attributes:
-      pattern: whether each layer of one repeat has the window.
-      repeats: how often the pattern comes.
+      pattern: whether each layer of one repeat has the sliding window.
+      repeats: how often the pattern is repeated.
     """
 
     pattern: tuple[bool, ...]
@@ -253,30 +261,30 @@ class Run:
 
     @property
     def layers(self) -> int:
-        """How many layers that is."""
+        """The number of layers in the run."""
         return len(self.pattern) * self.repeats
 
 
-def runs(config: DecoderConfig) -> tuple[Run, ...]:
+def layer_runs(config: DecoderConfig) -> tuple[LayerRun, ...]:
     """The layers as few runs of repeated patterns, in order.
 
     Gemma 3's 26 layers (five with a window, one without) are 4 repeats of six, then 2 of one;
     Qwen2's windows from layer 28 on make two runs.
     """
-    found, rest = [], config.sliding_layers()
+    found: list[LayerRun] = []
+    rest = config.sliding_layers()
     while rest:
         size = period(rest)
         if 2 * size > len(rest) and size > 1:
-            # No pattern comes twice: take the layers that are like the first.
-            size = 1
-            same = next((i for i, kind in enumerate(rest) if kind != rest[0]), len(rest))
-            found.append(Run(rest[:1], same))
+            # No pattern is repeated: take the first layers, as far as they are alike.
+            alike = next((i for i, value in enumerate(rest) if value != rest[0]), len(rest))
+            found.append(LayerRun(rest[:1], alike))
         else:
-            found.append(Run(rest[:size], len(rest) // size))
+            found.append(LayerRun(rest[:size], len(rest) // size))
         rest = rest[found[-1].layers :]
     return tuple(found)
 
 
-def places(config: DecoderConfig) -> tuple[tuple[int, int], ...]:
-    """Where the parameters of each layer are: (number of the run, number within it)."""
-    return tuple((i, j) for i, run in enumerate(runs(config)) for j in range(run.layers))
+def layer_locations(config: DecoderConfig) -> tuple[tuple[int, int], ...]:
+    """For each layer, the (run, row in the run's stacked parameters) that hold its parameters."""
+    return tuple((i, row) for i, run in enumerate(layer_runs(config)) for row in range(run.layers))

@@ -1,17 +1,17 @@
-"""A mixture of experts: of many MLPs a token passes the few that its router chooses.
+"""A mixture of experts: a router sends each token to the top k of several MLPs.
 
     p = softmax(x @ router);  y = sum over the k largest p_e of g_e * MLP_e(x)
 
-where g is p, or p divided by the sum of those k (Shazeer et al., 2017; Jiang et al., 2024, Mixtral,
-section 2.1). Every token has its k experts: the rows are sorted by expert, and a `ragged_dot`
-multiplies each group of them by the matrix of its own. A TPU computes these products alone. What
-JAX 0.10 makes of a `ragged_dot` on a CPU is a product of every row with every expert, masked: the
-same numbers, for as many times the work as there are experts to a chosen one.
+The gates g are p, or p divided by the sum of those k (Shazeer et al., 2017; Jiang et al., 2024,
+Mixtral, section 2.1). Nothing is dropped: every token passes its k experts. The rows are sorted by
+expert, and a `ragged_dot` multiplies each group of rows by the matrix of its expert. A TPU computes
+just these products. On a CPU, JAX 0.10 lowers a `ragged_dot` to the product of every row with every
+expert, masked: the same numbers, but E / k times the work.
 
-Left out on purpose: a capacity above which tokens are dropped; experts over devices of their own;
-and the loss that balances the load of a router in pretraining (Fedus et al., 2021, section 2.2), as
-here the teacher's answer is all that a student is to match. A student of experts is trained, its
-router through the gates; that starts well from one that was balanced, and may collapse from none.
+Left out on purpose: a capacity above which tokens are dropped; expert parallelism; and the loss
+that balances the load of a router in pretraining (Fedus et al., 2021, section 2.2), since a student
+here matches the teacher alone. A student with experts trains its router through the gates; that
+starts well from a balanced router, and may collapse from a random one.
 """
 
 import functools
@@ -25,7 +25,7 @@ from jax.typing import DTypeLike
 
 from distill_jax.models.language.config import DecoderConfig
 from distill_jax.models.language.layers import ACTIVATIONS, Linear
-from distill_jax.models.language.layout import Layout
+from distill_jax.models.language.sharding import DecoderSharding
 
 
 class Experts(nnx.Module):
@@ -33,10 +33,10 @@ class Experts(nnx.Module):
 
     Args:
       config: its fields dim, mlp_dim, activation and those of experts are read.
-      lead: axes of the parameters before those of one layer.
-      layout: over a mesh; None leaves it to the compiler.
+      lead: shape of the stacked axes, see `layers`.
+      sharding: over a mesh; None leaves it to the compiler.
       param_dtype: of the parameters.
-      rngs: of the initial values.
+      rngs: draws the initial values.
     """
 
     def __init__(
@@ -44,7 +44,7 @@ class Experts(nnx.Module):
         config: DecoderConfig,
         *,
         lead: tuple[int, ...],
-        layout: Layout | None,
+        sharding: DecoderSharding | None,
         param_dtype: DTypeLike,
         rngs: nnx.Rngs,
     ):
@@ -53,96 +53,96 @@ class Experts(nnx.Module):
                 inputs, outputs, lead=lead, bias=False, param_dtype=param_dtype, rngs=rngs
             )
 
-        each = (*lead, config.experts)
+        per_expert = (*lead, config.experts)
         self.mix = functools.partial(
-            mix,
-            chosen=config.experts_per_token,
+            mix_experts,
+            top_k=config.experts_per_token,
             normalised=config.gates_normalised,
             activation=config.activation,
         )
-        self.layout = layout
+        self.sharding = sharding
         self.router = linear(config.dim, config.experts, lead)
-        self.gate = linear(config.dim, config.mlp_dim, each)
-        self.up = linear(config.dim, config.mlp_dim, each)
-        self.down = linear(config.mlp_dim, config.dim, each)
+        self.gate = linear(config.dim, config.mlp_dim, per_expert)
+        self.up = linear(config.dim, config.mlp_dim, per_expert)
+        self.down = linear(config.mlp_dim, config.dim, per_expert)
 
     def __call__(self, x: Array) -> Array:
         """[B, T, D] -> [B, T, D]."""
-        # The choice is a step: what rounding moves there is no small change.
+        # The choice of experts is discontinuous: rounding could send a token elsewhere.
         router = self.router.kernel[...].astype(jnp.float32)
         highest = jax.lax.Precision.HIGHEST
         logits = jnp.matmul(x.astype(jnp.float32), router, precision=highest)
-        kernels = {}
-        for name in ("gate", "up", "down"):
-            own = getattr(self, name)
-            kernels[f"{name}/kernel"] = own.kernel[...]
-            if own.kernel_scale is not None:
-                kernels[f"{name}/kernel_scale"] = own.kernel_scale[...]
-        if self.layout is None:
+        kernels: dict[str, Array] = {}
+        for name, linear in (("gate", self.gate), ("up", self.up), ("down", self.down)):
+            kernels[f"{name}/kernel"] = linear.kernel[...]
+            if linear.kernel_scale is not None:
+                kernels[f"{name}/kernel_scale"] = linear.kernel_scale[...]
+        if self.sharding is None:
             return self.mix(x, logits, kernels)
-        return self.layout.experts(self.mix, x, logits, kernels)
+        return self.sharding.experts(self.mix, x, logits, kernels)
 
 
-def mix(
+def mix_experts(
     x: Array,
     logits: Array,
     kernels: Mapping[str, Array],
     *,
-    chosen: int,
+    top_k: int,
     normalised: bool,
     activation: str,
 ) -> Array:
-    """The gated sum of what the chosen experts make of every token.
+    """The gated sum of the outputs of every token's top-k experts.
 
     Args:
       x: [B, T, D].
       logits: of the router, float32 [B, T, E].
-      kernels: "gate/kernel" and "up/kernel" [E, D, M], "down/kernel" [E, M, D]; with the
-        "kernel_scale"s [E, M] or [E, D] of each where they are integers.
-      chosen: how many experts a token has.
+      kernels: "gate/kernel" and "up/kernel" [E, D, M], "down/kernel" [E, M, D]; int8 kernels come
+        with their "kernel_scale", [E, M] or [E, D].
+      top_k: how many experts a token passes.
       normalised: whether its gates are divided by their sum.
       activation: a name of `ACTIVATIONS`.
 
     Returns:
-      As x. Of a part of M it is a part of the sum.
+      As x. With kernels of a part of the inner width M, that part of the sum.
     """
-    gates, experts = jax.lax.top_k(jax.nn.softmax(logits, axis=-1), chosen)
+    gates, experts = jax.lax.top_k(jax.nn.softmax(logits, axis=-1), top_k)
     if normalised:
         gates = gates / jnp.sum(gates, axis=-1, keepdims=True)
     flat = experts.reshape(-1)
     order = jnp.argsort(flat)
-    places = jnp.argsort(order)
-    sizes = jnp.sum(flat[:, None] == jnp.arange(logits.shape[-1])[None], axis=0, dtype=jnp.int32)
+    inverse = jnp.argsort(order)
+    chosen = flat[:, None] == jnp.arange(logits.shape[-1])[None]
+    group_sizes = jnp.sum(chosen, axis=0, dtype=jnp.int32)
 
     def product(name: str, rows: Array) -> Array:
         kernel = kernels[f"{name}/kernel"].astype(x.dtype)
         scale = kernels.get(f"{name}/kernel_scale")
         if scale is None:
-            return jax.lax.ragged_dot(rows, kernel, sizes)
+            return jax.lax.ragged_dot(rows, kernel, group_sizes)
         # As in `Linear`, the sums are rounded once.
-        sums = jax.lax.ragged_dot(rows, kernel, sizes, preferred_element_type=jnp.float32)
+        sums = jax.lax.ragged_dot(rows, kernel, group_sizes, preferred_element_type=jnp.float32)
         return (sums * scale[flat[order]]).astype(x.dtype)
 
     repeated = jnp.broadcast_to(x[..., None, :], (*experts.shape, x.shape[-1]))
-    rows = _permuted(repeated.reshape(-1, x.shape[-1]), order, places)
+    rows = _permute(repeated.reshape(-1, x.shape[-1]), order, inverse)
     inner = ACTIVATIONS[activation](product("gate", rows)) * product("up", rows)
-    answers = _permuted(product("down", inner), places, order).reshape(repeated.shape)
-    return jnp.sum(answers * gates[..., None], axis=-2).astype(x.dtype)
+    outputs = _permute(product("down", inner), inverse, order).reshape(repeated.shape)
+    return jnp.sum(outputs * gates[..., None], axis=-2).astype(x.dtype)
 
 
 @jax.custom_vjp
-def _permuted(x: Array, order: Array, places: Array) -> Array:
-    """x[order], where places[order[i]] = i: so that the gradient is no scatter either."""
-    del places
+def _permute(x: Array, order: Array, inverse: Array) -> Array:
+    """x[order], with inverse[order[i]] = i; its gradient is a gather too, not a scatter."""
+    del inverse
     return x[order]
 
 
-def _permuted_forward(x, order, places):
-    return x[order], places
+def _permute_forward(x: Array, order: Array, inverse: Array) -> tuple[Array, Array]:
+    return x[order], inverse
 
 
-def _permuted_backward(places, gradient):
-    return gradient[places], None, None
+def _permute_backward(inverse: Array, gradient: Array) -> tuple[Array, None, None]:
+    return gradient[inverse], None, None
 
 
-_permuted.defvjp(_permuted_forward, _permuted_backward)
+_permute.defvjp(_permute_forward, _permute_backward)

@@ -1,6 +1,9 @@
-"""The parts of a decoder. Parameters may be stacks: `lead` are axes before those of one layer."""
+"""The layers of a decoder that hold parameters: linear, norm and MLP.
 
-import math
+The parameters of several layers may be stacked: `lead` is the shape of the axes that come before
+those of one layer. Within the scan over the layers these axes are gone.
+"""
+
 from collections.abc import Callable
 
 import jax
@@ -10,12 +13,12 @@ from jax import Array
 from jax.typing import DTypeLike
 
 from distill_jax.models.initializers import initial
-from distill_jax.models.language.config import DecoderConfig, RopeScaling
+from distill_jax.models.language.config import DecoderConfig
 
 # GPT-2's and Llama's `initializer_range`.
 INITIAL = initial("normal", 0.02)
 
-ACTIVATIONS = {
+ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "silu": jax.nn.silu,
     "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True),
     "gelu": lambda x: jax.nn.gelu(x, approximate=False),
@@ -28,20 +31,20 @@ def _along_last(vector: Array, x: Array) -> Array:
 
 
 class Linear(nnx.Module):
-    """x @ kernel + bias, in the dtype of x.
+    """x @ kernel + bias, in the dtype of x; biases start at 0.
 
-    Biases start at 0. Two more parts are there only once they are put in:
-    `kernel_scale`, float32 [*lead, outputs], which makes the kernel int8 (see `int8`), and
-    `low_rank`, whose answer to x is added (see `lora`).
+    Two attributes are None until another module sets them: `kernel_scale`, float32
+    [*lead, outputs], the scales of an int8 kernel (see `int8`), and `low_rank`, an adapter whose
+    output is added (see `lora`).
 
     Args:
       inputs: width of x.
       outputs: width of the result.
-      lead: see the docstring of this module.
-      bias: whether there is one.
+      lead: shape of the stacked axes.
+      bias: whether there is a bias.
       param_dtype: of the parameters.
-      rngs: of the initial values.
-      start: (key, shape, dtype) -> initial weights; N(0, 0.02^2) by default.
+      rngs: draws the initial values.
+      init: (key, shape, dtype) -> initial kernel; N(0, 0.02^2) by default.
     """
 
     def __init__(
@@ -53,12 +56,12 @@ class Linear(nnx.Module):
         bias: bool,
         param_dtype: DTypeLike,
         rngs: nnx.Rngs,
-        start: Callable[..., Array] = INITIAL,
+        init: Callable[..., Array] = INITIAL,
     ):
-        self.kernel = nnx.Param(start(rngs.params(), (*lead, inputs, outputs), param_dtype))
+        self.kernel = nnx.Param(init(rngs.params(), (*lead, inputs, outputs), param_dtype))
         self.bias = nnx.Param(jnp.zeros((*lead, outputs), param_dtype)) if bias else None
-        self.kernel_scale = None
-        self.low_rank = None
+        self.kernel_scale: nnx.Param[Array] | None = None
+        self.low_rank: Callable[[Array], Array] | None = None
 
     def __call__(self, x: Array) -> Array:
         kernel = self.kernel[...].astype(x.dtype)
@@ -74,12 +77,12 @@ class Linear(nnx.Module):
 
 
 class Norm(nnx.Module):
-    """The normalisation of a config over the last axis, in float32 whatever goes through.
+    """RMS or layer normalisation over the last axis, computed in float32 for any dtype of x.
 
     Args:
       config: its fields norm, norm_eps and norm_offset are read.
       features: width of the last axis.
-      lead: see the docstring of this module.
+      lead: shape of the stacked axes.
       param_dtype: of the parameters.
     """
 
@@ -111,7 +114,7 @@ class Norm(nnx.Module):
 
 
 class MLP(nnx.Module):
-    """Two matrices with an activation between, or three where it is gated (Shazeer, 2020)."""
+    """Two matrices with an activation in between, or three if gated (Shazeer, 2020)."""
 
     def __init__(
         self,
@@ -141,49 +144,3 @@ class MLP(nnx.Module):
         if self.gate is None:
             return self.down(activation(self.up(x)))
         return self.down(activation(self.gate(x)) * self.up(x))
-
-
-def frequencies(head_dim: int, theta: float, scaling: RopeScaling | None) -> Array:
-    """The angular frequencies of rotary embeddings (Su et al., 2021, section 3.2.2).
-
-    Args:
-      head_dim: of one head, even.
-      theta: the base of the wavelengths.
-      scaling: how they are stretched, see `RopeScaling`.
-
-    Returns:
-      float32 [head_dim / 2], in radians a token.
-    """
-    pairs = jnp.arange(0, head_dim, 2, dtype=jnp.float32)
-    plain = 1.0 / jnp.float32(theta) ** (pairs / head_dim)
-    if scaling is None:
-        return plain
-    if scaling.kind == "linear":
-        return plain / scaling.factor
-    low, high = scaling.low_frequency_factor, scaling.high_frequency_factor
-    turns = scaling.original_max_positions * plain / (2 * math.pi)
-    kept = jnp.clip((turns - low) / (high - low), 0.0, 1.0)
-    return (1 - kept) * plain / scaling.factor + kept * plain
-
-
-def rotation(positions: Array, frequency: Array) -> tuple[Array, Array]:
-    """Cosine and sine of every position and pair: int [B, T], float32 [H] -> float32 [B, T, H]."""
-    angles = positions.astype(jnp.float32)[..., None] * frequency[None, None]
-    return jnp.cos(angles), jnp.sin(angles)
-
-
-def rotate(x: Array, cosine: Array, sine: Array) -> Array:
-    """Rotates pairs (i, i + H) of every head, as transformers' checkpoints have them.
-
-    Args:
-      x: [B, T, N, 2 * H].
-      cosine: float32 [B, T, H].
-      sine: likewise.
-
-    Returns:
-      As x; computed in float32.
-    """
-    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-    cosine, sine = cosine[:, :, None], sine[:, :, None]
-    turned = [first * cosine - second * sine, second * cosine + first * sine]
-    return jnp.concatenate(turned, axis=-1).astype(x.dtype)

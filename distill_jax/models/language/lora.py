@@ -1,15 +1,15 @@
 """Low-rank adaptation of a decoder (Hu et al., 2021, LoRA): y = x W + (x A) B * alpha / rank.
 
     student = adapt(load("/models/Llama-3.2-1B"), rank=8, alpha=16.0, seed=0)
-    trained, base = split_adapters(models.split(student)[1])  # trained: A and B alone
+    trained, base = split_adapters(models.split(student)[1])  # A and B; everything else
     dense = merge_adapters(trained, base, alpha / rank)       # the parameters of a plain decoder
 
-W stays as it was; A and B of every adapted matrix are trained, stacked over the layers as W is. A
+W stays as it is; A and B of every adapted matrix are trained, stacked over the layers as W is. A
 run keeps the base among its frozen parameters, so that it is in no gradient, optimizer state,
-average or checkpoint. Our own and not qwix, since qwix 0.1.8 puts its arrays into
-the modules that it meets in a call, which under our scan are those of one layer and are gone after
-it. Left out on purpose: dropout before A; adapted embeddings, heads, routers and experts, all of
-which stay as they were: of a mixture of experts the attention alone is adapted.
+average or checkpoint. This is not qwix, because qwix 0.1.8 adds its arrays to the modules that it
+meets in a forward pass; under our scan these are copies that hold one layer and are gone after it.
+Left out on purpose: dropout before A; adapters of embeddings, heads, routers and experts: of a
+mixture of experts only the attention is adapted.
 """
 
 import dataclasses
@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax import Array
+from jax.typing import DTypeLike
 
 from distill_jax.errors import UsageError
 from distill_jax.models.functional import Flat, merge, split
@@ -34,26 +35,38 @@ _MARK = "/low_rank/"
 class LowRank(nnx.Module):
     """(x @ A) @ B * scale, in the dtype of x.
 
-    A begins as peft has it, uniform in ±1 / sqrt(inputs); the paper (section 4.1) says Gaussian,
-    and of what deviation it does not say. B begins at zero, so that nothing is added at first.
+    A starts as in peft, uniform in ±1 / sqrt(inputs); the paper (section 4.1) has a Gaussian, but
+    does not give its deviation. B starts at zero, so that an adapter adds nothing before training.
 
     Args:
-      kernel: [layers, inputs, outputs], what is adapted.
+      kernel: the adapted kernels, [layers, inputs, outputs].
       rank: of A @ B.
       scale: alpha / rank.
-      key: of A's values.
+      key: draws A.
     """
 
     def __init__(self, kernel: Array, *, rank: int, scale: float, key: Array):
         layers, inputs, outputs = kernel.shape
         bound = inputs**-0.5
 
-        def first(key, shape, dtype):
+        def uniform(key: Array, shape: tuple[int, ...], dtype: DTypeLike) -> Array:
             return jax.random.uniform(key, shape, dtype, -bound, bound)
 
-        shared = dict(lead=(layers,), bias=False, param_dtype=jnp.float32, rngs=nnx.Rngs(key))
-        self.a = Linear(inputs, rank, start=first, **shared)
-        self.b = Linear(rank, outputs, start=jax.nn.initializers.zeros, **shared)
+        rngs = nnx.Rngs(key)
+
+        def linear(inputs: int, outputs: int, init: Callable[..., Array]) -> Linear:
+            return Linear(
+                inputs,
+                outputs,
+                lead=(layers,),
+                bias=False,
+                param_dtype=jnp.float32,
+                rngs=rngs,
+                init=init,
+            )
+
+        self.a = linear(inputs, rank, uniform)
+        self.b = linear(rank, outputs, jax.nn.initializers.zeros)
         self.scale = scale
 
     def __call__(self, x: Array) -> Array:
@@ -68,35 +81,36 @@ def adapt(
     targets: Sequence[str] = TARGETS,
     seed: int = 0,
 ) -> Decoder:
-    """A decoder with adapters, which computes the same until they are trained.
+    """A decoder with adapters; until these are trained it computes what the base does.
 
     Args:
       model: the base; it is not changed, and its arrays are shared.
       rank: of the adapters, from 1 to the smaller side of every adapted matrix.
-      alpha: their factor is alpha / rank.
-      targets: some of TARGETS; all of them are as many as the model has outside of experts.
-      seed: of A's values.
+      alpha: the adapters' outputs are multiplied by alpha / rank.
+      targets: some of TARGETS. With all of TARGETS, those that the model has outside of experts.
+      seed: of the initial A.
 
     Raises:
       UsageError: a target that the model does not have, or too high a rank.
     """
     graphdef, params, _ = split(model)
     adapted = merge(graphdef, params)
-    # Matrices of experts have an axis more.
-    own = [(name, linear) for name, linear in projections(adapted) if linear.kernel.ndim == 3]
-    there = {name.rpartition("/")[2] for name, _ in own}
-    missing = [name for name in targets if name not in there]
+    assert isinstance(adapted, Decoder)
+    # Kernels of experts have one more axis.
+    adaptable = [(name, linear) for name, linear in projections(adapted) if linear.kernel.ndim == 3]
+    present = {name.rpartition("/")[2] for name, _ in adaptable}
+    missing = [name for name in targets if name not in present]
     if missing and set(targets) != set(TARGETS):
         lacking = "adapts no experts' " if adapted.config.experts else "has no "
         raise UsageError(
             f"student.lora_targets={tuple(targets)!r}: the student {lacking}{missing[0]!r}; "
-            f"expected some of {', '.join(name for name in TARGETS if name in there)}"
+            f"expected some of {', '.join(name for name in TARGETS if name in present)}"
         )
-    chosen = [(name, linear) for name, linear in own if name.rpartition("/")[2] in targets]
-    most = min(min(linear.kernel.shape[1:]) for _, linear in chosen)
-    if rank > most:
+    chosen = [(name, linear) for name, linear in adaptable if name.rpartition("/")[2] in targets]
+    limit = min(min(linear.kernel.shape[1:]) for _, linear in chosen)
+    if rank > limit:
         raise UsageError(
-            f"student.lora_rank={rank}: expected at most {most}, the smaller side of the smallest "
+            f"student.lora_rank={rank}: expected at most {limit}, the smaller side of the smallest "
             "of the adapted matrices"
         )
     key = jax.random.key(seed, impl="threefry2x32")
@@ -109,7 +123,11 @@ def adapt(
 
 
 def split_adapters(params: Mapping[str, Array]) -> tuple[Flat, Flat]:
-    """What is trained of an adapted decoder, and its base; all and nothing of another decoder."""
+    """Splits the parameters of a decoder into (trained, base).
+
+    Of an adapted decoder the adapters are trained and the rest is the frozen base. Of any other
+    decoder all is trained and the base is empty.
+    """
     trained = {name: value for name, value in params.items() if _MARK in name}
     if not trained:
         return dict(params), {}
@@ -117,12 +135,14 @@ def split_adapters(params: Mapping[str, Array]) -> tuple[Flat, Flat]:
 
 
 @dataclasses.dataclass(frozen=True)
-class Merged:
-    """W + A @ B * scale in float32, or W alone; computed on the host when a part is asked for.
+class MergedParam:
+    """W + A @ B * scale in float32, or W alone, computed on the host one slice at a time.
+
+    `parallel.fetch_slice` and `parallel.fetch_to_first` take it in place of an array.
 
     Attributes:
-      kernel: W, [layers, inputs, outputs] where there are adapters.
-      low_rank: A and B; () for none.
+      kernel: W; [layers, inputs, outputs] where it is adapted.
+      low_rank: (A, B), or () where it is not.
       scale: alpha / rank.
     """
 
@@ -145,35 +165,43 @@ class Merged:
         return self.kernel.size * self.dtype.itemsize
 
     def fetch_slice(
-        self, place: tuple[int, ...], fetch: Callable[..., np.ndarray | None]
+        self, index: tuple[int, ...], fetch: Callable[..., np.ndarray | None]
     ) -> np.ndarray | None:
-        """What lies at the place, as `fetch` of the arrays gives it; see `parallel.fetch_slice`."""
-        fetched = [fetch(value, place) for value in (self.kernel, *self.low_rank)]
-        if fetched[0] is None:
+        """The slice at the first axes' `index`; None where `fetch` gives None.
+
+        Args:
+          index: as of `parallel.fetch_slice`.
+          fetch: (array, index) -> the slice of one array; all processes call it together.
+        """
+        fetched = [fetch(value, index) for value in (self.kernel, *self.low_rank)]
+        arrays = [value.astype(np.float32) for value in fetched if value is not None]
+        if not arrays:
             return None
-        dense, *low_rank = (value.astype(np.float32) for value in fetched)
+        dense, *low_rank = arrays
         if low_rank:
-            dense += np.float32(self.scale) * (low_rank[0] @ low_rank[1])
+            a, b = low_rank
+            dense += np.float32(self.scale) * (a @ b)
         return dense
 
 
 def merge_adapters(
     params: Mapping[str, Array], base: Mapping[str, Array], scale: float
-) -> dict[str, Merged]:
+) -> dict[str, MergedParam]:
     """The parameters of a plain decoder that computes what the adapted one does.
 
     Args:
-      params: the adapters.
-      base: of the same decoder, from `split_adapters`.
+      params: the adapters, from `split_adapters`.
+      base: of the same decoder, likewise.
       scale: alpha / rank.
 
     Returns:
-      What `parallel.fetch_slice` fetches: float32, W + A @ B * scale where W is adapted, else W.
+      For each name of the base a float32 parameter for `parallel.fetch_slice`: W + A @ B * scale
+      where W is adapted, else W.
     """
-    whole = {}
+    merged = {}
     for name, value in base.items():
         stem = name.removesuffix("/kernel") + _MARK
         adapted = stem + "a/kernel" in params
         low_rank = tuple(params[f"{stem}{end}/kernel"] for end in "ab") if adapted else ()
-        whole[name] = Merged(value, low_rank, scale)
-    return whole
+        merged[name] = MergedParam(value, low_rank, scale)
+    return merged

@@ -1,13 +1,13 @@
-"""What a layer keeps for its gradient; the rest is computed again."""
+"""Rematerialisation: what a layer keeps for its backward pass; the rest is computed again."""
 
 import jax
 
 from distill_jax import parallel
 
-#: By the names of `training.remat`: everything; the layer's input alone; its input and the results
-#: of its matrix products with parameters.
+#: The values of `training.remat`. "none" keeps everything; "full" keeps the layer's input alone;
+#: "dots" keeps its input and the results of its matrix products with parameters.
 POLICIES = {
-    # Parameters that were put together are not kept, or shards would save nothing.
+    # Gathered parameters are never kept: a layer at a time, or sharding would save no memory.
     "none": jax.checkpoint_policies.save_anything_except_these_names(parallel.GATHERED),
     "full": None,
     "dots": jax.checkpoint_policies.save_from_both_policies(

@@ -1,4 +1,4 @@
-"""The decoder that a config asks for as its student: from a folder, from layers, or from sizes."""
+"""The student that a config describes: loaded from a folder, made of layers, or new from sizes."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -10,13 +10,8 @@ from distill_jax.errors import UsageError, unknown
 from distill_jax.models.functional import split
 from distill_jax.models.language import int8, lora
 from distill_jax.models.language.config import DecoderConfig
-from distill_jax.models.language.decoder import (
-    Decoder,
-    ShardingFn,
-    create,
-    from_layers,
-    from_params,
-)
+from distill_jax.models.language.construct import ShardingFn, create, from_layers, from_params
+from distill_jax.models.language.decoder import Decoder
 from distill_jax.models.language.huggingface.reading import load
 from distill_jax.models.registry import typed_options
 from distill_jax.storage import path_problem
@@ -40,17 +35,20 @@ _SIZES = ("dim", "depth", "heads", "mlp_dim")
 
 
 def check_student(given: Mapping[str, Any]) -> dict[str, Any]:
-    """The options of a student, checked as far as they can be without the teacher.
+    """Checks the options of a student as far as possible without the teacher.
 
     Args:
       given: some of STUDENT_OPTIONS: "path", a Hugging Face folder to start from; "layers", which
-        layers of it, or of the teacher where there is no path; or the sizes of a new model, which
-        has experts if the teacher has ("mlp_dim" is then of one). With a "lora_rank" above 0 what
-        the path or the layers give is frozen and `lora` adapts it.
+        layers to take, of the path if there is one, else of the teacher; or the sizes of a new
+        model, which has experts if the teacher has them ("mlp_dim" is then of one expert). With a
+        "lora_rank" above 0 the model of the path or the layers is frozen and gets adapters.
+
+    Returns:
+      All of STUDENT_OPTIONS.
 
     Raises:
-      UsageError: an unknown option, one of a wrong type, sizes beside a path or layers, adapters of
-        a new model, or options of adapters without them.
+      UsageError: an unknown option, one of a wrong type, sizes together with a path or layers,
+        adapters of a new model, or options of adapters without a rank.
     """
     options = typed_options(STUDENT_NAME, STUDENT_OPTIONS, given)
     options = {**STUDENT_OPTIONS, **options}
@@ -115,42 +113,45 @@ def open_student(
     dtype: DTypeLike,
     sharding_fn: ShardingFn | None = None,
     load: Callable[..., Decoder] = load,
-    **kept: Any,
+    **decoder_options: Any,
 ) -> Decoder:
-    """The student of checked options.
+    """Makes the student.
 
     Args:
       options: from `check_student`.
-      teacher: the teacher, for layers of its own, and for the family of a new model.
+      teacher: to take layers from, and the template of a new model; None without a teacher.
       vocab_size: of a new model.
       seed: of the parameters of a new model, or of the adapters.
-      dtype: in which it computes. What is trained is float32; what is frozen is of this dtype.
-      sharding_fn: the sharding of each parameter; by default all are on one device.
-      load: reads a folder; `load_zeros` where only shapes are wanted.
-      **kept: remat, attention and mesh of `Decoder`.
+      dtype: the compute dtype. Trained parameters are float32, frozen ones have this dtype.
+      sharding_fn: the sharding of each parameter; by default all are on JAX's default device.
+      load: reads a folder; `load_zeros` where only shapes are needed.
+      **decoder_options: remat, attention and mesh of `Decoder`.
 
     Raises:
-      UsageError: the folder cannot be used, layers are asked of a teacher that is not there or that
-        is quantized, or the adapters do not fit.
+      UsageError: the folder cannot be used, layers are to be taken from a teacher that is missing
+        or quantized, or the adapters do not fit.
     """
     rank = options["lora_rank"]
     param_dtype = dtype if rank else jnp.float32
-    kept = {"dtype": dtype, **kept}
+    decoder_options = {"dtype": dtype, **decoder_options}
     if options["path"]:
         model = load(
             options["path"],
             key="student.path",
             param_dtype=param_dtype,
             sharding_fn=sharding_fn,
-            **kept,
+            **decoder_options,
         )
         if options["layers"]:
-            model = from_layers(model, options["layers"], **kept)
+            model = from_layers(model, options["layers"], **decoder_options)
     elif options["layers"]:
-        model = _of_teacher(options["layers"], teacher, param_dtype, **kept)
+        model = _of_teacher(options["layers"], teacher, param_dtype, **decoder_options)
     else:
         return create(
-            _of_sizes(options, teacher, vocab_size), seed=seed, sharding_fn=sharding_fn, **kept
+            _of_sizes(options, teacher, vocab_size),
+            seed=seed,
+            sharding_fn=sharding_fn,
+            **decoder_options,
         )
     if not rank:
         return model
@@ -160,7 +161,7 @@ def open_student(
 
 
 def _of_teacher(
-    layers: tuple[int, ...], teacher: Decoder | None, param_dtype: DTypeLike, **kept: Any
+    layers: tuple[int, ...], teacher: Decoder | None, param_dtype: DTypeLike, **decoder_options: Any
 ) -> Decoder:
     if teacher is None:
         raise UsageError(
@@ -170,17 +171,17 @@ def _of_teacher(
     if int8.is_quantized(teacher):
         raise UsageError(
             f"student.layers={layers!r}: teacher.quantize='int8' has rounded the teacher's; "
-            "expected student.path=TEACHER beside it, or teacher.quantize='none'"
+            "expected student.path=TEACHER with it, or teacher.quantize='none'"
         )
-    model = from_layers(teacher, layers, **kept)
+    model = from_layers(teacher, layers, **decoder_options)
     params = {name: value.astype(param_dtype) for name, value in split(model)[1].items()}
-    return from_params(model.config, params, param_dtype=param_dtype, **kept)
+    return from_params(model.config, params, param_dtype=param_dtype, **decoder_options)
 
 
 def _of_sizes(
     options: Mapping[str, Any], teacher: Decoder | None, vocab_size: int
 ) -> DecoderConfig:
-    """Sizes of the options, all else as the teacher has it, or as Llama."""
+    """The sizes of the options; every other field is the teacher's, or Llama's without one."""
     heads = options["heads"]
     if options["dim"] % heads:
         raise UsageError(
@@ -197,7 +198,8 @@ def _of_sizes(
     }
     if teacher is None:
         return DecoderConfig(**sizes, tied=True)
-    own = teacher.config
-    # Gemma's embeddings are scaled by the root of the width.
-    scale = options["dim"] ** 0.5 if own.embedding_scale == own.dim**0.5 else own.embedding_scale
-    return own.replace(**sizes, attention_scale=None, embedding_scale=scale)
+    template = teacher.config
+    scale = template.embedding_scale
+    if scale == template.dim**0.5:  # Gemma's, which depends on the width
+        scale = options["dim"] ** 0.5
+    return template.replace(**sizes, attention_scale=None, embedding_scale=scale)

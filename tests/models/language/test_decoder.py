@@ -67,7 +67,7 @@ def test_decoding_with_a_cache_gives_the_states_of_the_whole_text(name, request)
 
 
 @pytest.mark.parametrize("name", ["gemma3", "gpt2"])
-def test_packed_documents_do_not_see_each_other(name, request):
+def test_packed_documents_do_not_attend_to_each_other(name, request):
     model = request.getfixturevalue(name)
     sizes = [6, 1, 3]
     tokens = reference.TOKENS[:1]
@@ -158,7 +158,7 @@ def test_bfloat16_computes_in_bfloat16_and_stays_near_float32(gpt2):
     assert 0 < error < 0.02 * np.sqrt(np.mean(exact**2))
 
 
-def test_a_token_that_is_none_gives_nan():
+def test_a_token_outside_the_vocabulary_gives_nan():
     model = language.create(SMALL)
     tokens = np.array([[1, 31, 2]], np.int32)
     assert np.isnan(reference.forward(model, tokens).hidden[0, 1]).all()
@@ -220,9 +220,7 @@ def test_a_decoder_of_chosen_layers_computes_as_the_first():
     ],
     ids=["fits", "odd length", "float32", "small heads"],
 )
-def test_on_a_gpu_the_kernel_is_asked_for_what_it_can_do(
-    dtype, length, config, expected, monkeypatch
-):
+def test_on_a_gpu_cudnn_is_chosen_where_it_fits(dtype, length, config, expected, monkeypatch):
     asked, original = [], jax.nn.dot_product_attention
 
     def spy(*arrays, implementation, **options):
@@ -246,13 +244,13 @@ def test_on_a_gpu_the_kernel_is_asked_for_what_it_can_do(
     ],
     ids=["remat", "attention", "dtype"],
 )
-def test_options_that_there_are_not_are_refused(options, message):
+def test_unknown_options_are_refused(options, message):
     with pytest.raises(ValueError) as caught:
         language.create(SMALL, **options)
     assert str(caught.value).startswith(message)
 
 
 @pytest.mark.parametrize("layers", [(), (0, 5), (-1,), (1.0,)])
-def test_layers_that_there_are_not_are_refused(layers):
+def test_layers_out_of_range_are_refused(layers):
     with pytest.raises(UsageError, match="student.layers=.*: expected numbers of layers, from 0"):
         language.from_layers(language.create(SMALL), layers)

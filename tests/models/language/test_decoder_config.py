@@ -8,7 +8,7 @@ import pytest
 from distill_jax.errors import UsageError
 from distill_jax.models import language
 from distill_jax.models.language import DecoderConfig, RopeScaling
-from distill_jax.models.language.config import Run, runs
+from distill_jax.models.language.config import LayerRun, layer_runs
 
 SIZES = dict(vocab_size=31, dim=16, layers=5, heads=4, kv_heads=2, head_dim=4, mlp_dim=24)
 
@@ -133,7 +133,7 @@ def test_published_models_have_their_published_number_of_parameters(content, cou
     assert sum(math.prod(p.shape) for p in reference.parameters(model).values()) == count
 
 
-def test_what_transformers_writes_in_versions_4_and_5_is_the_same():
+def test_configs_of_transformers_4_and_5_read_the_same():
     four = language.from_huggingface(LLAMA_32_1B)
     scaling = LLAMA_32_1B["rope_scaling"]
     five = {k: v for k, v in LLAMA_32_1B.items() if k not in ("rope_theta", "rope_scaling")}
@@ -155,14 +155,14 @@ def test_layers_come_in_few_runs():
     def of(layers, *sliding):
         window = 4 if any(sliding) else None
         sizes = SIZES | dict(layers=layers)
-        return runs(DecoderConfig(**sizes, window=window, sliding=sliding))
+        return layer_runs(DecoderConfig(**sizes, window=window, sliding=sliding))
 
     near, far = True, False
-    assert of(32, far) == (Run((far,), 32),)
-    assert of(26, near, far) == (Run((near, far), 13),)
-    assert of(26, *[near] * 5, far) == (Run((near,) * 5 + (far,), 4), Run((near,), 2))
-    assert of(32, *[far] * 28, *[near] * 4) == (Run((far,), 28), Run((near,), 4))
-    assert of(3, near, far, far) == (Run((near,), 1), Run((far,), 2))
+    assert of(32, far) == (LayerRun((far,), 32),)
+    assert of(26, near, far) == (LayerRun((near, far), 13),)
+    assert of(26, *[near] * 5, far) == (LayerRun((near,) * 5 + (far,), 4), LayerRun((near,), 2))
+    assert of(32, *[far] * 28, *[near] * 4) == (LayerRun((far,), 28), LayerRun((near,), 4))
+    assert of(3, near, far, far) == (LayerRun((near,), 1), LayerRun((far,), 2))
 
 
 def test_patterns_of_windows_are_compared_by_what_they_say():
@@ -294,7 +294,7 @@ def test_what_is_not_implemented_is_refused_by_name(changes, message):
     ],
     ids=lambda value: "-".join(value) if isinstance(value, dict) else value[:12],
 )
-def test_what_a_family_does_not_have_is_refused(name, changes, message):
+def test_options_that_a_family_does_not_have_are_refused(name, changes, message):
     with pytest.raises(UsageError) as caught:
         language.from_huggingface(reference.golden(name)["config"] | changes)
     assert str(caught.value).startswith(f"config.json: {message}")
@@ -322,7 +322,7 @@ def test_what_a_family_does_not_have_is_refused(name, changes, message):
     ],
     ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
 )
-def test_what_a_family_cannot_say_is_not_written(fields, message):
+def test_a_config_that_its_family_cannot_express_is_not_written(fields, message):
     with pytest.raises(UsageError) as caught:
         language.to_huggingface(DecoderConfig(**SIZES | fields))
     assert str(caught.value).startswith(message)

@@ -12,7 +12,7 @@ from flax import nnx
 
 from distill_jax import models, parallel
 from distill_jax.models import language
-from distill_jax.models.language.experts import mix
+from distill_jax.models.language.experts import mix_experts
 from distill_jax.planning import hlo
 from distill_jax.planning.collectives import collectives
 
@@ -58,7 +58,7 @@ def by_loops(x, router, gate, up, down, *, normalised: bool, chosen: int = 2) ->
 
 def by_us(x, router, gate, up, down, *, normalised: bool):
     kernels = {"gate/kernel": gate, "up/kernel": up, "down/kernel": down}
-    return mix(x, x @ router, kernels, chosen=2, normalised=normalised, activation="silu")
+    return mix_experts(x, x @ router, kernels, top_k=2, normalised=normalised, activation="silu")
 
 
 @pytest.mark.parametrize("normalised", [True, False])
@@ -93,7 +93,7 @@ def test_experts_of_bfloat16_are_near_those_of_float32():
     ours = {name: jnp.asarray(value, jnp.bfloat16) for name, value in given.items()}
     kernels = {f"{name}/kernel": ours[name] for name in ("gate", "up", "down")}
     logits = ours["x"].astype(jnp.float32) @ ours["router"].astype(jnp.float32)
-    found = mix(ours["x"], logits, kernels, chosen=2, normalised=True, activation="silu")
+    found = mix_experts(ours["x"], logits, kernels, top_k=2, normalised=True, activation="silu")
     assert found.dtype == jnp.bfloat16
     rounded = {name: np.float64(value) for name, value in ours.items()}
     expected = by_loops(**rounded, normalised=True)

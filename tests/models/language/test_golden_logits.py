@@ -41,7 +41,7 @@ def test_the_logits_are_those_of_transformers(models, name):
     ],
     ids=lambda value: "-".join(value) if isinstance(value, dict) else value,
 )
-def test_what_the_golden_checkpoints_use_changes_their_logits(models, name, changes):
+def test_each_option_of_the_golden_checkpoints_changes_their_logits(models, name, changes):
     model = models[name]
     params = dict(reference.parameters(model))
     for key in [key for key in params if key.startswith("runs/1/") and "sliding" in changes]:
@@ -54,7 +54,7 @@ def test_what_the_golden_checkpoints_use_changes_their_logits(models, name, chan
 
 
 @pytest.mark.parametrize("name", reference.NAMES)
-def test_what_is_saved_are_the_tensors_that_were_loaded(models, name, tmp_path):
+def test_saving_writes_the_tensors_that_were_loaded(models, name, tmp_path):
     language.save(tmp_path / "out", models[name])
     saved = safetensors.numpy.load_file(tmp_path / "out" / "model.safetensors")
     original = reference.tensors(name)

@@ -12,7 +12,7 @@ import safetensors.numpy
 
 from distill_jax import models, parallel
 from distill_jax.models import language
-from distill_jax.models.language.huggingface import names, reading, tensor_files
+from distill_jax.models.language.huggingface import reading, tensor_files, tensor_map
 
 CONFIG = language.DecoderConfig(
     vocab_size=64, dim=32, layers=3, heads=4, kv_heads=2, head_dim=8, mlp_dim=48
@@ -28,7 +28,7 @@ def place(mesh):
 
 @pytest.mark.parametrize("config", [CONFIG, EXPERTS], ids=lambda config: config.family)
 @pytest.mark.parametrize("quantize", ["none", "int8"])
-def test_every_value_lands_where_the_rules_say(tmp_path, config, quantize):
+def test_every_value_is_sharded_by_the_rules(tmp_path, config, quantize):
     language.save(tmp_path / "model", language.create(config, seed=2))
     plain = models.split(language.load(tmp_path / "model", quantize=quantize))[1]
     mesh = parallel.make_mesh(data=2, fsdp=2, tensor=2)
@@ -86,7 +86,7 @@ def test_two_gigabytes_on_eight_devices(tmp_path):
     )
     folder, generator = tmp_path / "model", np.random.default_rng(0)
     folder.mkdir()
-    shapes = {t.name: t.shape for t in names.tensors(config, reading.shapes(config))}
+    shapes = {t.name: t.shape for t in tensor_map.tensors(config, reading.shapes(config))}
     weights, largest = {}, 0
     for number, (name, shape) in enumerate(shapes.items()):
         block = generator.standard_normal(2**16, np.float32).astype(ml_dtypes.bfloat16)

@@ -109,7 +109,7 @@ def test_the_gradients_are_those_of_the_dense_matrices_by_the_chain_rule(load, n
         np.testing.assert_allclose(value, expected, atol=2e-5 * max(size, 1), err_msg=key)
 
 
-def test_at_first_nothing_is_added_and_the_base_is_not_touched(load):
+def test_new_adapters_add_nothing_and_the_base_is_not_changed(load):
     model = load("llama")
     before = {name: np.array(value) for name, value in reference.parameters(model).items()}
     adapted = lora.adapt(model, rank=RANK, alpha=ALPHA, seed=5)
@@ -157,7 +157,7 @@ def test_a_model_without_a_gate_has_adapters_on_the_rest(tmp_path):
         lora.adapt(gpt2, rank=2, alpha=2.0, targets=("gate",))
 
 
-def test_experts_stay_as_they_were(load):
+def test_adapters_of_experts_are_refused(load):
     with pytest.raises(UsageError) as caught:
         lora.adapt(load("mixtral"), rank=2, alpha=2.0, targets=("query", "up"))
     assert str(caught.value) == (

@@ -163,8 +163,15 @@ def test_the_devices_of_the_mesh_choose(platform, length, cached, expected):
     config = CONFIG.replace(attention_cap=None)
     index = jnp.zeros((1, length), jnp.int32)
     cache = language.init_cache(config, 1, length) if cached else None
-    seen = attention.look(
-        config, "auto", mesh, jnp.dtype(jnp.bfloat16), index, index, cache, local=True
+    mask = attention.make_mask(
+        config,
+        sliding=True,
+        implementation="auto",
+        mesh=mesh,
+        dtype=jnp.dtype(jnp.bfloat16),
+        index=index,
+        segments=index,
+        cache=cache,
     )
-    assert seen.implementation == expected
-    assert (seen.mask is None) == (expected == "splash")
+    assert mask.implementation == expected
+    assert (mask.mask is None) == (expected == "splash")

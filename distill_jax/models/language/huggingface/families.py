@@ -1,8 +1,9 @@
 """config.json of transformers, versions 4 and 5, to and from `DecoderConfig`.
 
-A family is a row of `family_table.FAMILIES`. A key that no row knows is refused unless it says
-nothing (null, false, empty) or is known not to change what a model computes: a model that is
-quietly another one is worse than a refusal. Dropout rates are such keys: nothing here drops out.
+Both directions follow the rows of `family_table.FAMILIES`. A key that a row does not know is
+refused, unless its value is empty (null, false, "", [] or {}) or the key is known not to change
+what a model computes: an error is better than silently computing another model. Dropout rates are
+such keys, because nothing here drops out.
 """
 
 import dataclasses
@@ -11,11 +12,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from distill_jax.errors import UsageError, unknown
-from distill_jax.models.language import rope
 from distill_jax.models.language.config import DecoderConfig
+from distill_jax.models.language.huggingface import rope_config
 from distill_jax.models.language.huggingface.family_table import (
     FAMILIES,
-    GEMMA,
     HARMLESS,
     NEEDED,
     Family,
@@ -28,8 +28,8 @@ _ACTIVATIONS = {
     "gelu_pytorch_tanh": "gelu_tanh",
     "gelu": "gelu",
 }
-# Each knows which keys of a window there are beside `sliding_window`.
-_WINDOW_KEYS = {
+# The keys of a window that each value of `Family.windows` reads.
+_WINDOW_KEYS: dict[str, tuple[str, ...]] = {
     "none": (),
     "all": ("sliding_window",),
     "types": ("sliding_window", "layer_types", "sliding_window_pattern", "_sliding_window_pattern"),
@@ -39,18 +39,18 @@ _LAYER_TYPES = {"sliding_attention": True, "full_attention": False}
 
 
 def from_huggingface(content: Mapping[str, Any], *, key: str = "config.json") -> DecoderConfig:
-    """What a config.json says, of transformers 4 or 5.
+    """Reads a config.json of transformers 4 or 5.
 
     Args:
       content: the parsed file.
-      key: what an error calls it.
+      key: the name of the file in errors.
 
     Returns:
       The config; its `family` is the file's `model_type`.
 
     Raises:
-      UsageError: an unknown architecture, a key that is missing, of a wrong type or out of range,
-        or one that asks for what is not implemented here.
+      UsageError: an unknown architecture; a key that is missing, of a wrong type or out of range;
+        or a key that asks for something that is not implemented.
     """
     if not isinstance(content, Mapping):
         raise UsageError(f"{key}={content!r:.40}: expected a JSON object")
@@ -67,32 +67,29 @@ def from_huggingface(content: Mapping[str, Any], *, key: str = "config.json") ->
         if other in content and option in content:
             raise UsageError(f"{key}: {other}={content[other]!r:.60}: expected {option} alone")
     content = {family.renamed.get(option, option): value for option, value in content.items()}
-    _refuse_others(content, name, key)
-    fields: dict[str, Any] = {"family": name, **family.fixed}
-    for source, (targets, default) in family.keys.items():
-        value = content.get(source, default)
-        if value is NEEDED or (value is None and default is not None):
-            raise UsageError(f"{key}: {source} is missing; expected it for {name}")
-        for target in (targets,) if isinstance(targets, str) else targets:
-            fields[target] = value
+    _refuse_unknown_keys(content, name, key)
+    values = {option: content.get(option, row.default) for option, row in family.keys.items()}
+    for option, row in family.keys.items():
+        value = values[option]
+        if value is NEEDED or (value is None and row.default is not None):
+            raise UsageError(f"{key}: {option} is missing; expected it for {name}")
     try:
-        fields |= _derived(fields, family, content)
-        return DecoderConfig(**fields)
+        return DecoderConfig(**_read_fields(values, family, content), family=name)
     except UsageError as error:
         raise UsageError(f"{key}: {error}") from error
     except (TypeError, ZeroDivisionError) as error:
         raise UsageError(f"{key}: a value has a wrong type: {error}") from error
 
 
-def _refuse_others(content: Mapping[str, Any], name: str, key: str) -> None:
+def _refuse_unknown_keys(content: Mapping[str, Any], name: str, key: str) -> None:
     family = FAMILIES[name]
     known = HARMLESS | family.keys.keys() | {family.activation[0]}
     known |= set(_WINDOW_KEYS[family.windows]) | set(family.unread)
-    if name != "gpt2":
-        known |= rope.KEYS
+    if family.rotary:
+        known |= rope_config.KEYS
     for option, value in content.items():
-        says_nothing = value is None or value is False or value in ("", [], {})
-        if option in known or says_nothing or value == family.equal.get(option, NEEDED):
+        empty = value is None or value is False or value in ("", [], {})
+        if option in known or empty or value == family.equal.get(option, NEEDED):
             continue
         raise UsageError(
             f"{key}: {option}={value!r:.60}: not implemented for {name}; expected a file without "
@@ -100,32 +97,46 @@ def _refuse_others(content: Mapping[str, Any], name: str, key: str) -> None:
         )
 
 
-def _derived(
-    fields: Mapping[str, Any], family: Family, content: Mapping[str, Any]
+def _read_fields(
+    values: Mapping[str, Any], family: Family, content: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """The fields that depend on others, or on several keys."""
+    """The fields of `DecoderConfig`, but for the family.
+
+    Args:
+      values: of the family's keys, with defaults.
+      family: a row.
+      content: the whole file.
+    """
+    fields: dict[str, Any] = dict(family.fixed)
+    for option, row in family.keys.items():
+        value = values[option] if row.read is None else row.read(values[option])
+        fields |= dict.fromkeys(row.targets, value)
     dim, heads = fields["dim"], fields["heads"]
-    made: dict[str, Any] = {"kv_heads": fields.get("kv_heads") or heads}
-    made["head_dim"] = fields.get("head_dim") or dim // heads
-    made["mlp_dim"] = fields["mlp_dim"] or 4 * dim
+    has_head_dim = "head_dim" in fields
+    fields["kv_heads"] = fields.get("kv_heads") or heads
+    fields["head_dim"] = fields.get("head_dim") or dim // heads
+    fields["mlp_dim"] = fields["mlp_dim"] or 4 * dim
     option, default = family.activation
     activation = content.get(option, default)
     if activation not in _ACTIVATIONS:
         raise unknown(option, activation, _ACTIVATIONS, kind="activation")
-    made["activation"] = _ACTIVATIONS[activation]
-    if family.architecture == "GPT2LMHeadModel":
-        made["attention_scale"] = None if fields["attention_scale"] else 1.0
-        if dim % heads:
-            raise UsageError(f"n_embd={dim}: expected a multiple of n_head={heads}")
-    else:
-        made |= rope.read(content)
-    if family.fixed.items() >= GEMMA.items():
-        made["attention_scale"] = fields["attention_scale"] ** -0.5
-        made["embedding_scale"] = dim**0.5
-    return made | _read_window(fields["layers"], family, content)
+    fields["activation"] = _ACTIVATIONS[activation]
+    if not has_head_dim and dim % heads:
+        of_dim, of_heads = _key_of("dim", family), _key_of("heads", family)
+        raise UsageError(f"{of_dim}={dim}: expected a multiple of {of_heads}={heads}")
+    if family.rotary:
+        fields |= rope_config.read(content, family)
+    if family.scaled_embedding:
+        fields["embedding_scale"] = dim**0.5
+    return fields | _read_window(fields["layers"], family, content)
+
+
+def _key_of(field: str, family: Family) -> str:
+    return next(option for option, row in family.keys.items() if field in row.targets)
 
 
 def _read_window(layers: int, family: Family, content: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields window and sliding."""
     window = content.get("sliding_window", family.default_window)
     if family.windows == "none":
         return {}
@@ -137,31 +148,31 @@ def _read_window(layers: int, family: Family, content: Mapping[str, Any]) -> dic
         if type(stated) is not int or stated < 1:
             raise UsageError(f"sliding_window_pattern={stated!r}: expected a positive int")
         pattern = (True,) * (stated - 1) + (False,)
-    kinds = [pattern[i % len(pattern)] for i in range(layers)]
+    sliding = [pattern[i % len(pattern)] for i in range(layers)]
     if family.windows == "switched":
         first = content.get("max_window_layers", 28)
         on = content.get("use_sliding_window", False) and window is not None
         window = window if on else None
-        kinds = [on and i >= first for i in range(layers)]
+        sliding = [on and i >= first for i in range(layers)]
     types = content.get("layer_types")
     if types is not None:
         if len(types) != layers or not all(kind in _LAYER_TYPES for kind in types):
             raise UsageError(
                 f"layer_types={types!r:.80}: expected {layers} of {', '.join(_LAYER_TYPES)}"
             )
-        kinds = [_LAYER_TYPES[kind] for kind in types]
-    if any(kinds) and window is None:
+        sliding = [_LAYER_TYPES[kind] for kind in types]
+    if any(sliding) and window is None:
         raise UsageError(
             "layer_types: expected full_attention alone where use_sliding_window or "
             "sliding_window says that there is no window"
         )
-    return {"window": window if any(kinds) else None, "sliding": tuple(kinds)}
+    return {"window": window if any(sliding) else None, "sliding": tuple(sliding)}
 
 
 def to_huggingface(
     config: DecoderConfig, *, dtype: str = "float32", extra_config: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
-    """The config.json that says this, for transformers 4 and 5.
+    """The config.json of a decoder, which transformers 4 and 5 read.
 
     Args:
       config: its `family` names the architecture.
@@ -178,52 +189,51 @@ def to_huggingface(
         "architectures": [family.architecture],
         "model_type": config.family,
         "torch_dtype": dtype,
-        # Defaults of transformers may lie outside a small vocabulary.
+        # Transformers' own defaults may lie outside a small vocabulary.
         "bos_token_id": None,
         "eos_token_id": None,
         "pad_token_id": None,
     }
-    for source, (targets, _) in family.keys.items():
-        content[source] = getattr(config, targets if isinstance(targets, str) else targets[0])
-    names = {ours: theirs for theirs, ours in reversed(_ACTIVATIONS.items())}
-    if config.activation == "gelu_tanh":
-        names["gelu_tanh"] = family.activation[1] if family.activation[1] != "silu" else "gelu_new"
-    content[family.activation[0]] = names[config.activation]
-    if config.family == "gpt2":
-        content["scale_attn_weights"] = config.attention_scale is None
-    else:
-        content |= rope.written(config)
-    if "query_pre_attn_scalar" in content:
-        content["query_pre_attn_scalar"] = round(config.scale**-2)
-    if content.get("head_dim") == config.dim // config.heads and config.family in _IMPLIED:
+    for option, row in family.keys.items():
+        content[option] = (
+            getattr(config, row.targets[0]) if row.write is None else row.write(config)
+        )
+    content[family.activation[0]] = _write_activation(config, family)
+    if family.rotary:
+        content |= rope_config.write(config, family)
+    if family.implied_head_dim and config.head_dim == config.dim // config.heads:
         del content["head_dim"]
-    content |= _written_window(config, family)
+    content |= _write_window(config, family)
     content |= extra_config or {}
     _check_round_trip(content, config)
     return content
 
 
-# These read `head_dim` where it is there, and have no such key of their own.
-_IMPLIED = ("qwen2", "phi3", "olmo2")
+def _write_activation(config: DecoderConfig, family: Family) -> str:
+    """The family's own name of the activation, if it has one, else the usual name."""
+    default = family.activation[1]
+    if _ACTIVATIONS[default] == config.activation:
+        return default
+    return {ours: theirs for theirs, ours in reversed(_ACTIVATIONS.items())}[config.activation]
 
 
-def _written_window(config: DecoderConfig, family: Family) -> dict[str, Any]:
-    kinds = config.sliding_layers()
+def _write_window(config: DecoderConfig, family: Family) -> dict[str, Any]:
+    sliding = config.sliding_layers()
     known = _WINDOW_KEYS[family.windows]
     window: dict[str, Any] = {"sliding_window": config.window} if known else {}
     if "layer_types" in known:
-        names = {kind: name for name, kind in _LAYER_TYPES.items()}
-        window["layer_types"] = [names[kind] for kind in kinds]
+        names = {value: name for name, value in _LAYER_TYPES.items()}
+        window["layer_types"] = [names[value] for value in sliding]
     if family.windows == "types" and config.window is None:
         window["sliding_window"] = family.default_window
     if family.windows == "switched":
         window["use_sliding_window"] = config.window is not None
-        window["max_window_layers"] = kinds.index(True) if any(kinds) else config.layers
+        window["max_window_layers"] = sliding.index(True) if any(sliding) else config.layers
     return window
 
 
 def _check_round_trip(content: Mapping[str, Any], config: DecoderConfig) -> None:
-    """Refuses a config of which the family says less, or something else."""
+    """Refuses a config that reads back differently: the family cannot express it."""
     back = from_huggingface(json.loads(json.dumps(content)), key="to_huggingface")
     for field in dataclasses.fields(config):
         ours, theirs = getattr(config, field.name), getattr(back, field.name)

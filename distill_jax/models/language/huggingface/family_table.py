@@ -1,13 +1,18 @@
 """The families of decoders in transformers: which key of config.json is which field of ours.
 
-A row has each key's default in transformers, and what the family fixes; `families` reads and writes
-by it.
+A row of FAMILIES has each key with its default in transformers, what the family fixes, and the
+names of its tensors. `families`, `rope_config` and `tensor_map` read and write by it; no other code
+knows a family. How to add one stands in the docstring of this package.
 """
 
 import dataclasses
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
 
+from distill_jax.models.language.config import DecoderConfig
+from distill_jax.models.language.huggingface import names
+
+#: The default of a key that every config.json must have.
 NEEDED = object()
 
 #: Keys that do not change the hidden states of an evaluated model.
@@ -23,176 +28,248 @@ HARMLESS = frozenset(
     unsloth_fixed unsloth_version use_cache""".split()
 )
 
-_BIASES = ("qkv_bias", "output_bias")
+
+@dataclasses.dataclass(frozen=True)
+class Key:
+    """A key of config.json.
+
+    Attributes:
+      fields: the field of `DecoderConfig` that it sets, or several of the same value.
+      default: of transformers, where a file omits the key; or NEEDED.
+      read: value of the key -> value of the fields; None for the same.
+      write: config -> value of the key; None for that of the (first) field.
+    """
+
+    fields: str | tuple[str, ...]
+    default: Any
+    read: Callable[[Any], Any] | None = None
+    write: Callable[[DecoderConfig], Any] | None = None
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """`fields` as a tuple."""
+        return (self.fields,) if isinstance(self.fields, str) else self.fields
 
 
 @dataclasses.dataclass(frozen=True)
 class Family:
-    """How one `model_type` says what a decoder is.
+    """How one `model_type` describes a decoder.
 
     Attributes:
       architecture: the class of transformers that has logits.
-      keys: key -> (field, or several of one value; its default, or NEEDED).
-      fixed: field -> value, which no key says.
+      tensors: the names of the tensors.
+      keys: key of config.json -> the fields that it sets.
+      fixed: field -> value of fields that no key sets.
       activation: the key of the activation, and its default.
-      windows: "none"; "all", of `sliding_window` in every layer; "types", of `layer_types`; or
-        "switched", the same behind `use_sliding_window` and `max_window_layers`.
+      windows: which keys say where a sliding window is. "none": no layer has one. "all": every
+        layer, if `sliding_window` is set. "types": `layer_types` or a pattern. "switched": as
+        "types", but only if `use_sliding_window` is set, and by default from the layer
+        `max_window_layers` on.
       default_window: of `sliding_window`.
-      pattern: layers with a window where `layer_types` is not there.
-      equal: key -> the one value it may have, beside saying nothing.
-      unread: keys that would mean something beside options that are refused.
+      pattern: which layers have a window where `layer_types` is missing.
+      rope_theta: the default of `rope_theta`.
+      local_rope: whether layers with a window have a base of their own (Gemma 3).
+      scaled_embedding: whether embeddings are multiplied by dim ** 0.5 (Gemma).
+      implied_head_dim: the family reads `head_dim` but its configs have no such key, so that it is
+        written only where it differs from dim / heads.
+      equal: key -> the only value, apart from an empty one, that is implemented.
+      unread: keys that matter only together with options that are refused.
       renamed: another name of a key -> the key; a file has one of them.
     """
 
     architecture: str
-    keys: Mapping[str, tuple[str | tuple[str, ...], Any]]
-    fixed: Mapping[str, Any]
+    tensors: names.TensorNames
+    keys: Mapping[str, Key]
+    fixed: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     activation: tuple[str, str] = ("hidden_act", "silu")
-    windows: str = "none"
+    windows: Literal["none", "all", "types", "switched"] = "none"
     default_window: int | None = None
     pattern: tuple[bool, ...] = (False,)
+    rope_theta: float = 10000.0
+    local_rope: bool = False
+    scaled_embedding: bool = False
+    implied_head_dim: bool = False
     equal: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     unread: tuple[str, ...] = ()
     renamed: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
-
-_SIZES = {
-    "vocab_size": ("vocab_size", NEEDED),
-    "hidden_size": ("dim", NEEDED),
-    "num_hidden_layers": ("layers", NEEDED),
-    "num_attention_heads": ("heads", NEEDED),
-    "num_key_value_heads": ("kv_heads", None),
-    "head_dim": ("head_dim", None),
-}
+    @property
+    def rotary(self) -> bool:
+        """Whether the family has rotary positions."""
+        return self.fixed.get("positions") != "learned"
 
 
 def _keys(
-    positions: int,
-    epsilon: float = 1e-6,
+    max_positions: int,
+    *more: Mapping[str, Key],
+    norm_eps: float = 1e-6,
     tied: bool = False,
-    width: str = "intermediate_size",
-    **more: Any,
-) -> dict[str, Any]:
-    return _SIZES | {
-        width: ("mlp_dim", NEEDED),
-        "max_position_embeddings": ("max_positions", positions),
-        "rms_norm_eps": ("norm_eps", epsilon),
-        "tie_word_embeddings": ("tied", tied),
-        **more,
+    mlp_dim: str = "intermediate_size",
+) -> dict[str, Key]:
+    """Keys that most families share, with their defaults, and those of one family."""
+    keys = {
+        "vocab_size": Key("vocab_size", NEEDED),
+        "hidden_size": Key("dim", NEEDED),
+        "num_hidden_layers": Key("layers", NEEDED),
+        "num_attention_heads": Key("heads", NEEDED),
+        "num_key_value_heads": Key("kv_heads", None),
+        "head_dim": Key("head_dim", None),
+        mlp_dim: Key("mlp_dim", NEEDED),
+        "max_position_embeddings": Key("max_positions", max_positions),
+        "rms_norm_eps": Key("norm_eps", norm_eps),
+        "tie_word_embeddings": Key("tied", tied),
     }
+    for own in more:
+        keys |= own
+    return keys
 
 
-#: What is fixed in every Gemma.
-GEMMA = dict(norm_offset=True, norm_placement="sandwich")
-_ATTENTION_BIAS = dict(attention_bias=(_BIASES, False))
+_ATTENTION_BIAS = {"attention_bias": Key(("qkv_bias", "output_bias"), False)}
+_GEMMA_FIXED = dict(norm_offset=True, norm_placement="sandwich")
+_GEMMA_KEYS = {
+    "head_dim": Key("head_dim", 256),
+    "query_pre_attn_scalar": Key(
+        "attention_scale",
+        256,
+        read=lambda scalar: scalar**-0.5,
+        write=lambda config: round(config.scale**-2),
+    ),
+    **_ATTENTION_BIAS,
+}
 
 FAMILIES: dict[str, Family] = {
     "llama": Family(
-        "LlamaForCausalLM", _keys(2048, mlp_bias=("mlp_bias", False), **_ATTENTION_BIAS), {}
+        "LlamaForCausalLM",
+        names.LLAMA,
+        _keys(2048, {"mlp_bias": Key("mlp_bias", False)}, _ATTENTION_BIAS),
     ),
-    "mistral": Family("MistralForCausalLM", _keys(131072), {}, windows="all", default_window=4096),
+    "mistral": Family(
+        "MistralForCausalLM", names.LLAMA, _keys(131072), windows="all", default_window=4096
+    ),
     "qwen2": Family(
         "Qwen2ForCausalLM",
+        names.LLAMA,
         _keys(32768),
         dict(qkv_bias=True),
         windows="switched",
         default_window=4096,
+        implied_head_dim=True,
     ),
     "qwen3": Family(
         "Qwen3ForCausalLM",
-        _keys(32768, head_dim=("head_dim", 128), **_ATTENTION_BIAS),
+        names.LLAMA,
+        _keys(32768, {"head_dim": Key("head_dim", 128)}, _ATTENTION_BIAS),
         dict(qk_norm="head"),
         windows="switched",
         default_window=4096,
     ),
     "mixtral": Family(
         "MixtralForCausalLM",
+        names.MIXTRAL,
         _keys(
             131072,
-            1e-5,
-            num_key_value_heads=("kv_heads", 8),
-            num_local_experts=("experts", 8),
-            num_experts_per_tok=("experts_per_token", 2),
+            {
+                "num_key_value_heads": Key("kv_heads", 8),
+                "num_local_experts": Key("experts", 8),
+                "num_experts_per_tok": Key("experts_per_token", 2),
+            },
+            norm_eps=1e-5,
         ),
-        {},
         windows="all",
+        rope_theta=1_000_000.0,
     ),
     "qwen3_moe": Family(
         "Qwen3MoeForCausalLM",
+        names.QWEN3_MOE,
         _keys(
             32768,
-            width="moe_intermediate_size",
-            num_key_value_heads=("kv_heads", 4),
-            num_experts=("experts", 128),
-            num_experts_per_tok=("experts_per_token", 8),
-            norm_topk_prob=("gates_normalised", False),
-            **_ATTENTION_BIAS,
+            {
+                "num_key_value_heads": Key("kv_heads", 4),
+                "num_experts": Key("experts", 128),
+                "num_experts_per_tok": Key("experts_per_token", 8),
+                "norm_topk_prob": Key("gates_normalised", False),
+            },
+            _ATTENTION_BIAS,
+            mlp_dim="moe_intermediate_size",
         ),
         dict(qk_norm="head"),
         equal=dict(decoder_sparse_step=1),
-        # Of dense layers, and of `use_sliding_window`, which no published model has.
+        # Of dense layers, and of `use_sliding_window`, which no published model sets.
         unread=("intermediate_size", "sliding_window", "max_window_layers"),
         renamed=dict(num_local_experts="num_experts"),  # by transformers 5
     ),
     "gemma2": Family(
         "Gemma2ForCausalLM",
+        names.GEMMA2,
         _keys(
             8192,
+            {
+                "final_logit_softcapping": Key("logit_cap", 30.0),
+                "attn_logit_softcapping": Key("attention_cap", 50.0),
+            },
+            _GEMMA_KEYS,
             tied=True,
-            head_dim=("head_dim", 256),
-            final_logit_softcapping=("logit_cap", 30.0),
-            attn_logit_softcapping=("attention_cap", 50.0),
-            query_pre_attn_scalar=("attention_scale", 256),
-            **_ATTENTION_BIAS,
         ),
-        GEMMA,
+        _GEMMA_FIXED,
         activation=("hidden_activation", "gelu_pytorch_tanh"),
         windows="types",
         default_window=4096,
         pattern=(True, False),
+        scaled_embedding=True,
         equal=dict(hidden_act="gelu_pytorch_tanh"),
     ),
     "gemma3_text": Family(
         "Gemma3ForCausalLM",
+        names.GEMMA2,
         _keys(
             131072,
+            {"final_logit_softcapping": Key("logit_cap", None)},
+            _GEMMA_KEYS,
             tied=True,
-            head_dim=("head_dim", 256),
-            final_logit_softcapping=("logit_cap", None),
-            query_pre_attn_scalar=("attention_scale", 256),
-            **_ATTENTION_BIAS,
         ),
-        GEMMA | dict(qk_norm="head"),
+        _GEMMA_FIXED | dict(qk_norm="head"),
         activation=("hidden_activation", "gelu_pytorch_tanh"),
         windows="types",
         default_window=4096,
         pattern=(True, True, True, True, True, False),
+        rope_theta=1_000_000.0,
+        local_rope=True,
+        scaled_embedding=True,
         equal=dict(hidden_act="gelu_pytorch_tanh"),
     ),
     "phi3": Family(
         "Phi3ForCausalLM",
-        _keys(4096, 1e-5),
-        {},
+        names.PHI3,
+        _keys(4096, norm_eps=1e-5),
         windows="all",
+        implied_head_dim=True,
         unread=("original_max_position_embeddings",),  # of "longrope"
     ),
     "olmo2": Family(
         "Olmo2ForCausalLM",
-        _keys(2048, 1e-5, **_ATTENTION_BIAS),
+        names.OLMO2,
+        _keys(2048, _ATTENTION_BIAS, norm_eps=1e-5),
         dict(norm_placement="post", qk_norm="all"),
+        implied_head_dim=True,
     ),
     "gpt2": Family(
         "GPT2LMHeadModel",
+        names.GPT2,
         {
-            "vocab_size": ("vocab_size", NEEDED),
-            "n_embd": ("dim", NEEDED),
-            "n_layer": ("layers", NEEDED),
-            "n_head": ("heads", NEEDED),
-            "n_inner": ("mlp_dim", None),
-            "n_positions": ("max_positions", 1024),
-            "layer_norm_epsilon": ("norm_eps", 1e-5),
-            "scale_attn_weights": ("attention_scale", True),
-            "tie_word_embeddings": ("tied", True),
+            "vocab_size": Key("vocab_size", NEEDED),
+            "n_embd": Key("dim", NEEDED),
+            "n_layer": Key("layers", NEEDED),
+            "n_head": Key("heads", NEEDED),
+            "n_inner": Key("mlp_dim", None),
+            "n_positions": Key("max_positions", 1024),
+            "layer_norm_epsilon": Key("norm_eps", 1e-5),
+            "scale_attn_weights": Key(
+                "attention_scale",
+                True,
+                read=lambda scaled: None if scaled else 1.0,
+                write=lambda config: config.attention_scale is None,
+            ),
+            "tie_word_embeddings": Key("tied", True),
         },
         dict(
             gated=False,

@@ -1,6 +1,6 @@
-"""The safetensors of a checkpoint folder: which file holds which tensor, checked, and read singly.
+"""The safetensors of a checkpoint folder: which file holds which tensor, and reading one at a time.
 
-Left out on purpose: pickles (.bin, .pt), whose reading could run code.
+Left out on purpose: pickles (.bin, .pt), because reading one can run code.
 """
 
 import dataclasses
@@ -20,14 +20,14 @@ CONFIG = "config.json"
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt")
-_ROWS = 4096  # of a matrix, compared at a time
+_ROWS = 4096  # of two matrices, which `equal` compares at a time
 
 
 def read_json(path: pathlib.Path) -> dict[str, Any]:
-    """A JSON object.
+    """Reads a JSON object.
 
     Raises:
-      UsageError: the file is missing or unreadable, or holds something else.
+      UsageError: the file is missing or unreadable, or does not hold a JSON object.
     """
     try:
         content = json.loads(path.read_bytes())
@@ -41,7 +41,7 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
 
 
 def locate(folder: pathlib.Path) -> dict[str, pathlib.Path]:
-    """The file of every tensor in a folder; only headers are read.
+    """The file of every tensor in a folder, by the tensor's name; only headers are read.
 
     Raises:
       UsageError: there are no safetensors, a file is missing or truncated, or the index names a
@@ -51,8 +51,8 @@ def locate(folder: pathlib.Path) -> dict[str, pathlib.Path]:
         return _from_index(folder)
     if (folder / SINGLE).exists():
         return dict.fromkeys(_names(folder / SINGLE), folder / SINGLE)
-    others = sorted(p.name for p in folder.iterdir()) if folder.is_dir() else []
-    pickles = [name for name in others if name.endswith(_PICKLES)]
+    present = sorted(p.name for p in folder.iterdir()) if folder.is_dir() else []
+    pickles = [name for name in present if name.endswith(_PICKLES)]
     if pickles:
         raise UsageError(
             f"{pickles[0]} is a pickle, which is never read; expected {SINGLE} or {INDEX}"
@@ -106,23 +106,23 @@ def _opened(path: pathlib.Path) -> Any:
 
 def shapes(files: Mapping[str, pathlib.Path]) -> dict[str, tuple[int, ...]]:
     """The shape of every tensor; only headers are read."""
-    found = {}
+    found: dict[str, tuple[int, ...]] = {}
     for path in sorted(set(files.values())):
         with _opened(path) as file:
-            own = [name for name, place in files.items() if place == path]
+            own = [name for name, of_tensor in files.items() if of_tensor == path]
             found |= {name: tuple(file.get_slice(name).get_shape()) for name in own}
     return found
 
 
 @dataclasses.dataclass(frozen=True)
 class Stored:
-    """A tensor in an open file, or columns or rows of it: what is asked for is read, and no more.
+    """A tensor in an open file, or a range of its rows or columns; indexing reads what it selects.
 
     Attributes:
-      shape: of it.
+      shape: of the tensor or range.
       file: the slice that safetensors gives of the whole tensor.
-      axis: the one that is cut.
-      start: where it begins along that axis.
+      axis: along which the range is cut out.
+      start: where the range begins along that axis.
     """
 
     shape: tuple[int, ...]
@@ -131,16 +131,16 @@ class Stored:
     start: int = 0
 
     def __getitem__(self, index: tuple[slice, ...]) -> np.ndarray:
-        """The part that slices without a step say, one a dimension."""
+        """Reads the part that slices without a step select, one for each dimension."""
         bounds = [part.indices(size)[:2] for part, size in zip(index, self.shape, strict=True)]
-        moved = [self.start if axis == self.axis else 0 for axis in range(len(bounds))]
+        offsets = [self.start if axis == self.axis else 0 for axis in range(len(bounds))]
         return self.file[
-            tuple(slice(a + by, b + by) for (a, b), by in zip(bounds, moved, strict=True))
+            tuple(slice(a + by, b + by) for (a, b), by in zip(bounds, offsets, strict=True))
         ]
 
-    def split(self, places: Sequence[int], axis: int) -> list[Self]:
-        """As `np.split`, without reading."""
-        ends = (*places, self.shape[axis])
+    def split(self, indices: Sequence[int], axis: int) -> list[Self]:
+        """As `np.split` of an array, without reading."""
+        ends = (*indices, self.shape[axis])
         return [
             dataclasses.replace(
                 self,
@@ -148,19 +148,19 @@ class Stored:
                 axis=axis,
                 start=start,
             )
-            for start, end in zip((0, *places), ends, strict=True)
+            for start, end in zip((0, *indices), ends, strict=True)
         ]
 
 
 def stream(files: Mapping[str, pathlib.Path]) -> Iterator[tuple[str, Stored]]:
-    """Every tensor with its name, one at a time; it is to be read before the next.
+    """Every tensor with its name, one at a time; the caller reads it before it takes the next.
 
     Raises:
-      UsageError: a dtype that NumPy and ml_dtypes do not have, or that is no number.
+      UsageError: a dtype other than float64, float32, float16 and bfloat16.
     """
     for path in sorted(set(files.values())):
         with _opened(path) as file:
-            for name in sorted(name for name, place in files.items() if place == path):
+            for name in sorted(name for name, of_tensor in files.items() if of_tensor == path):
                 yield name, _stored(file.get_slice(name), name, path)
 
 
@@ -175,7 +175,7 @@ def _stored(found: Any, name: str, path: pathlib.Path) -> Stored:
 
 
 def equal(files: Mapping[str, pathlib.Path], first: str, second: str) -> bool:
-    """Whether two matrices have the same shape and values; a block of rows of each is read."""
+    """Whether two matrices have the same shape and values; read one block of rows at a time."""
     with _opened(files[first]) as one, _opened(files[second]) as other:
         a, b = one.get_slice(first), other.get_slice(second)
         if a.get_shape() != b.get_shape() or a.get_dtype() != b.get_dtype():

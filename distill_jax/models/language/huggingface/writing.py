@@ -1,6 +1,6 @@
-"""Writing a decoder as a Hugging Face folder that transformers loads, to the same logits.
+"""Writing a decoder as a Hugging Face folder that transformers loads, with the same logits.
 
-Writing is atomic, see `storage.replacing_folder`. A tensor at a time comes from the devices to the
+Writing is atomic, see `storage.replacing_folder`. The devices send one tensor at a time to the
 first host, which writes it.
 """
 
@@ -9,7 +9,7 @@ import json
 import os
 import pathlib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -22,12 +22,12 @@ from distill_jax.models.files import safetensors_writer
 from distill_jax.models.functional import split
 from distill_jax.models.language.config import DecoderConfig
 from distill_jax.models.language.decoder import Decoder
-from distill_jax.models.language.huggingface import names, tensor_files
+from distill_jax.models.language.huggingface import tensor_files, tensor_map
 from distill_jax.models.language.huggingface.families import to_huggingface
 from distill_jax.processes import coordination
 from distill_jax.storage import replacing_folder
 
-#: Files of a tokenizer, which may lie beside a checkpoint.
+#: Files of a tokenizer, which a checkpoint's folder may hold too.
 TOKENIZER = (
     "tokenizer.json",
     "tokenizer.model",
@@ -36,6 +36,7 @@ TOKENIZER = (
     "generation_config.json",
     "chat_template.jinja",
 )
+# The files of an earlier checkpoint, which may be replaced.
 _OURS = re.compile(
     r"config\.json|model(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?|"
     + "|".join(map(re.escape, TOKENIZER))
@@ -81,20 +82,21 @@ def save_params(
     All processes call it together; the first one writes.
 
     Args:
-      path: the folder; made if need be. It may hold an earlier checkpoint and nothing else.
-      config: of the decoder; its `family` says how.
+      path: the folder, created if it is missing. It may hold an earlier checkpoint and nothing
+        else.
+      config: of the decoder; its `family` chooses the format.
       params: by their flat names, as `parallel.fetch_to_first` takes them.
-      dtype: of the file; by default that of the parameters.
-      shard_bytes: above this much, several files and an index.
+      dtype: of the file; by default that of the embedding.
+      shard_bytes: a larger checkpoint is split into several files with an index.
       extra_config: more keys for config.json, such as bos_token_id and eos_token_id.
       extra_files: contents of more files, by names in TOKENIZER.
-      key: what an error calls the path.
+      key: the config key or flag that errors name.
 
     Raises:
-      UsageError: the folder holds other things, or the family has no such option as the model.
+      UsageError: the folder holds other things, or the family cannot express the model.
     """
-    kind = jnp.dtype(dtype or params["embedding"].dtype)
-    content = to_huggingface(config, dtype=kind.name, extra_config=extra_config)
+    file_dtype = jnp.dtype(dtype or params["embedding"].dtype)
+    content = to_huggingface(config, dtype=file_dtype.name, extra_config=extra_config)
     written = replacing_folder(path, lambda name: bool(_OURS.fullmatch(name)), "a checkpoint", key)
     with written if coordination.is_first() else contextlib.nullcontext() as saving:
         if saving:
@@ -102,54 +104,66 @@ def save_params(
             (saving / tensor_files.CONFIG).write_text(text)
             for name, data in (extra_files or {}).items():
                 (saving / name).write_bytes(data)
-        _write(saving, config, params, kind, shard_bytes)
+        _write_tensors(saving, config, params, file_dtype, shard_bytes)
 
 
-def _write(
+def _write_tensors(
     folder: pathlib.Path | None,
     config: DecoderConfig,
     params: Mapping[str, Any],
-    kind: jnp.dtype,
-    limit: int,
+    dtype: np.dtype,
+    shard_bytes: int,
 ) -> None:
-    layout = names.tensors(config, {name: value.shape for name, value in params.items()})
-    shards = list(_shards(layout, kind.itemsize, limit))
+    """Writes the tensors and, of several files, an index; only the first host has a `folder`."""
+    shapes = {name: value.shape for name, value in params.items()}
+    tensors = tensor_map.tensors(config, shapes)
+    shards = list(_shards(tensors, dtype.itemsize, shard_bytes))
     index: dict[str, str] = {}
     for number, shard in enumerate(shards, 1):
-        several = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-        name = tensor_files.SINGLE if len(shards) == 1 else several
-        held = {tensor.name: tensor for tensor in shard}
+        numbered = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+        file = tensor_files.SINGLE if len(shards) == 1 else numbered
+        by_name = {tensor.name: tensor for tensor in shard}
 
-        def read(name: str, held: Mapping[str, names.Tensor] = held) -> np.ndarray | None:
-            return _array(held[name], params, kind)
+        def read(
+            name: str, by_name: Mapping[str, tensor_map.Tensor] = by_name
+        ) -> np.ndarray | None:
+            return _fetch_tensor(by_name[name], params, dtype)
 
-        kinds = {name: jax.ShapeDtypeStruct(tensor.shape, kind) for name, tensor in held.items()}
-        # Transformers refuses a file that does not say for which framework its names are.
-        safetensors_writer.write(folder and folder / name, kinds, read, metadata={"format": "pt"})
-        index |= dict.fromkeys(held, name)
+        kinds = {
+            name: jax.ShapeDtypeStruct(tensor.shape, dtype) for name, tensor in by_name.items()
+        }
+        # Transformers refuses a file without the framework that its tensors are for.
+        safetensors_writer.write(folder and folder / file, kinds, read, metadata={"format": "pt"})
+        index |= dict.fromkeys(by_name, file)
     if folder and len(shards) > 1:
-        total = sum(int(np.prod(tensor.shape)) for tensor in layout) * kind.itemsize
+        total = sum(int(np.prod(tensor.shape)) for tensor in tensors) * dtype.itemsize
         content = {"metadata": {"total_size": total}, "weight_map": index}
         (folder / tensor_files.INDEX).write_text(json.dumps(content, indent=2) + "\n")
 
 
-def _shards(layout: list[names.Tensor], itemsize: int, limit: int) -> Iterator[list[names.Tensor]]:
-    shard, size = [], 0
-    for tensor in layout:
-        own = int(np.prod(tensor.shape)) * itemsize
-        if shard and size + own > limit:
+def _shards(
+    tensors: Sequence[tensor_map.Tensor], itemsize: int, limit: int
+) -> Iterator[list[tensor_map.Tensor]]:
+    """Consecutive tensors of together at most `limit` bytes, or a single larger one."""
+    shard: list[tensor_map.Tensor] = []
+    size = 0
+    for tensor in tensors:
+        nbytes = int(np.prod(tensor.shape)) * itemsize
+        if shard and size + nbytes > limit:
             yield shard
             shard, size = [], 0
         shard.append(tensor)
-        size += own
+        size += nbytes
     yield shard
 
 
-def _array(tensor: names.Tensor, params: Mapping[str, Any], kind: jnp.dtype) -> np.ndarray | None:
-    """One tensor as the checkpoint has it, in the first process."""
-    parts = [parallel.fetch_to_first(params[name], tensor.place) for name in tensor.parameters]
-    if not coordination.is_first():
+def _fetch_tensor(
+    tensor: tensor_map.Tensor, params: Mapping[str, Any], dtype: np.dtype
+) -> np.ndarray | None:
+    """One tensor as it lies in the checkpoint, on the first host; None on every other host."""
+    fetched = [parallel.fetch_to_first(params[name], tensor.index) for name in tensor.parameters]
+    parts = [part.astype(dtype, copy=False) for part in fetched if part is not None]
+    if not parts:
         return None
-    parts = [part.astype(kind, copy=False) for part in parts]
     whole = np.concatenate(parts, axis=-1) if len(parts) > 1 else parts[0]
     return whole.T if tensor.transposed else whole

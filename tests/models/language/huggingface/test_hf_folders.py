@@ -131,7 +131,7 @@ def test_gpt2_loads_under_its_published_names_and_with_its_old_buffers(tmp_path)
         np.testing.assert_array_equal(value, expected[name], err_msg=name)
 
 
-def test_a_tied_head_may_be_there_once_more_if_it_is_the_same(tmp_path):
+def test_a_file_may_repeat_a_tied_head_if_it_equals_the_embedding(tmp_path):
     folder = reference.write(tmp_path / "llama3", "llama3")
     _rewrite(folder, lambda a: a.update({"lm_head.weight": a["model.embed_tokens.weight"]}))
     assert language.load(folder).config.tied
@@ -139,7 +139,7 @@ def test_a_tied_head_may_be_there_once_more_if_it_is_the_same(tmp_path):
     assert "lm_head.weight differs from model.embed_tokens.weight" in _refusal(folder)
 
 
-def test_a_folder_is_replaced_whole_and_others_are_not_touched(llama, tmp_path):
+def test_a_folder_is_replaced_as_a_whole_and_a_folder_with_other_files_is_not(llama, tmp_path):
     model = language.load(llama)
     out = tmp_path / "out"
     language.save(out, model, shard_bytes=8000)
@@ -162,7 +162,7 @@ def test_a_write_that_is_killed_leaves_the_old_folder(llama, tmp_path, monkeypat
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(writing.tensors, "bytes_of", killed)
+        patched.setattr(writing.safetensors_writer, "bytes_of", killed)
         with pytest.raises(KeyboardInterrupt):
             language.save(out, model, dtype=jnp.bfloat16)
     assert {p.name: p.read_bytes() for p in out.iterdir()} == before
@@ -203,7 +203,7 @@ def test_an_index_that_points_elsewhere_is_refused(sharded, file):
     )
 
 
-def test_an_index_that_is_not_of_its_files_is_refused(sharded):
+def test_an_index_that_disagrees_with_its_files_is_refused(sharded):
     _edit(sharded / INDEX, lambda c: c["weight_map"].pop("lm_head.weight"))
     assert f"{INDEX}: lm_head.weight is in model-0" in _refusal(sharded)
     _edit(sharded / INDEX, lambda c: c["weight_map"].update({"lm_head.weight": "no.safetensors"}))
@@ -226,6 +226,6 @@ def test_pickles_and_empty_folders_are_refused(llama, tmp_path):
         assert _refusal(llama).startswith("config.json ")
 
 
-def test_numbers_that_are_quantized_are_refused(llama):
+def test_quantized_files_are_refused(llama):
     _rewrite(llama, lambda a: a.update({"lm_head.weight": a["lm_head.weight"].astype(np.int8)}))
     assert "lm_head.weight is I8; expected F32, F16 or BF16" in _refusal(llama)

@@ -1,0 +1,111 @@
+"""Making decoders: of random parameters, of given ones, of shapes alone, or of another's layers."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import Array
+from jax.sharding import Sharding
+
+from distill_jax import parallel
+from distill_jax.errors import UsageError
+from distill_jax.models.functional import split
+from distill_jax.models.language.config import DecoderConfig, layer_locations, layer_runs
+from distill_jax.models.language.decoder import Decoder, projections
+
+#: (flat name of a parameter, its shape) -> its sharding; None for JAX's default device.
+ShardingFn = Callable[[str, tuple[int, ...]], Sharding | None]
+
+
+def create(
+    config: DecoderConfig, *, seed: int = 0, sharding_fn: ShardingFn | None = None, **options: Any
+) -> Decoder:
+    """A decoder with random parameters: weights N(0, 0.02^2), norms 1, biases 0 (as GPT-2).
+
+    Args:
+      config: sizes and choices.
+      seed: of the parameters.
+      sharding_fn: the sharding of each parameter; all are drawn in host memory and then copied to
+        the devices. By default they are drawn on JAX's default device.
+      **options: dtype, param_dtype, remat, attention and mesh of `Decoder`.
+    """
+
+    def make() -> Decoder:
+        rngs = nnx.Rngs(params=jax.random.key(seed, impl="threefry2x32"))
+        return Decoder(config, rngs=rngs, **options)
+
+    if sharding_fn is None:
+        return make()
+    with jax.default_device(jax.local_devices(backend="cpu")[0]):
+        params = split(make())[1]
+    for name, value in params.items():
+        params[name] = parallel.put(value, sharding_fn(name, value.shape))
+    return from_params(config, params, **options)
+
+
+def abstract(config: DecoderConfig, **options: Any) -> Decoder:
+    """`create` with `jax.ShapeDtypeStruct`s in place of arrays, which takes no memory."""
+    return nnx.eval_shape(lambda: create(config, **options))
+
+
+def from_params(config: DecoderConfig, params: Mapping[str, Array], **options: Any) -> Decoder:
+    """A decoder with the given parameters.
+
+    Args:
+      config: sizes and choices.
+      params: flat dictionary, as from `models.split`; kernels of the layers may be int8, with their
+        scales (see `int8`).
+      **options: dtype, remat, attention and mesh of `Decoder`.
+    """
+    model = abstract(config, **options)
+    for name, linear in projections(model):
+        if f"{name}/kernel_scale" in params:
+            linear.kernel_scale = nnx.data(nnx.Param(params[f"{name}/kernel_scale"]))
+    graphdef, state = nnx.split(model)
+    named = [(path, params["/".join(map(str, path))]) for path, _ in nnx.to_flat_state(state)]
+    return nnx.merge(graphdef, nnx.from_flat_state(named))
+
+
+def from_layers(
+    model: Decoder, layers: Sequence[int], *, key: str = "student.layers", **options: Any
+) -> Decoder:
+    """A smaller decoder of some layers of another, with its embedding, head and final norm.
+
+    Args:
+      model: the decoder to copy from. It is not changed, and the new one shares no array with it,
+        so that training may donate its buffers.
+      layers: their numbers from 0, in the order in which the new decoder has them.
+      key: the config key that errors name.
+      **options: dtype, remat, attention and mesh of `Decoder`; by default the model's.
+
+    Raises:
+      UsageError: no layers, or a number that the model does not have.
+    """
+    config = model.config
+    chosen = list(layers)
+    if not chosen or not all(type(i) is int and 0 <= i < config.layers for i in chosen):
+        raise UsageError(
+            f"{key}={chosen!r}: expected numbers of layers, from 0 to {config.layers - 1}"
+        )
+    sliding = tuple(config.sliding_layers()[i] for i in chosen)
+    window = config.window if any(sliding) else None
+    smaller = config.replace(layers=len(chosen), sliding=sliding, window=window)
+    _, params, _ = split(model)
+    taken = {name: jnp.copy(v) for name, v in params.items() if not name.startswith("runs/")}
+    # The blocks of all runs have the same parameters.
+    names = [name.removeprefix("runs/0/") for name in params if name.startswith("runs/0/")]
+    old, new = layer_locations(config), layer_locations(smaller)
+    for run in range(len(layer_runs(smaller))):
+        sources = [old[chosen[i]] for i, (own, _) in enumerate(new) if own == run]
+        for name in names:
+            rows = [params[f"runs/{source}/{name}"][row] for source, row in sources]
+            taken[f"runs/{run}/{name}"] = jnp.stack(rows)
+    inherited = {
+        "dtype": model.dtype,
+        "remat": model.remat,
+        "attention": model.implementation,
+        "mesh": model.mesh,
+    }
+    return from_params(smaller, taken, **inherited | options)
