@@ -1,6 +1,6 @@
 """A language model distilled from what its teacher said once: stored draws of each token.
 
-    distill-jax store --config=configs/lm_stored.py --workdir=runs/answers \\
+    distill-jax precompute --config=configs/lm_stored.py --workdir=runs/answers \\
         --config.teacher.path=/models/Llama-3.1-8B --config.data.path=corpus.jsonl
     distill-jax train --config=configs/lm_stored.py --workdir=runs/lm \\
         --config.teacher.store=runs/answers --config.student.path=/models/Llama-3.2-1B \\

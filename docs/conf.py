@@ -21,6 +21,8 @@ autodoc_default_options = {"members": True}
 napoleon_numpy_docstring = False
 napoleon_use_rtype = False
 napoleon_use_ivar = True
+napoleon_attr_annotations = False  # the signature has them
+napoleon_custom_sections = ["Reference"]
 suppress_warnings = ["myst.xref_ambiguous"]
 
 # On the site the README of a study is a page of studies/.
@@ -66,6 +68,14 @@ def _to_rest(app, what, name, obj, options, lines: list[str]) -> None:
     lines[:] = result
 
 
+def _short_types(app, what, name, obj, options, signature, returns) -> tuple:
+    """A JAX array is an `Array`, wherever its class is defined."""
+    return tuple(
+        text and re.sub(r"(jax\.)?jaxlib\._jax\.Array", "Array", text)
+        for text in (signature, returns)
+    )
+
+
 def _links(app, docname: str, source: list[str]) -> None:
     """Makes links of the repository links of the site."""
     up = "../" * docname.count("/")
@@ -81,4 +91,5 @@ def setup(app) -> None:
     """Converts docstrings before napoleon reads their sections, and links of the repository."""
     app.connect("source-read", _links)
     app.connect("include-read", _included_links)
+    app.connect("autodoc-process-signature", _short_types)
     app.connect("autodoc-process-docstring", _to_rest, priority=400)
