@@ -1,9 +1,9 @@
 """Pickles of PyTorch's tensors, read without PyTorch and without executing anything.
 
 `pickle.load` calls whatever function a pickle names. Here a small machine follows the instructions
-of the pickle, and has no means to call anything: the few names that a state dict needs become
-dictionaries and `Tensor`s; what checkpoints hold beside it (the options and scores of a run)
-becomes `Ignored`; any other name is refused.
+of the pickle and cannot call anything: the few names that a state dict needs become dictionaries
+and `Tensor`s; what else checkpoints hold (the options and scores of a run) becomes `Ignored`; any
+other name is refused.
 
 Left out on purpose: whole pickled modules, TorchScript, quantised and sparse tensors.
 """
@@ -12,7 +12,8 @@ import dataclasses
 import io
 import math
 import pickletools
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeGuard
 
 import ml_dtypes
 import numpy as np
@@ -37,7 +38,7 @@ _STORAGES = {
 }
 _DICTS = {"collections.OrderedDict", "collections.defaultdict"}
 _TENSORS = {"torch._utils._rebuild_tensor", "torch._utils._rebuild_tensor_v2"}
-_FIRST = {"torch._utils._rebuild_parameter", "torch.Size"}  # These stand for their first argument.
+_FIRST = {"torch._utils._rebuild_parameter", "torch.Size"}  # A call returns the first argument.
 _INERT = {
     "__builtin__.set",
     "_codecs.encode",
@@ -51,24 +52,23 @@ _INERT = {
 }
 _KNOWN = {*_STORAGES, *_DICTS, *_TENSORS, *_FIRST, *_INERT}
 
-_CONSTANTS = set(
-    "INT BININT BININT1 BININT2 LONG LONG1 LONG4 FLOAT BINFLOAT STRING BINSTRING SHORT_BINSTRING "
-    "UNICODE BINUNICODE SHORT_BINUNICODE BINUNICODE8 BINBYTES SHORT_BINBYTES BINBYTES8".split()
-)
-
 
 @dataclasses.dataclass(frozen=True)
 class Ignored:
-    """Something that stands beside a state dict and was not made."""
+    """An object that a state dict does not need and that was not made."""
 
     name: str
 
 
 @dataclasses.dataclass(frozen=True)
 class Storage:
-    """A row of numbers in the file, or the part of one that starts at `start`; counts of numbers.
+    """An array of numbers in the file, or a part of it.
 
-    `total` is how many the whole row has.
+    Attributes:
+      key: names the array in the file.
+      dtype: of the numbers.
+      total: how many numbers the whole array has.
+      start, size: the part, in numbers.
     """
 
     key: str
@@ -89,13 +89,17 @@ class Tensor:
 
 
 def shortened(value: object) -> str:
-    """`repr`, of no more than 80 characters: what a file says may be long."""
+    """`repr`, cut to 80 characters: a file may hold names of any length."""
     text = repr(value)
     return text if len(text) <= 80 else f"{text[:76]} ..."
 
 
-def _whole(value: object) -> bool:
+def _count(value: object) -> TypeGuard[int]:
     return type(value) is int and 0 <= value < 2**62
+
+
+def _counts(value: object) -> TypeGuard[tuple[int, ...]]:
+    return isinstance(value, tuple) and all(map(_count, value))
 
 
 def _storage(identity: object) -> Storage:
@@ -105,7 +109,7 @@ def _storage(identity: object) -> Storage:
     _, kind, key, _, total, *part = identity
     dtype = _STORAGES[kind.name]
     _, start, size = part[0] if part and part[0] is not None else (None, 0, total)
-    if not (isinstance(key, str) and all(map(_whole, (total, start, size)))):
+    if not (isinstance(key, str) and _counts((total, start, size))):
         raise TypeError("a storage without a key or a size")
     if start + size > total:
         raise ValueError("a part outside of its storage")
@@ -113,12 +117,13 @@ def _storage(identity: object) -> Storage:
 
 
 def _tensor(storage: object, offset: object, shape: object, strides: object) -> Tensor:
-    known = isinstance(storage, Storage) and isinstance(shape, tuple) and isinstance(strides, tuple)
-    if not (known and all(map(_whole, (offset, *shape, *strides)))):
+    if not (
+        isinstance(storage, Storage) and _count(offset) and _counts(shape) and _counts(strides)
+    ):
         raise TypeError("a tensor without a storage or a shape")
     if not len(shape) == len(strides) <= 32:
         raise ValueError("a tensor of too many dimensions, or with other strides")
-    # The place of its last number; an empty tensor has none.
+    # The position of its last number; an empty tensor has none.
     last = offset + sum((n - 1) * stride for n, stride in zip(shape, strides, strict=True))
     if math.prod(shape) and last >= storage.size:
         raise UsageError(
@@ -136,8 +141,8 @@ def _named(name: str) -> Ignored:
     return Ignored(name)
 
 
-def _made(function: object, arguments: tuple) -> Any:
-    """What calling `function` would have given, for the few names that are known."""
+def _call(function: object, arguments: tuple) -> Any:
+    """What a call of `function` would return, for the few names that are known."""
     if not isinstance(function, Ignored):
         raise TypeError("a call of something that has no name")
     if function.name in _DICTS:
@@ -152,7 +157,7 @@ def _fill(target: object, items: list) -> None:
     """Adds to a list, or key by key to a dictionary. Keys other than strings are left out.
 
     A state dict has none, and a hostile one can overflow the stack (a deep tuple) or take forever
-    (integers of one hash).
+    (integers with one hash).
     """
     if isinstance(target, list):
         target.extend(items)
@@ -164,8 +169,111 @@ def _fill(target: object, items: list) -> None:
         raise TypeError("items for something that holds none")
 
 
+def _filled(target: list | dict, items: list) -> list | dict:
+    _fill(target, items)
+    return target
+
+
+class _Machine:
+    """What the instructions of a pickle work on.
+
+    Attributes:
+      stack: values that wait to be used; the last one is the result.
+      marks: heights of the stack at which a list of items begins.
+      memo: values that later instructions refer to by number.
+      storages: every storage that a tensor refers to, by its key.
+    """
+
+    def __init__(self, storages: dict[str, Storage]):
+        self.stack: list[Any] = []
+        self.marks: list[int] = []
+        self.memo: dict[int, Any] = {}
+        self.storages = storages
+
+    def push(self, value: Any) -> None:
+        self.stack.append(value)
+
+    def pop(self, count: int) -> list[Any]:
+        """Takes the last values off the stack, the lowest first."""
+        if len(self.stack) < count:
+            raise IndexError("its pickle takes more than it gave")
+        start = len(self.stack) - count
+        taken = self.stack[start:]
+        del self.stack[start:]
+        return taken
+
+    def pop_to_mark(self) -> list[Any]:
+        """Takes off what was pushed since the last mark, and the mark."""
+        return self.pop(max(len(self.stack) - self.marks.pop(), 0))
+
+    def pop_storage(self) -> Storage:
+        """Takes a persistent id off the stack and returns the storage that it stands for."""
+        storage = _storage(self.stack.pop())
+        known = self.storages.setdefault(storage.key, storage)
+        if (known.dtype, known.total) != (storage.dtype, storage.total):
+            raise ValueError("a storage of two kinds")
+        return storage
+
+    def fill(self, items: list[Any]) -> None:
+        """Adds items to the list or dictionary on top of the stack."""
+        _fill(self.stack[-1], items)
+
+    def memoize(self, number: int) -> None:
+        self.memo[number] = self.stack[-1]
+
+
+# What each instruction does, by its name in `pickletools`, given its argument in the file. The
+# items are taken off the stack before the value below them is looked at.
+_Instruction = Callable[[_Machine, Any], object]
+_INSTRUCTIONS: dict[str, _Instruction] = {
+    "PROTO": lambda m, _: None,
+    "FRAME": lambda m, _: None,
+    "NONE": lambda m, _: m.push(None),
+    "NEWTRUE": lambda m, _: m.push(True),
+    "NEWFALSE": lambda m, _: m.push(False),
+    "MARK": lambda m, _: m.marks.append(len(m.stack)),
+    "POP": lambda m, _: m.stack.pop(),
+    "POP_MARK": lambda m, _: m.pop_to_mark(),
+    "DUP": lambda m, _: m.push(m.stack[-1]),
+    "EMPTY_TUPLE": lambda m, _: m.push(()),
+    "TUPLE1": lambda m, _: m.push(tuple(m.pop(1))),
+    "TUPLE2": lambda m, _: m.push(tuple(m.pop(2))),
+    "TUPLE3": lambda m, _: m.push(tuple(m.pop(3))),
+    "TUPLE": lambda m, _: m.push(tuple(m.pop_to_mark())),
+    "EMPTY_LIST": lambda m, _: m.push([]),
+    "LIST": lambda m, _: m.push(m.pop_to_mark()),
+    "EMPTY_DICT": lambda m, _: m.push({}),
+    "DICT": lambda m, _: m.push(_filled({}, m.pop_to_mark())),
+    "EMPTY_SET": lambda m, _: m.push(Ignored("builtins.set")),
+    "APPEND": lambda m, _: m.fill(m.pop(1)),
+    "SETITEM": lambda m, _: m.fill(m.pop(2)),
+    "APPENDS": lambda m, _: m.fill(m.pop_to_mark()),
+    "SETITEMS": lambda m, _: m.fill(m.pop_to_mark()),
+    "ADDITEMS": lambda m, _: m.fill(m.pop_to_mark()),
+    "PUT": _Machine.memoize,
+    "BINPUT": _Machine.memoize,
+    "LONG_BINPUT": _Machine.memoize,
+    "MEMOIZE": lambda m, _: m.memoize(len(m.memo)),
+    "GET": lambda m, number: m.push(m.memo[number]),
+    "BINGET": lambda m, number: m.push(m.memo[number]),
+    "LONG_BINGET": lambda m, number: m.push(m.memo[number]),
+    "GLOBAL": lambda m, name: m.push(_named(".".join(name.split(" ", 1)))),
+    "STACK_GLOBAL": lambda m, _: m.push(_named(".".join(m.pop(2)))),
+    "REDUCE": lambda m, _: m.push(_call(*m.pop(2))),
+    "NEWOBJ": lambda m, _: m.push(_call(*m.pop(2))),
+    # The attributes of an object, such as the _metadata of a state dict, are dropped.
+    "BUILD": lambda m, _: m.pop(1),
+    "BINPERSID": lambda m, _: m.push(m.pop_storage()),
+}
+_CONSTANTS = (
+    "INT BININT BININT1 BININT2 LONG LONG1 LONG4 FLOAT BINFLOAT STRING BINSTRING SHORT_BINSTRING "
+    "UNICODE BINUNICODE SHORT_BINUNICODE BINUNICODE8 BINBYTES SHORT_BINBYTES BINBYTES8"
+)
+_INSTRUCTIONS |= dict.fromkeys(_CONSTANTS.split(), _Machine.push)
+
+
 def run(file: io.BytesIO, storages: dict[str, Storage]) -> Any:
-    """The value of the pickle at the position of `file`, which is left behind it.
+    """The value of the pickle at the position of `file`, which ends up behind the pickle.
 
     It is made of dictionaries, lists, tuples, strings, bytes, numbers, None, `Tensor`, `Storage`
     and `Ignored`; the storages are also put into `storages`, by their keys.
@@ -174,86 +282,13 @@ def run(file: io.BytesIO, storages: dict[str, Storage]) -> Any:
       UsageError: it names or does what no state dict needs.
       Exceptions of many types: it is not a pickle.
     """
-    stack: list[Any] = []
-    marks: list[int] = []
-    memo: dict[int, Any] = {}
-
-    def last(count: int) -> list:
-        if len(stack) < count:
-            raise IndexError("its pickle takes more than it gave")
-        start = len(stack) - count
-        taken = stack[start:]
-        del stack[start:]
-        return taken
-
-    def since_mark() -> list:
-        return last(max(len(stack) - marks.pop(), 0))
-
+    machine = _Machine(storages)
     for step, (code, argument, _) in enumerate(pickletools.genops(file)):
         if step > _STEPS:
             raise UsageError(f"its pickle has more than {_STEPS} instructions: no state dict")
-        match code.name:
-            case "PROTO" | "FRAME":
-                pass
-            case name if name in _CONSTANTS:
-                stack.append(argument)
-            case "NONE":
-                stack.append(None)
-            case "NEWTRUE" | "NEWFALSE":
-                stack.append(code.name == "NEWTRUE")
-            case "STOP":
-                return stack.pop()
-            case "MARK":
-                marks.append(len(stack))
-            case "POP":
-                stack.pop()
-            case "POP_MARK":
-                since_mark()
-            case "DUP":
-                stack.append(stack[-1])
-            case "EMPTY_TUPLE":
-                stack.append(())
-            case "TUPLE1" | "TUPLE2" | "TUPLE3":
-                stack.append(tuple(last(int(code.name[-1]))))
-            case "TUPLE":
-                stack.append(tuple(since_mark()))
-            case "EMPTY_LIST":
-                stack.append([])
-            case "LIST":
-                stack.append(since_mark())
-            case "EMPTY_DICT":
-                stack.append({})
-            case "DICT":
-                items = since_mark()
-                stack.append({})
-                _fill(stack[-1], items)
-            case "EMPTY_SET":
-                stack.append(Ignored("builtins.set"))
-            case "APPEND" | "SETITEM":
-                items = last(1 if code.name == "APPEND" else 2)
-                _fill(stack[-1], items)
-            case "APPENDS" | "SETITEMS" | "ADDITEMS":
-                items = since_mark()
-                _fill(stack[-1], items)
-            case "PUT" | "BINPUT" | "LONG_BINPUT":
-                memo[argument] = stack[-1]
-            case "MEMOIZE":
-                memo[len(memo)] = stack[-1]
-            case "GET" | "BINGET" | "LONG_BINGET":
-                stack.append(memo[argument])
-            case "GLOBAL" | "STACK_GLOBAL":
-                parts = argument.split(" ", 1) if code.name == "GLOBAL" else last(2)
-                stack.append(_named(".".join(parts)))
-            case "REDUCE" | "NEWOBJ":
-                stack.append(_made(*last(2)))
-            case "BUILD":
-                last(1)  # The attributes of an object, such as the _metadata of a state dict.
-            case "BINPERSID":
-                storage = _storage(stack.pop())
-                other = storages.setdefault(storage.key, storage)
-                if (other.dtype, other.total) != (storage.dtype, storage.total):
-                    raise ValueError("a storage of two kinds")
-                stack.append(storage)
-            case _:
-                raise UsageError(f"its pickle has the instruction {code.name}: no state dict")
+        if code.name == "STOP":
+            return machine.stack.pop()
+        if code.name not in _INSTRUCTIONS:
+            raise UsageError(f"its pickle has the instruction {code.name}: no state dict")
+        _INSTRUCTIONS[code.name](machine, argument)
     raise EOFError("its pickle has no end")
