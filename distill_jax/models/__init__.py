@@ -5,8 +5,8 @@
     outputs, stats = apply(graphdef, params, stats, images, train=True, key=key)
 
 Weights of public PyTorch implementations: `from_pytorch(read_state_dict(path), spec)`.
-`registry` tells how a family is added (one file in `vision`). Left out on purpose: losses,
-optimizers and devices. A network knows its pixels and nothing of where they come from.
+`registry` describes how to add a family (one file in `vision`). Left out on purpose: losses,
+optimizers and devices. A network is given normalised pixels, whatever their source.
 """
 
 from distill_jax.models import vision as _vision  # noqa: F401  (registers the image classifiers)

@@ -1,10 +1,10 @@
 """A network as a pure function of flat dictionaries: `split` it once, then `apply` it anywhere.
 
-Outside this room parameters and batch statistics are plain dictionaries from "path/with/slashes"
+Outside of `models`, parameters and batch statistics are plain dictionaries from "path/with/slashes"
 to arrays, sorted by name: optimizers, checkpoints, files, fingerprints and sharding rules all read
-the same names. The rest of a network (its architecture and compute dtype) is the graph definition,
-which is hashable and equal for two networks made alike, so that it can be a static argument of
-`jit`. There is no random state anywhere in a network: randomness is the `key` of a call.
+the same names. The rest of a network (its architecture and compute dtype) is the graph definition.
+It is hashable, and equal for two networks made with the same arguments, so it can be a static
+argument of `jit`. A network holds no random state: randomness is the `key` of a call.
 """
 
 import math
@@ -28,8 +28,8 @@ def _flat(state: nnx.State) -> Flat:
 
 
 def _state(flat: Mapping[str, Array]) -> nnx.State:
-    # An index into a list stands in NNX paths as an integer, everything else as a string.
-    # A NumPy array must be copied: NNX would write the new statistics into the caller's own.
+    # In the paths of NNX, an index into a list is an integer and everything else a string.
+    # A NumPy array must be copied: NNX would write the new statistics into the caller's array.
     return nnx.from_flat_state(
         [
             (
@@ -51,7 +51,8 @@ def split(module: nnx.Module) -> tuple[nnx.GraphDef, Flat, Flat]:
       (graphdef, params, stats): the hashable definition; the trained parameters; the running
       statistics of batch normalisation (empty where a network has none). Both sorted by name.
     """
-    graphdef, params, stats = nnx.split(module, nnx.Param, nnx.BatchStat)
+    graphdef, *states = nnx.split(module, nnx.Param, nnx.BatchStat)
+    params, stats = states
     return graphdef, _flat(params), _flat(stats)
 
 
@@ -69,18 +70,19 @@ def apply(
     train: bool = False,
     key: Array | None = None,
 ) -> tuple[Outputs, Flat]:
-    """The answer of a network to a batch; pure, and `jit`-able with `graphdef` and `train` static.
+    """Computes a network's outputs; pure, and `jit`-able with `graphdef` and `train` static.
 
     Args:
       graphdef: from `split`.
       params: from `split`, or trained since.
       stats: from `split`, or from an earlier call.
       images: float [B, H, W, C], normalised.
-      train: use and update batch statistics, and drop out; otherwise neither.
+      train: normalise by the batch's statistics and update the running ones, and drop out;
+        otherwise neither.
       key: the random key of this call's dropout; needed when `train` and the network drops out.
 
     Returns:
-      (outputs, new_stats). Without `train`, `new_stats` is what came in.
+      (outputs, new_stats). Without `train`, `new_stats` equals `stats`.
     """
     module = merge(graphdef, {**params, **stats})
     outputs = module(images, train=train, key=key)
@@ -88,5 +90,5 @@ def apply(
 
 
 def parameter_count(params: Mapping[str, Array]) -> int:
-    """How many numbers the parameters are; arrays or `jax.ShapeDtypeStruct`s."""
+    """The number of parameters, of arrays or of `jax.ShapeDtypeStruct`s."""
     return sum(math.prod(value.shape) for value in params.values())

@@ -1,4 +1,4 @@
-"""What a vision network answers: logits, and the named arrays inside that a loss may read."""
+"""What a vision network returns: logits, and named intermediates that a loss may read."""
 
 import dataclasses
 
@@ -10,13 +10,13 @@ from jax import Array
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Outputs:
-    """The answer of a network to one batch; a pytree.
+    """What a network returns for one batch; a pytree.
 
     Attributes:
       logits: float32 [B, K], unnormalised log-probabilities.
       taps: named intermediates, such as "stage1" [B, H, W, C] after its ReLU, "stage1_pre" before
-        it, and "pooled" [B, D], what the classifier reads. All are returned always: under `jit`,
-        XLA drops those that nothing reads.
+        it, and "pooled" [B, D], what the classifier reads. Every call returns all of them: under
+        `jit`, XLA drops those that nothing reads.
     """
 
     logits: Array

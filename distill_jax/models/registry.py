@@ -1,16 +1,16 @@
 """Names of networks, and how a network is made from its name and options.
 
-A family is added in one file: put it in `distill_jax/models/vision/` (found by itself), or call
-`register` from anywhere. A constructor is called as
+To add a family, put one file with a call of `register` into `distill_jax/models/vision/`, which
+imports every file in it, or call `register` from anywhere. A constructor is called as
 
     constructor(*fixed, input_shape, num_classes, dtype=..., rngs=..., **options)
 
-and its options are its keyword-only parameters that have a default: the name, the type and the
-default of an option are read there and stand nowhere else. What a name fixes (a depth, say)
-comes first: `register("resnet8", ResNet, 8, widths)`.
+Its options are its keyword-only parameters that have a default: the signature is the only place
+that gives an option's name, type and default. What a name fixes (a depth, say) comes first:
+`register("resnet8", ResNet, 8, widths)`.
 
-A constructor with the attribute `batch_norm = True` has three options more, those of
-`BATCH_NORM`, of which it need not know: they are set on the network it made.
+A constructor with the attribute `batch_norm = True` has the three options of
+`batch_norm.BATCH_NORM` too. They are set on the network that it returns, so it need not know them.
 
 Left out on purpose: options without a default, and options of more than one type.
 """
@@ -33,12 +33,12 @@ _constructors: dict[str, tuple[Callable[..., nnx.Module], tuple[Any, ...]]] = {}
 
 
 def register(name: str, constructor: Callable[..., nnx.Module], *fixed: Any) -> None:
-    """Makes `create(name)` known. A name can be taken once.
+    """Makes a network available as `create(name)`. A name can be taken once.
 
     Args:
       name: what a config calls the network, such as "resnet20".
       constructor: a class or function; see the docstring of this module.
-      *fixed: its first arguments, which the name stands for.
+      *fixed: the first arguments of the constructor, which the name implies.
 
     Raises:
       ValueError: the name is taken.
@@ -62,7 +62,7 @@ def options(name: str) -> dict[str, Any]:
     if name not in _constructors:
         raise unknown("student.name", name, _constructors, kind="model")
     constructor, _ = _constructors[name]
-    # The signature of an NNX class is that of its metaclass, which says nothing.
+    # An NNX class itself has the signature of its metaclass, (*args, **kwargs).
     function = constructor.__init__ if inspect.isclass(constructor) else constructor
     own = {
         parameter.name: parameter.default
@@ -84,19 +84,21 @@ def require(condition: bool, option: str, value: object, expected: str) -> None:
 
 def _typed(option: str, value: object, default: object) -> Any:
     """`value` as the type of `default`, or a UsageError. A bool is no number, a list is a tuple."""
-    kind = type(default)
-    if kind is tuple:
+    if isinstance(default, tuple):
         item = type(default[0]) if default else int
         expected = f"a list of {item.__name__}, such as {default or (0, 2)!r}"
-        require(isinstance(value, list | tuple), option, value, expected)
-        require(all(type(part) is item for part in value), option, value, expected)
-        return tuple(value)
-    if kind is float:
-        number = type(value) in (int, float) and math.isfinite(value)
-        require(number, option, value, f"a finite number, such as {default!r}")
-        return float(value)
-    require(type(value) is kind, option, value, f"{kind.__name__}, such as {default!r}")
-    return value
+        if isinstance(value, list | tuple) and all(type(part) is item for part in value):
+            return tuple(value)
+    elif isinstance(default, float):
+        expected = f"a finite number, such as {default!r}"
+        number = isinstance(value, int | float) and type(value) in (int, float)
+        if number and math.isfinite(value):
+            return float(value)
+    else:
+        expected = f"{type(default).__name__}, such as {default!r}"
+        if type(value) is type(default):
+            return value
+    raise UsageError(f"student.{option}={value!r}: expected {expected}")
 
 
 def check_options(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -130,7 +132,7 @@ def _constructor(
     dtype: DTypeLike,
     given: dict[str, Any],
 ) -> Callable[[nnx.Rngs], nnx.Module]:
-    """The network as a function of its random keys alone, all else checked."""
+    """The network as a function of its random keys, with every other argument checked."""
     chosen = check_options(name, given)
     shape = tuple(input_shape)
     if len(shape) != 3 or not all(type(size) is int and size > 0 for size in shape):
@@ -139,7 +141,7 @@ def _constructor(
         raise UsageError(f"num_classes={num_classes!r}: expected a positive int")
     if not jnp.issubdtype(dtype, jnp.floating):
         raise UsageError(f"dtype={dtype!r}: expected a floating dtype, such as 'bfloat16'")
-    # np.dtype, not the scalar type: both spellings must give one and the same graph definition.
+    # np.dtype, not the scalar type: both spellings must give the same graph definition.
     compute = jnp.dtype(dtype)
     constructor, fixed = _constructors[name]
     norm = {}
@@ -167,7 +169,7 @@ def build(
     rngs: nnx.Rngs,
     **options: Any,
 ) -> nnx.Module:
-    """A network as a part of another one, with the random keys of that one.
+    """A network as a part of another one, whose random keys it draws from.
 
     Raises:
       UsageError: as `create`.
@@ -186,16 +188,16 @@ def create(
 ) -> nnx.Module:
     """A network with random parameters.
 
-    The parameters are a function of the arguments alone: not of JAX's default random generator, of
-    the backend, or of whether the call stands inside a `jit`.
+    The parameters depend on the arguments alone: not on JAX's default random generator, on the
+    backend, or on whether the call is inside a `jit`.
 
     Args:
       name: one of `names()`.
       input_shape: (H, W, C) of one image.
       num_classes: K, the number of logits.
       seed: of the parameters.
-      dtype: in which the network computes. Parameters, batch statistics and logits are float32
-        whatever it is.
+      dtype: in which the network computes. Parameters, batch statistics and logits are always
+        float32.
       **options: of this network, see `options(name)`.
 
     Returns:
@@ -216,9 +218,9 @@ def abstract(
     dtype: DTypeLike = jnp.float32,
     **options: Any,
 ) -> nnx.Module:
-    """The same network as from `create`, with shapes in place of arrays: quick, and no memory.
+    """The network of `create`, with shapes in place of arrays: quick, and no memory.
 
-    `split(abstract(...))` gives the graph definition of `create(...)` for parameters that come from
+    `split(abstract(...))` gives the graph definition of `create(...)`, to apply to parameters from
     elsewhere, such as a file.
     """
     constructor = _constructor(name, input_shape, num_classes, dtype, options)

@@ -1,4 +1,4 @@
-"""What must be known, beside the weights, to use a network again: its name, options and input."""
+"""What is needed besides the weights to use a network again: its name, options and input."""
 
 import dataclasses
 import json
@@ -13,9 +13,19 @@ from jax import Array
 from distill_jax.errors import UsageError
 
 
+def _positive(value: object) -> bool:
+    return type(value) is int and value > 0
+
+
+def _finite(value: object) -> bool:
+    if isinstance(value, bool) or not isinstance(value, int | float | np.floating):
+        return False
+    return math.isfinite(value)
+
+
 @dataclasses.dataclass(frozen=True)
 class Spec:
-    """A network and what it expects of an image. Lists become tuples, so that equal means equal.
+    """A network and what it expects of an image. Lists become tuples, so that specs compare equal.
 
     Attributes:
       name: one of `distill_jax.models.names()`.
@@ -37,45 +47,31 @@ class Spec:
     std: tuple[float, ...]
 
     def __post_init__(self):
-        def check(condition: bool, field: str, expected: str) -> None:
-            if not condition:
-                raise UsageError(f"spec.{field}={getattr(self, field)!r}: expected {expected}")
-
-        def positive(value: object) -> bool:
-            return type(value) is int and value > 0
-
-        def sequence(value: object) -> bool:
-            return isinstance(value, list | tuple)
-
-        check(isinstance(self.name, str), "name", "a string")
-        check(isinstance(self.options, Mapping), "options", "a mapping")
+        self._check(isinstance(self.name, str), "name", "a string")
+        self._check(isinstance(self.options, Mapping), "options", "a mapping")
         shape = self.input_shape
-        three = sequence(shape) and len(shape) == 3 and all(map(positive, shape))
-        check(three, "input_shape", "three positive ints (H, W, C)")
-        check(positive(self.num_classes), "num_classes", "a positive int")
+        three = isinstance(shape, list | tuple) and len(shape) == 3 and all(map(_positive, shape))
+        self._check(three, "input_shape", "three positive ints (H, W, C)")
+        self._check(_positive(self.num_classes), "num_classes", "a positive int")
         for field in ("mean", "std"):
             values = getattr(self, field)
-            numbers = sequence(values) and all(
-                isinstance(value, int | float | np.floating)
-                and not isinstance(value, bool)
-                and math.isfinite(value)
-                for value in values
-            )
-            each = numbers and len(values) == shape[-1]
-            check(each, field, f"{shape[-1]} finite numbers, one a channel")
-        check(all(value > 0 for value in self.std), "std", "numbers above 0")
+            fits = isinstance(values, list | tuple) and len(values) == shape[-1]
+            expected = f"{shape[-1]} finite numbers, one a channel"
+            self._check(fits and all(map(_finite, values)), field, expected)
+        self._check(all(value > 0 for value in self.std), "std", "numbers above 0")
 
         options = {
             key: tuple(value) if isinstance(value, list) else value
             for key, value in sorted(self.options.items())
         }
-        for field, value in (
-            ("options", options),
-            ("input_shape", tuple(shape)),
-            ("mean", tuple(map(float, self.mean))),
-            ("std", tuple(map(float, self.std))),
-        ):
-            object.__setattr__(self, field, value)
+        object.__setattr__(self, "options", options)
+        object.__setattr__(self, "input_shape", tuple(shape))
+        object.__setattr__(self, "mean", tuple(map(float, self.mean)))
+        object.__setattr__(self, "std", tuple(map(float, self.std)))
+
+    def _check(self, condition: bool, field: str, expected: str) -> None:
+        if not condition:
+            raise UsageError(f"spec.{field}={getattr(self, field)!r}: expected {expected}")
 
     def to_json(self) -> dict[str, Any]:
         """The fields as a dictionary that `json.dump` can write."""

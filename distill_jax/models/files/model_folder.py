@@ -1,16 +1,15 @@
 """A network on disk: a folder of model.json (what it is) and weights.safetensors (its numbers).
 
-Reading executes nothing: JSON and safetensors hold data alone, and a network is made only from a
-registered name. Every byte of both files is covered by a SHA-256, so that a damaged, truncated or
-exchanged file is refused, never used.
+Reading executes nothing: JSON and safetensors hold only data, and a network is made only from a
+registered name. A SHA-256 covers every byte of both files, so a damaged, truncated or exchanged
+file is refused, never used.
 
-Writing is atomic, see `storage.replacing_folder`: a process that is killed on the way leaves a
-whole model under the folder's name or a hidden one. `load` looks there too, and reads again when it
-meets a rename. Arrays come to the first host tensor by tensor. One writer a folder; any number of
-readers.
+Writing is atomic, see `storage.replacing_folder`: a process that is killed while it writes leaves a
+complete model under the folder's name or a hidden one. `load` looks under both, and reads again
+when the folder was renamed meanwhile. Arrays come to the first host tensor by tensor. One writer
+per folder; any number of readers.
 """
 
-import contextlib
 import dataclasses
 import hashlib
 import json
@@ -44,7 +43,7 @@ _LARGE = 2**24  # bytes
 
 @dataclasses.dataclass(frozen=True)
 class Saved:
-    """A network as `load` found it.
+    """A network that was read from a file or folder.
 
     Attributes:
       spec: what it is.
@@ -59,7 +58,10 @@ class Saved:
     fingerprint: str
 
 
-def _grouped(params: Mapping[str, Array], stats: Mapping[str, Array]) -> Flat:
+Arrays = Mapping[str, Array | np.ndarray]
+
+
+def _grouped(params: Arrays, stats: Arrays) -> dict[str, Array | np.ndarray]:
     groups = {"params": params, "stats": stats}
     return {
         f"{group}/{name}": values[name]
@@ -68,38 +70,39 @@ def _grouped(params: Mapping[str, Array], stats: Mapping[str, Array]) -> Flat:
     }
 
 
-def fingerprint(spec: Spec, params: Mapping[str, Array], stats: Mapping[str, Array]) -> str:
+def fingerprint(spec: Spec, params: Arrays, stats: Arrays) -> str:
     """Hex SHA-256 of the spec and of every array's name, dtype, shape and bytes, sorted by name."""
     return fingerprint_of(spec.to_json(), _grouped(params, stats))
 
 
 def fingerprint_of(
     definition: Any,
-    arrays: Mapping[str, Array],
+    arrays: Mapping[str, Any],
     fetch: Callable[..., np.ndarray | None] = parallel.fetch_slice,
 ) -> str:
     """Hex SHA-256 of a definition, as JSON, and of arrays, sorted by name.
 
-    A large stack, of all layers of a decoder, comes to the host layer by layer.
+    A large array, such as a stack of all layers of a decoder, is fetched row by row.
 
     Args:
-      definition: what JSON can hold.
-      arrays: on the devices or the host, or what `parallel.fetch_slice` can fetch.
-      fetch: it, or `parallel.fetch_to_first`, with which only the first process has the result.
+      definition: anything that JSON can hold.
+      arrays: on the devices or the host, or anything that `parallel.fetch_slice` can fetch.
+      fetch: `parallel.fetch_slice`, or `parallel.fetch_to_first`, with which the result is right in
+        the first process alone.
     """
     digest = hashlib.sha256(json.dumps(definition, sort_keys=True).encode())
     for name, value in arrays.items():
         digest.update(f"\n{name} {value.dtype.name} {list(value.shape)}\n".encode())
         large = value.ndim > 2 and value.nbytes > _LARGE
-        for place in [(row,) for row in range(value.shape[0])] if large else [()]:
-            if (part := fetch(value, place)) is not None:
+        for index in [(row,) for row in range(value.shape[0])] if large else [()]:
+            if (part := fetch(value, index)) is not None:
                 digest.update(safetensors_writer.bytes_of(part))
-            del part  # before the next one comes
+            del part  # Frees the memory before the next part is fetched.
     return digest.hexdigest()
 
 
-def _misfits(spec: Spec, params: Mapping[str, Array], stats: Mapping[str, Array]) -> str:
-    """How arrays differ from those that `create` gives for the spec; empty when they fit."""
+def _misfits(spec: Spec, params: Arrays, stats: Arrays) -> str:
+    """How arrays differ from those that `create` makes for the spec; empty when they fit."""
     module = abstract(
         spec.name, input_shape=spec.input_shape, num_classes=spec.num_classes, **spec.options
     )
@@ -115,12 +118,13 @@ def _misfits(spec: Spec, params: Mapping[str, Array], stats: Mapping[str, Array]
     return "; ".join(faults[:3]) + more
 
 
-def _rendered(spec: Spec, hash_of_model: str, hash_of_weights: str) -> bytes:
+def _render(spec: Spec, model_hash: str, weights_hash: str) -> bytes:
+    """The content of model.json."""
     content = {
         "format": _FORMAT,
         "spec": spec.to_json(),
-        "fingerprint": hash_of_model,
-        "weights_sha256": hash_of_weights,
+        "fingerprint": model_hash,
+        "weights_sha256": weights_hash,
     }
     return (json.dumps(content, indent=2) + "\n").encode()
 
@@ -131,12 +135,12 @@ def save(
     params: Mapping[str, Array],
     stats: Mapping[str, Array],
 ) -> str:
-    """Writes a network to a folder, in place of the one that may be there.
+    """Writes a network to a folder, and replaces an earlier model in it.
 
     All processes call it together; the first one writes.
 
     Args:
-      path: the folder; made if need be. It may hold an earlier model and nothing else.
+      path: the folder; created if it does not exist. It may hold an earlier model and nothing else.
       spec: what the network is.
       params: flat dictionary, as from `split`.
       stats: likewise.
@@ -153,62 +157,60 @@ def save(
         raise ValueError(f"these are not the arrays of {spec.name}: {faults}")
     arrays = _grouped(params, stats)
     whole = fingerprint_of(spec.to_json(), arrays, parallel.fetch_to_first)
-    hash_of_model = coordination.broadcast_from_first(lambda: whole)
-    written = replacing_folder(path, (_MODEL, _WEIGHTS).__contains__, "a model")
-    with written if coordination.is_first() else contextlib.nullcontext() as saving:
-        weights, digest = saving and saving / _WEIGHTS, hashlib.sha256()
-        safetensors_writer.write(
-            weights, arrays, lambda name: parallel.fetch_to_first(arrays[name]), digest=digest
-        )
-        if saving:
-            model = _rendered(spec, hash_of_model, digest.hexdigest())
-            (saving / _MODEL).write_bytes(model)
-    return hash_of_model
+    model_hash = coordination.broadcast_from_first(lambda: whole)
+
+    def read(name: str) -> np.ndarray | None:
+        return parallel.fetch_to_first(arrays[name])
+
+    if not coordination.is_first():
+        safetensors_writer.write(None, arrays, read)  # Takes part in fetching, writes nothing.
+        return model_hash
+    digest = hashlib.sha256()
+    with replacing_folder(path, (_MODEL, _WEIGHTS).__contains__, "a model") as folder:
+        safetensors_writer.write(folder / _WEIGHTS, arrays, read, digest=digest)
+        (folder / _MODEL).write_bytes(_render(spec, model_hash, digest.hexdigest()))
+    return model_hash
 
 
 def _find(path: pathlib.Path) -> pathlib.Path:
-    """The folder with the model of `path`: itself, "model" in it, or what either was to replace."""
-    places = [
-        place if place.is_dir() else previous_folder(place)
-        for place in (path.resolve(), path.resolve() / "model")
+    """The folder that holds the model: `path`, its subfolder "model", or the predecessor of either.
+
+    A predecessor is what a killed process left under a hidden name while it replaced the folder.
+    """
+    folders = [
+        folder if folder.is_dir() else previous_folder(folder)
+        for folder in (path.resolve(), path.resolve() / "model")
     ]
     for name in (_MODEL, _WEIGHTS):
-        for place in places:
-            if (place / name).exists():
-                return place
+        for folder in folders:
+            if (folder / name).exists():
+                return folder
     if not path.exists():
         raise UsageError("no such folder; expected a saved model")
     raise UsageError(f"no model here; expected a folder with {_MODEL}, or the workdir of a run")
 
 
 def _read(folder: pathlib.Path) -> Saved:
+    """Reads and verifies a model; UsageError, without the path, where it is damaged."""
     model, weights = ((folder / name).read_bytes() for name in (_MODEL, _WEIGHTS))
     try:
         content: dict[str, Any] = json.loads(model)
-        written, fields, hash_of_model, hash_of_weights = (
+        version, fields, model_hash, weights_hash = (
             content[name] for name in ("format", "spec", "fingerprint", "weights_sha256")
         )
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise UsageError(f"{_MODEL} is damaged or truncated") from error
-    if written != _FORMAT:
-        raise UsageError(f"{_MODEL} has format {written!r}; this version reads {_FORMAT}")
-    if hashlib.sha256(weights).hexdigest() != hash_of_weights:
+    if version != _FORMAT:
+        raise UsageError(f"{_MODEL} has format {version!r}; this version reads {_FORMAT}")
+    if hashlib.sha256(weights).hexdigest() != weights_hash:
         raise UsageError(
             f"{_WEIGHTS} is damaged or truncated: its SHA-256 is not the one in {_MODEL}"
         )
     spec = Spec.from_json(fields)
-    try:
-        arrays = safetensors.numpy.load(weights)
-        groups: dict[str, dict[str, np.ndarray]] = {"params": {}, "stats": {}}
-        for full_name in sorted(arrays):
-            group, _, name = full_name.partition("/")
-            groups[group][name] = arrays[full_name]
-    except (safetensors.SafetensorError, KeyError) as error:
-        raise UsageError(f"{_WEIGHTS} does not hold the arrays of a model: {error}") from error
-    params, stats = groups["params"], groups["stats"]
-    # Byte for byte: so that also a change which means the same to a JSON parser is a change.
-    intact = model == _rendered(spec, hash_of_model, hash_of_weights)
-    if not intact or fingerprint(spec, params, stats) != hash_of_model:
+    params, stats = _ungrouped(weights)
+    # Compared as bytes, so that a change which a JSON parser does not see is refused too.
+    intact = model == _render(spec, model_hash, weights_hash)
+    if not intact or fingerprint(spec, params, stats) != model_hash:
         raise UsageError(f"{_MODEL} is damaged: its fingerprint is not that of this model")
     try:
         faults = _misfits(spec, params, stats)
@@ -216,12 +218,29 @@ def _read(folder: pathlib.Path) -> Saved:
         raise UsageError(f"this version has no such model: {error}") from error
     if faults:
         raise UsageError(f"{_WEIGHTS} does not fit {spec.name}: {faults}")
-    as_jax = ({name: jnp.asarray(v) for name, v in group.items()} for group in (params, stats))
-    return Saved(spec, *as_jax, hash_of_model)
+    return Saved(
+        spec=spec,
+        params={name: jnp.asarray(value) for name, value in params.items()},
+        stats={name: jnp.asarray(value) for name, value in stats.items()},
+        fingerprint=model_hash,
+    )
 
 
-def _converted(path: pathlib.Path, spec: Spec | None, key: str) -> Saved:
-    """A file of weights that PyTorch wrote."""
+def _ungrouped(weights: bytes) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """Parameters and batch statistics, sorted by name; the inverse of `_grouped`."""
+    groups: dict[str, dict[str, np.ndarray]] = {"params": {}, "stats": {}}
+    try:
+        arrays = safetensors.numpy.load(weights)
+        for full_name in sorted(arrays):
+            group, _, name = full_name.partition("/")
+            groups[group][name] = arrays[full_name]
+    except (safetensors.SafetensorError, KeyError) as error:
+        raise UsageError(f"{_WEIGHTS} does not hold the arrays of a model: {error}") from error
+    return groups["params"], groups["stats"]
+
+
+def _load_pytorch(path: pathlib.Path, spec: Spec | None, key: str) -> Saved:
+    """A network from a file of weights that PyTorch wrote."""
     if spec is None:
         raise UsageError(
             f"{key}={str(path)!r}: a file; expected a folder with {_MODEL} or a workdir. "
@@ -241,25 +260,25 @@ def load(path: str | os.PathLike, *, spec: Spec | None = None, key: str = "teach
     """Reads a network and verifies every byte of it.
 
     Args:
-      path: a folder written by `save`, or the workdir of a run (whose model lies in "model"); with
-        a spec also a file of PyTorch weights, see `read_state_dict` and `from_pytorch`, of which
-        only the names and shapes are verified.
-      spec: what a file holds. A folder says that itself, and may have no other.
-      key: what an error calls the path.
+      path: a folder written by `save`, or the workdir of a run (whose model is in "model"); with a
+        spec also a file of PyTorch weights, see `read_state_dict` and `from_pytorch`, of which only
+        the names and shapes are verified.
+      spec: of a file, the network that it holds; of a folder, the one that it must hold.
+      key: the config key that errors name.
 
     Returns:
       The network. `split(abstract(spec.name, ...))` gives the graph definition that applies it.
 
     Raises:
       UsageError: there is none, or it is unreadable, truncated, damaged, of an unknown kind, or its
-        arrays are not those that `create` gives for its spec.
+        arrays are not those that `create` makes for its spec.
     """
-    place = storage.resolve_path(path, key)
-    if not storage.is_remote(place) and place.is_file():
-        return _converted(place, spec, key)
+    source = storage.resolve_path(path, key)
+    if not storage.is_remote(source) and source.is_file():
+        return _load_pytorch(source, spec, key)
     wanted = [f"{folder}{name}" for folder in ("", "model/") for name in (_MODEL, _WEIGHTS)]
-    with storage.reporting_unreachable(place, key), storage.local_copy(place, wanted) as here:
-        saved = _load(here, f"{key}={str(path)!r}")
+    with storage.reporting_unreachable(source, key), storage.local_copy(source, wanted) as folder:
+        saved = _load_folder(folder, f"{key}={str(path)!r}")
     if spec is not None and spec != saved.spec:
         raise UsageError(
             f"{key}={str(path)!r}: the model in this folder is {saved.spec.to_json()}, "
@@ -268,10 +287,11 @@ def load(path: str | os.PathLike, *, spec: Spec | None = None, key: str = "teach
     return saved
 
 
-def _load(path: pathlib.Path, said: str) -> Saved:
-    seen = object()
+def _load_folder(path: pathlib.Path, location: str) -> Saved:
+    """Reads a model; again when another process replaced the folder meanwhile."""
+    previous: object = object()
     while True:
-        identity = None
+        identity: object = None
         try:
             folder = _find(path)
             status = folder.stat()
@@ -281,7 +301,7 @@ def _load(path: pathlib.Path, said: str) -> Saved:
             fault = str(error)
         except OSError as error:
             fault = f"{pathlib.Path(error.filename or path).name} cannot be read: {error.strerror}"
-        # Two failures in one unchanged folder are damage; a changed one was being replaced.
-        if identity == seen:
-            raise UsageError(f"{said}: {fault}")
-        seen = identity
+        # A second failure in an unchanged folder is damage; a changed folder was being replaced.
+        if identity == previous:
+            raise UsageError(f"{location}: {fault}")
+        previous = identity

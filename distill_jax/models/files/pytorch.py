@@ -1,7 +1,7 @@
 """Weights of public PyTorch implementations under our names and in our layouts.
 
-One function a family gives PyTorch's name for each layer of a block, one table the names outside of
-blocks. The names are those of
+For each family, a function gives PyTorch's name of each layer in a block, and a table the names of
+the layers outside of blocks. The names are those of
 
     resnet8 .. resnet110, x4    RepDistiller, mdistiller (`fc`, `downsample`); akamaster's
                                 pytorch_resnet_cifar10 (`linear`, shortcut="pad")
@@ -14,7 +14,8 @@ blocks. The names are those of
 PyTorch keeps convolution kernels as [out, in / groups, height, width] and dense weights as
 [out, in]; here they are [height, width, in / groups, out] and [in, out].
 
-Left out on purpose: names of other implementations, and any change of the numbers but to float32.
+Left out on purpose: names of other implementations, and any change of the numbers except the
+conversion to float32.
 """
 
 from collections.abc import Callable, Mapping
@@ -36,7 +37,7 @@ from distill_jax.models.vision.vgg import VGG
 from distill_jax.models.vision.vit import DeiT
 from distill_jax.models.vision.wide_resnet import WideResNet
 
-# PyTorch's name of a layer, or several of which a file has one, divided by "|".
+# From our name of a layer to PyTorch's, or to alternatives of which a file has one, divided by "|".
 Names = dict[str, str]
 
 
@@ -69,12 +70,12 @@ def _wide_resnet(stage: int, i: int) -> Names:
 
 
 def _vgg(stage: int, i: int) -> Names:
-    # Convolution, normalisation, ReLU, in one row; the stem is stage 0.
+    # One sequence of convolution, normalisation, ReLU; the stem is stage 0.
     return {"conv": f"block{stage}.{3 * i}", "norm": f"block{stage}.{3 * i + 1}"}
 
 
 def _mobilenet_v1(stage: int, i: int) -> Names:
-    # One row of blocks after the stem; in a block, ReLU is 2 and 5.
+    # One sequence of blocks after the stem; in a block, numbers 2 and 5 are ReLUs.
     block = f"model.{(1, 4, 6, 12)[stage - 1] + i}"
     return {
         "depthwise/conv": f"{block}.0",
@@ -84,7 +85,7 @@ def _mobilenet_v1(stage: int, i: int) -> Names:
     }
 
 
-_MOBILENET_V2_BLOCKS = (  # Row of the paper's table, block in it.
+_MOBILENET_V2_BLOCKS = (  # "row of the paper's table.block in it", for each stage
     ("0.0", "1.0", "1.1"),
     ("2.0", "2.1", "2.2"),
     ("3.0", "3.1", "3.2", "3.3", "4.0", "4.1", "4.2"),
@@ -102,7 +103,7 @@ def _mobilenet_v2(stage: int, i: int) -> Names:
 
 
 def _shufflenet_v2(stage: int, i: int) -> Names:
-    # The first unit numbers its other branch first.
+    # The first unit numbers the convolutions of its depthwise branch before these.
     block = f"layer{stage}.{i}"
     branch = _in_order(block, first=1 if i else 3)
     return {
@@ -115,7 +116,7 @@ def _shufflenet_v2(stage: int, i: int) -> Names:
 
 
 def _deit(stage: int, i: int) -> Names:
-    del stage  # There is one.
+    del stage  # All blocks are in one list.
     block = f"blocks.{i}"
     return {
         "norm1": f"{block}.norm1",
@@ -167,7 +168,7 @@ _LEAVES = {"kernel": "weight", "scale": "weight", "mean": "running_mean", "var":
 
 
 def _torch_names(kind: type, name: str) -> list[str]:
-    """What PyTorch may call our array `name`, such as "stage1/0/first/conv/kernel"."""
+    """PyTorch's possible names of our array `name`, such as "stage1/0/first/conv/kernel"."""
     block, outside = _FAMILIES[kind]
     if name in outside:
         return [outside[name]]
@@ -181,7 +182,7 @@ def _torch_names(kind: type, name: str) -> list[str]:
 
 
 def _torch_axes(name: str, rank: int) -> tuple[int, ...] | None:
-    """How our array lies in PyTorch's: its axes in our order; None where one stands before all."""
+    """The axes of PyTorch's array in our order; None where PyTorch's has a leading axis of 1."""
     if name in ("class_token", "distillation_token", "position_embedding"):
         return None
     if name.endswith("/kernel"):
@@ -203,15 +204,16 @@ def from_pytorch(state: Mapping[str, np.ndarray], spec: Spec) -> tuple[Flat, Fla
     """The arrays of a network from a state dict of a public PyTorch implementation.
 
     Args:
-      state: PyTorch's names and arrays, as from `read_state_dict`. "num_batches_tracked" is left.
-      spec: the network that they are of.
+      state: PyTorch's names and arrays, as from `read_state_dict`; "num_batches_tracked" is
+        ignored.
+      spec: the network that they belong to.
 
     Returns:
       (params, stats): float32, as from `split`.
 
     Raises:
       UsageError: the network is unknown or has no name map here; or an array is missing in `state`,
-        is of another shape or not floating, or is left over.
+        has another shape, is not floating, or is unused.
     """
     module = abstract(
         spec.name, input_shape=spec.input_shape, num_classes=spec.num_classes, **spec.options
@@ -219,37 +221,62 @@ def from_pytorch(state: Mapping[str, np.ndarray], spec: Spec) -> tuple[Flat, Fla
     kind = type(module)
     if kind not in _FAMILIES:
         raise UsageError(f"{spec.name} has no counterpart in PyTorch that is known here")
-    left = {name for name in state if not name.endswith("num_batches_tracked")}
-    missing, misshapen = [], []
-
-    def find(name: str, expected: jax.ShapeDtypeStruct) -> jax.Array | None:
-        theirs = _torch_names(kind, name)
-        present = next((other for other in theirs if other in state), None)
-        if present is None:
-            missing.append(f"{name} (as {theirs[0]})")
-            return None
-        left.discard(present)
-        value, shape = state[present], _torch_shape(name, expected.shape)
-        if value.shape != shape or not jnp.issubdtype(value.dtype, jnp.floating):
-            got = f"{value.dtype} {list(value.shape)}"
-            misshapen.append(f"{present} is {got}, not float {list(shape)}")
-            return None
-        axes = _torch_axes(name, len(expected.shape))
-        return jnp.asarray(value[0] if axes is None else value.transpose(axes), jnp.float32)
-
+    params, stats = split(module)[1:]
+    conversion = _Conversion(kind, state)
     groups = [
-        {name: find(name, expected) for name, expected in group.items()}
-        for group in split(module)[1:]
+        {name: conversion.take(name, expected.shape) for name, expected in group.items()}
+        for group in (params, stats)
     ]
-    unused = [name for name in state if name in left]
-    faults = [
-        *_listed("Missing in the file", missing),
-        *_listed("Unused in the file", unused),
-        *_listed("Of another shape", misshapen),
-    ]
-    if faults:
+    if faults := conversion.faults():
         hint = ""
+        missing = conversion.missing
         if "shortcut" in options(spec.name) and all("/projection/" in name for name in missing):
             hint = ". Shortcuts without parameters are shortcut='pad'" if missing else ""
         raise UsageError(f"these are not the arrays of {spec.name}. {'. '.join(faults)}{hint}")
     return groups[0], groups[1]
+
+
+class _Conversion:
+    """Takes arrays from a state dict one by one, and notes what does not fit.
+
+    Args:
+      kind: the class of the network.
+      state: PyTorch's names and arrays.
+    """
+
+    def __init__(self, kind: type, state: Mapping[str, np.ndarray]):
+        self._kind = kind
+        self._state = state
+        self._used: set[str] = set()
+        self.missing: list[str] = []
+        self.misshapen: list[str] = []
+
+    def take(self, name: str, expected: tuple[int, ...]) -> jax.Array:
+        """Our array `name` of the expected shape; one without numbers where the state has none."""
+        nothing = jnp.empty((0,), jnp.float32)
+        theirs = _torch_names(self._kind, name)
+        present = next((other for other in theirs if other in self._state), None)
+        if present is None:
+            self.missing.append(f"{name} (as {theirs[0]})")
+            return nothing
+        self._used.add(present)
+        value, shape = self._state[present], _torch_shape(name, expected)
+        if value.shape != shape or not jnp.issubdtype(value.dtype, jnp.floating):
+            got = f"{value.dtype} {list(value.shape)}"
+            self.misshapen.append(f"{present} is {got}, not float {list(shape)}")
+            return nothing
+        axes = _torch_axes(name, len(expected))
+        return jnp.asarray(value[0] if axes is None else value.transpose(axes), jnp.float32)
+
+    def faults(self) -> list[str]:
+        """What did not fit, for a message; empty when everything was found and used."""
+        unused = [
+            name
+            for name in self._state
+            if name not in self._used and not name.endswith("num_batches_tracked")
+        ]
+        return [
+            *_listed("Missing in the file", self.missing),
+            *_listed("Unused in the file", unused),
+            *_listed("Of another shape", self.misshapen),
+        ]

@@ -1,13 +1,14 @@
-"""A safetensors file in a bucket, read by ranges: its header, and of a tensor what is asked for.
+"""A safetensors file in a bucket, read by ranges: the header, then the needed rows of a tensor.
 
-It gives what `safetensors.safe_open` gives of a file on a disk. Of a slice of columns the rows are
-read whole, block by block, and the columns kept: one request for each row would take longer.
+`File` has the methods of `safetensors.safe_open` for a file on a disk. To read a slice of columns,
+it reads whole rows, block by block, and keeps the columns: a request per row would take longer.
 """
 
 import json
 import math
 import os
-from typing import Any
+import pathlib
+from typing import NamedTuple
 
 import ml_dtypes
 import numpy as np
@@ -16,7 +17,7 @@ from distill_jax.errors import UsageError
 from distill_jax.storage import gcs
 
 _BLOCK = 2**26  # bytes that are read at a time
-_LONGEST = 10**8  # bytes of a header, as safetensors has it
+_LONGEST = 10**8  # bytes of a header; safetensors has the same limit
 _DTYPES = {
     "F64": np.float64,
     "F32": np.float32,
@@ -25,31 +26,38 @@ _DTYPES = {
 }
 
 
+class Entry(NamedTuple):
+    """What a header says of a tensor: the dtype's name, the shape, the offset of its first byte."""
+
+    dtype: str
+    shape: list[int]
+    offset: int
+
+
 class Slice:
-    """A tensor of a file, of which nothing is read but what is asked for.
+    """A tensor of a file, of which indexing reads only the rows that it needs.
 
     Args:
       path: the file.
-      kind: the dtype, as safetensors names it.
-      shape: of it.
-      start: where its bytes begin in the file.
+      entry: the tensor.
+      start: the position in the file that the entry's offset counts from.
     """
 
-    def __init__(self, path: os.PathLike, kind: str, shape: list[int], start: int):
-        self._path, self._kind, self._shape, self._start = path, kind, shape, start
+    def __init__(self, path: os.PathLike, entry: Entry, start: int):
+        self._path, self._entry, self._start = path, entry, start + entry.offset
 
     def get_shape(self) -> list[int]:
         """Its shape."""
-        return self._shape
+        return self._entry.shape
 
     def get_dtype(self) -> str:
         """Its dtype, such as "BF16"."""
-        return self._kind
+        return self._entry.dtype
 
     def __getitem__(self, index: slice | tuple[slice, ...]) -> np.ndarray:
-        """The part that slices without a step say, of the first dimensions."""
+        """The part selected by slices without a step, one for each of the first dimensions."""
         index = index if isinstance(index, tuple) else (index,)
-        dtype, shape = np.dtype(_DTYPES[self._kind]), tuple(self._shape)
+        dtype, shape = np.dtype(_DTYPES[self._entry.dtype]), tuple(self._entry.shape)
         if not shape:
             return self._read(0, 1, dtype, ())[0]
         first, rest = index[0] if index else slice(None), index[1:]
@@ -74,7 +82,7 @@ class Slice:
 
 
 class File:
-    """A safetensors file; only its header is read here.
+    """A safetensors file, of which opening reads the header alone.
 
     Args:
       path: the file, in a bucket.
@@ -83,7 +91,7 @@ class File:
       UsageError: it is damaged or truncated.
     """
 
-    def __init__(self, path: Any):
+    def __init__(self, path: pathlib.Path):
         self._path = path
         try:
             self._tensors, self._start = _header(path)
@@ -102,12 +110,11 @@ class File:
 
     def get_slice(self, name: str) -> Slice:
         """A tensor by its name."""
-        kind, shape, offset = self._tensors[name]
-        return Slice(self._path, kind, shape, self._start + offset)
+        return Slice(self._path, self._tensors[name], self._start)
 
 
-def _header(path: Any) -> tuple[dict[str, tuple[str, list[int], int]], int]:
-    """Dtype, shape and offset of each tensor, and where the first one begins."""
+def _header(path: pathlib.Path) -> tuple[dict[str, Entry], int]:
+    """The tensors by name, and the position that their offsets count from."""
     total = gcs.size(path)
     if total < 8:
         raise ValueError("no header")
@@ -116,14 +123,14 @@ def _header(path: Any) -> tuple[dict[str, tuple[str, list[int], int]], int]:
         raise ValueError(f"a header of {length} bytes in a file of {total}")
     header = json.loads(gcs.read(path, 8, 8 + length))
     tensors, ends = {}, [0]
-    for name, about in header.items():
+    for name, fields in header.items():
         if name == "__metadata__":
             continue
-        begin, end = about["data_offsets"]
-        kind, shape = about["dtype"], about["shape"]
+        begin, end = fields["data_offsets"]
+        kind, shape = fields["dtype"], fields["shape"]
         if kind in _DTYPES and end - begin != math.prod(shape) * np.dtype(_DTYPES[kind]).itemsize:
             raise ValueError(f"{name} has {end - begin} bytes, which is not {kind}{shape}")
-        tensors[name] = (kind, shape, begin)
+        tensors[name] = Entry(kind, shape, begin)
         ends.append(end)
     if max(ends) != total - 8 - length:
         raise ValueError(f"tensors of {max(ends)} bytes in a file of {total}")

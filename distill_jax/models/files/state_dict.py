@@ -4,10 +4,10 @@ The first bytes of a file decide its kind, so its name can end in anything (.pth
 .pth.tar, .bin). PyTorch is not needed and nothing in a file is executed, see `torch_pickle`. A
 damaged or truncated file, or one that unpacks to far more than its size, is refused in one line.
 
-`torch.save` has two formats: a zip archive (since PyTorch 1.6), and before it pickles in a row (a
-magic number, the version, the machine, the content, the keys of the storages), then the storages,
-little-endian. Left out on purpose: the tar files of the first PyTorch versions, and checksums that
-a file does not have: changed numbers in the older format are not seen.
+`torch.save` has two formats: a zip archive (since PyTorch 1.6), and before that a sequence of
+pickles (a magic number, the version, the machine, the content, the keys of the storages), followed
+by the storages, little-endian. Left out on purpose: the tar files of the first PyTorch versions,
+and detecting changed numbers in the older format, which has no checksums.
 """
 
 import functools
@@ -33,11 +33,11 @@ from distill_jax.models.files.torch_pickle import Storage, Tensor, shortened
 _MAGIC = 0x1950A86A20F9469CFC6C
 _VERSION = 1001
 
-# Where training programs put the state dict, and what wrappers put before its names.
+# Keys under which training programs save the state dict, and what wrappers prepend to its names.
 NESTS = ("model", "state_dict", "net", "model_state_dict", "student")
 PREFIXES = ("module.", "_orig_mod.")
 
-# What reading a damaged file can raise, here and in the libraries below.
+# What reading a damaged file can raise, here and in the libraries used here.
 _DAMAGE = (
     ArithmeticError,
     AttributeError,
@@ -74,16 +74,20 @@ def _exploding(data: bytes) -> UsageError:
     return UsageError(f"{len(data)} bytes would unpack to over {_limit(data)}; not weights")
 
 
-def _opened(data: bytes) -> zipfile.ZipFile:
+def _open_zip(data: bytes) -> zipfile.ZipFile:
     archive = zipfile.ZipFile(io.BytesIO(data))
     if sum(entry.file_size for entry in archive.infolist()) > _limit(data):
         raise _exploding(data)
     return archive
 
 
-def _archive(data: bytes) -> tuple[Any, Callable[[Storage], np.ndarray]]:
+# What a checkpoint holds, and a function that reads the numbers of a storage.
+Content = tuple[Any, Callable[[Storage], np.ndarray]]
+
+
+def _read_archive(data: bytes) -> Content:
     """The zip format: NAME/data.pkl, NAME/data/KEY and, since PyTorch 2.1, NAME/byteorder."""
-    archive = _opened(data)
+    archive = _open_zip(data)
     names = archive.namelist()
     roots = [name.split("/")[0] for name in names if name.split("/")[1:] == ["data.pkl"]]
     if len(roots) != 1:
@@ -91,18 +95,20 @@ def _archive(data: bytes) -> tuple[Any, Callable[[Storage], np.ndarray]]:
     order = f"{roots[0]}/byteorder"
     big = order in names and archive.read(order) == b"big"
 
-    def row(storage: Storage) -> np.ndarray:
+    def numbers_of(storage: Storage) -> np.ndarray:
         numbers = np.frombuffer(archive.read(f"{roots[0]}/data/{storage.key}"), storage.dtype)
         if numbers.size != storage.total:
             raise ValueError(f"a storage has {numbers.size} numbers, not {storage.total}")
         return numbers.byteswap() if big else numbers
 
-    return torch_pickle.run(io.BytesIO(archive.read(f"{roots[0]}/data.pkl")), {}), row
+    return torch_pickle.run(io.BytesIO(archive.read(f"{roots[0]}/data.pkl")), {}), numbers_of
 
 
-def _in_a_row(data: bytes) -> tuple[Any, Callable[[Storage], np.ndarray]]:
+def _read_sequence(data: bytes) -> Content:
     """The format before PyTorch 1.6; a storage is its length as an int64, then its numbers."""
-    file, storages, starts = io.BytesIO(data), {}, {}
+    file = io.BytesIO(data)
+    storages: dict[str, Storage] = {}
+    starts: dict[str, int] = {}
     if torch_pickle.run(file, {}) != _MAGIC or torch_pickle.run(file, {}) != _VERSION:
         raise UsageError("a pickle, but not one of torch.save")
     torch_pickle.run(file, {})
@@ -117,16 +123,16 @@ def _in_a_row(data: bytes) -> tuple[Any, Callable[[Storage], np.ndarray]]:
     if position > len(data):
         raise EOFError(f"{len(data)} bytes of {position}")
 
-    def row(storage: Storage) -> np.ndarray:
+    def numbers_of(storage: Storage) -> np.ndarray:
         return np.frombuffer(data, storage.dtype, storage.total, starts[storage.key])
 
-    return tree, row
+    return tree, numbers_of
 
 
 def _state_dict(tree: Any, depth: int = 3) -> dict[str, Any]:
     """The dictionary that holds tensors: under one of `NESTS`, else the tree; {} if there is none.
 
-    First under `NESTS`, because a checkpoint may also hold its accuracy as a tensor.
+    `NESTS` come first, because a checkpoint may also hold its accuracy as a tensor at the top.
     """
     if not isinstance(tree, dict) or not depth:
         return {}
@@ -136,9 +142,10 @@ def _state_dict(tree: Any, depth: int = 3) -> dict[str, Any]:
     return tree if any(isinstance(value, Tensor) for value in tree.values()) else {}
 
 
-def _torch(data: bytes, read: Callable) -> dict[str, np.ndarray]:
-    tree, read_row = read(data)
-    row = functools.cache(read_row)
+def _read_torch(data: bytes, content: Content) -> dict[str, np.ndarray]:
+    """The tensors of a checkpoint's state dict, from what `_read_archive` or its twin gave."""
+    tree, numbers_of = content
+    cached_numbers_of = functools.cache(numbers_of)
     left = _limit(data)
 
     def array(tensor: Tensor) -> np.ndarray:
@@ -150,10 +157,12 @@ def _torch(data: bytes, read: Callable) -> dict[str, np.ndarray]:
             raise _exploding(data)
         if not math.prod(shape):
             return np.empty(shape, storage.dtype)
-        numbers = row(storage)[storage.start : storage.start + storage.size][tensor.offset :]
+        numbers = cached_numbers_of(storage)[storage.start : storage.start + storage.size][
+            tensor.offset :
+        ]
         steps = [step * size if n > 1 else 0 for n, step in zip(shape, tensor.strides, strict=True)]
         view = np.lib.stride_tricks.as_strided(numbers, shape, steps, writeable=False)
-        return np.require(view, requirements="CA")
+        return np.require(view, requirements=("C", "A"))
 
     state = _state_dict(tree)
     if not state:
@@ -162,8 +171,8 @@ def _torch(data: bytes, read: Callable) -> dict[str, np.ndarray]:
     return {name: array(value) for name, value in state.items() if isinstance(value, Tensor)}
 
 
-def _npz(data: bytes) -> dict[str, np.ndarray]:
-    archive = _opened(data)
+def _read_npz(data: bytes) -> dict[str, np.ndarray]:
+    archive = _open_zip(data)
     arrays = {}
     for name in archive.namelist():
         content = archive.read(name)
@@ -179,37 +188,37 @@ def _npz(data: bytes) -> dict[str, np.ndarray]:
             raise ValueError(f"{shortened(name)} has another size than its shape")
         numbers = np.frombuffer(content, dtype, math.prod(shape), file.tell())
         array = numbers.reshape(shape, order="F" if columns_first else "C")
-        arrays[name.removesuffix(".npy")] = np.require(array, requirements="CA")
+        arrays[name.removesuffix(".npy")] = np.require(array, requirements=("C", "A"))
     return arrays
 
 
-def _safetensors(data: bytes) -> dict[str, np.ndarray]:
+def _read_safetensors(data: bytes) -> dict[str, np.ndarray]:
     arrays = {}
     for name, tensor in safetensors.deserialize(data):
         if tensor["dtype"] not in _SAFETENSORS:
             raise UsageError(f"{shortened(name)} is {tensor['dtype']}, which has no NumPy type")
         numbers = np.frombuffer(tensor["data"], _SAFETENSORS[tensor["dtype"]])
         arrays[name] = numbers.reshape(tensor["shape"])
-    return dict(sorted(arrays.items()))  # They come in another order on every call.
+    return dict(sorted(arrays.items()))  # The library's order differs from call to call.
 
 
-def _parsed(data: bytes) -> dict[str, np.ndarray]:
-    # A safetensors file starts with any eight bytes, the length of its header: so it comes first.
+def _parse(data: bytes) -> dict[str, np.ndarray]:
+    # A safetensors file starts with the length of its header, any eight bytes: so it comes first.
     if data[8:9] == b"{":
-        return _safetensors(data)
+        return _read_safetensors(data)
     if data[:4] == b"PK\3\4":
-        npz = all(name.endswith(".npy") for name in _opened(data).namelist())
-        return _npz(data) if npz else _torch(data, _archive)
+        npz = all(name.endswith(".npy") for name in _open_zip(data).namelist())
+        return _read_npz(data) if npz else _read_torch(data, _read_archive(data))
     if data[:1] == b"\x80":
-        return _torch(data, _in_a_row)
+        return _read_torch(data, _read_sequence(data))
     raise UsageError("expected a .safetensors, .npz or torch.save file; this is none, or damaged")
 
 
 def read_state_dict(path: str | os.PathLike, *, key: str = "path") -> dict[str, np.ndarray]:
     """The arrays of a state dict by their names in PyTorch.
 
-    A checkpoint that holds more is searched: the state dict may stand under one of `NESTS`, which
-    may be nested. A prefix of `PREFIXES` that all names share is taken away: `DataParallel` and
+    A checkpoint that holds more is searched: the state dict may be under one of `NESTS`, which may
+    be nested. A prefix of `PREFIXES` that all names share is removed: `DataParallel` and
     `torch.compile` add them.
 
     Args:
@@ -224,18 +233,20 @@ def read_state_dict(path: str | os.PathLike, *, key: str = "path") -> dict[str, 
       UsageError: the file is missing, of another kind, damaged or truncated, would unpack to far
         more than its size, or is a pickle that names what a state dict does not need.
     """
-    where = f"{key}={str(path)!r}"
+    location = f"{key}={str(path)!r}"
     try:
         data = pathlib.Path(path).read_bytes()
     except OSError as error:
-        raise UsageError(f"{where}: cannot be read: {error.strerror}") from error
+        raise UsageError(f"{location}: cannot be read: {error.strerror}") from error
     try:
-        state = _parsed(data)
+        state = _parse(data)
     except UsageError as error:
-        raise UsageError(f"{where}: {error}") from error
+        raise UsageError(f"{location}: {error}") from error
     except _DAMAGE as error:
         fault = shortened(str(error) or type(error).__name__)
-        raise UsageError(f"{where}: damaged or truncated, or of another kind: {fault}") from error
+        raise UsageError(
+            f"{location}: damaged or truncated, or of another kind: {fault}"
+        ) from error
     for prefix in PREFIXES * 2:
         if all(name.startswith(prefix) for name in state):
             state = {name.removeprefix(prefix): value for name, value in state.items()}

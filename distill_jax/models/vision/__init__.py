@@ -1,6 +1,6 @@
 """Image classifiers, one file a family; each registers its names when this package is imported.
 
-Every module in this folder is imported here: a new family is one new file and no other edit.
+This package imports every module in its folder: a new family is one new file and no other edit.
 """
 
 import importlib

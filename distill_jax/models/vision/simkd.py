@@ -1,8 +1,10 @@
 """A student with the teacher's classifier behind a projector (Chen et al., 2022, SimKD).
 
-Training fits the projected map to the teacher's last one (`method.name="simkd"`); the projector and
-the teacher's classifier stay with the student ever after, so both are part of this network.
+Training fits the projected map to the teacher's last one (`method.name="simkd"`). The student keeps
+the projector and the teacher's classifier after training, so both are part of this network.
 """
+
+from typing import Protocol, cast
 
 import jax.numpy as jnp
 from flax import nnx
@@ -13,11 +15,17 @@ from distill_jax.models.outputs import Outputs
 from distill_jax.models.vision import layers
 
 
-class _Nothing(nnx.Module):
-    """Stands where the backbone had its classifier, which is not used."""
+class _Identity(nnx.Module):
+    """Replaces the classifier of the backbone, whose logits are not used."""
 
     def __call__(self, x: Array) -> Array:
         return x
+
+
+class _Classifying(Protocol):
+    """A network whose attribute `classifier` can be replaced."""
+
+    classifier: nnx.Module
 
 
 class SimKD(nnx.Module):
@@ -29,13 +37,10 @@ class SimKD(nnx.Module):
     Taps: the backbone's but "pooled"; "projected" [B, H, W, features]; "pooled" [B, features].
 
     Args:
-      input_shape: (H, W, C).
-      num_classes: K.
-      dtype: compute dtype of all layers but the classifier.
-      rngs: of the initial values.
       backbone: name of the network that is distilled; its taps include stages.
       features: channels of the teacher's last map.
       factor: by how much the projector is narrower.
+      input_shape, num_classes, dtype, rngs: as of `ImageClassifier`.
     """
 
     batch_norm = True
@@ -59,7 +64,7 @@ class SimKD(nnx.Module):
         self.backbone = registry.build(backbone, input_shape, num_classes, dtype=dtype, rngs=rngs)
         found = isinstance(getattr(self.backbone, "classifier", None), nnx.Linear)
         registry.require(found, "backbone", backbone, "a network with one dense classifier")
-        self.backbone.classifier = _Nothing()
+        cast(_Classifying, self.backbone).classifier = _Identity()
         self.last, channels = _last_map(backbone, input_shape, num_classes)
         narrow = features // factor
         widths = (channels, narrow, narrow, features)
@@ -72,7 +77,7 @@ class SimKD(nnx.Module):
         self.classifier = layers.classifier(features, num_classes, rngs=rngs)
 
     def __call__(self, images: Array, *, train: bool = False, key: Array | None = None) -> Outputs:
-        """images: float [B, H, W, C], normalised. Returns logits [B, K] and the taps."""
+        """As `ImageClassifier`; the backbone checks the images."""
         taps = dict(self.backbone(images, train=train, key=key).taps)
         x = taps[self.last]
         for layer in self.projector:
