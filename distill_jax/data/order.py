@@ -175,11 +175,12 @@ def _classes(key: str, wanted: Iterable[int | str], examples: Labelled) -> list[
 
 
 def process_rows(batch_size: int, process: int, processes: int) -> slice:
-    """Which rows of a batch a process reads: neighbours, in the order of the processes.
+    """The rows of a batch that a process reads: consecutive, in the order of the processes.
 
     Args:
       batch_size: B, over all processes.
-      process, processes: which of how many this is.
+      process: the number of this process, from 0.
+      processes: how many feed the run.
 
     Raises:
       UsageError: B is not a positive multiple of `processes`.

@@ -82,7 +82,7 @@ def batch_sums(
     Args:
       logits: [batch, classes], any real dtype, unnormalised.
       labels: integer [batch], from 0 to classes - 1 where unmasked.
-      mask: bool [batch]; a row that is False contributes nothing, whatever stands in it.
+      mask: bool [batch]; a row that is False contributes nothing, whatever its values.
       teacher_logits: [batch, classes], or None when there is no teacher.
 
     Returns:
@@ -93,7 +93,7 @@ def batch_sums(
       (KL(teacher || student), nats), and each but the two counts again as "teacher_...".
 
     Raises:
-      UsageError: the shapes of logits, labels, mask and teacher_logits do not belong together.
+      UsageError: the shapes of logits, labels and mask do not fit together.
 
     Reference:
       Brier 1950, "Verification of forecasts expressed in terms of probability", eq. 2; Guo, Pleiss,

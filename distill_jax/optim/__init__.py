@@ -1,1 +1,1 @@
-"""Optimizers and the schedules of their learning rates, of loss weights and of temperatures."""
+"""`optimizers` and their learning rates; `schedules` of loss weights and temperatures."""

@@ -1,8 +1,7 @@
-"""Optimizers and learning-rate schedules, all from optax, by the names of a config."""
+"""Optimizers and learning-rate schedules, all from optax, by their names in a config."""
 
 import functools
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -38,8 +37,8 @@ def learning_rate(
       steps_per_epoch: examples over batch size, not necessarily whole.
 
     Returns:
-      A traceable function: after a linear warm-up from 0, the rate of `schedule.name`. Milestones
-      count from the start of the run: a rate drops at the first step past its epoch.
+      A traceable function: a linear warm-up from 0, then the rate of `schedule.name`. Milestones
+      count from the start of the run: the rate drops at the first step past a milestone's epoch.
     """
     warmup = round(config.warmup_epochs * steps_per_epoch)
     decay_steps = max(total_steps - warmup, 1)
@@ -60,14 +59,14 @@ def learning_rate(
     return _with_promotion(main)
 
 
-def _is_kernel(path: tuple, leaf: Any) -> bool:
-    del leaf
-    return str(path[-1].key).rpartition("/")[2] == "kernel"
-
-
-def kernels_only(params: Any) -> Any:
+def kernels_only(params: optax.Params) -> optax.Params:
     """A mask over flat-dict parameters: True for kernels, False for biases and normalisation."""
-    return jax.tree_util.tree_map_with_path(_is_kernel, params)
+
+    def is_kernel(path: tuple[jax.tree_util.DictKey, ...], leaf: object) -> bool:
+        del leaf
+        return str(path[-1].key).rpartition("/")[2] == "kernel"
+
+    return jax.tree_util.tree_map_with_path(is_kernel, params)
 
 
 def create(config: ConfigDict, rate: LearningRate) -> optax.GradientTransformation:
@@ -78,8 +77,8 @@ def create(config: ConfigDict, rate: LearningRate) -> optax.GradientTransformati
       rate: from `learning_rate`.
 
     Returns:
-      Gradient clipping, if any, then the optimizer. For sgd the weight decay is added to the
-      gradient before the momentum, as PyTorch does; for the others it is decoupled.
+      Gradient clipping, if any, then the optimizer. With sgd, the weight decay is added to the
+      gradient before the momentum, as in PyTorch; with adamw, lion and muon it is decoupled.
     """
     mask = kernels_only if config.decay_mask == "kernels" else None
     decay = {"weight_decay": config.weight_decay}
@@ -100,14 +99,18 @@ def create(config: ConfigDict, rate: LearningRate) -> optax.GradientTransformati
 
 
 def constrain_norms(params: dict[str, jax.Array], max_norm: float) -> dict[str, jax.Array]:
-    """Scales each unit's incoming weights in dense layers down to at most `max_norm`.
+    """Scales down each unit's incoming weights in dense layers to a norm of at most `max_norm`.
 
-    The constraint that Hinton et al. 2012 (Improving neural networks by preventing co-adaptation,
-    section 2) and Srivastava et al. 2014 (section 5.1) use beside dropout, applied after an update.
+    The max-norm constraint that Hinton et al. 2012 (Improving neural networks by preventing
+    co-adaptation, section 2) and Srivastava et al. 2014 (section 5.1) use together with dropout;
+    apply it after an update.
 
     Args:
       params: flat parameters; two-dimensional kernels [inputs, units] are constrained.
       max_norm: largest Euclidean norm of a column.
+
+    Returns:
+      The parameters, all but those kernels unchanged.
     """
 
     def constrain(name: str, value: jax.Array) -> jax.Array:

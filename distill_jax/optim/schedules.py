@@ -1,9 +1,9 @@
-"""Values that change during training: the loss weights and the temperature.
+"""Values that change during training: loss weights and the temperature.
 
-A schedule is written in a config as a number, or as `linear(start, end)` or `cosine(start, end)`,
-with two more arguments for where it begins and finishes as fractions of the training: the text
-`cosine(8, 1, 0.1, 0.6)` holds 8 for the first tenth, falls to 1 at six tenths and stays there.
-Learning rates have schedules of their own, from optax, in `optimizers.py`.
+In a config, a schedule is a number, `linear(start, end)` or `cosine(start, end)`. Two more
+arguments give the fractions of the training at which it begins and finishes: `cosine(8, 1, 0.1,
+0.6)` holds 8 for the first tenth, falls to 1 at six tenths and stays there. Schedules of the
+learning rate are optax's, in `optimizers.py`.
 """
 
 import dataclasses
@@ -21,7 +21,7 @@ EXPECTED = (
 
 @dataclasses.dataclass(frozen=True)
 class Schedule:
-    """A value from `start` to `end` while the progress goes from `begin` to `finish`.
+    """A value that goes from `start` to `end` while the progress goes from `begin` to `finish`.
 
     Attributes:
       kind: "constant", "linear" or "cosine".
@@ -39,7 +39,7 @@ class Schedule:
 
     @property
     def extremes(self) -> tuple[float, float]:
-        """The smallest and the largest value that it takes."""
+        """The smallest and the largest value of the schedule."""
         return min(self.start, self.end), max(self.start, self.end)
 
     def at(self, progress: jax.Array | float) -> jax.Array:
@@ -53,29 +53,31 @@ class Schedule:
 
 
 def parse(value: float | int | str) -> Schedule:
-    """The schedule that a config's number or text means.
+    """The schedule that a config's number or text describes.
 
     Raises:
-      ValueError: when `value` is neither; the text of the error is `EXPECTED`.
+      ValueError: `value` is not a schedule; the error's text begins with `EXPECTED`.
     """
     if isinstance(value, str):
-        call = _CALL.match(value)
-        if call is None:
-            try:
-                value = float(value)
-            except ValueError:
-                raise ValueError(EXPECTED) from None
-        else:
-            try:
-                numbers = [float(part) for part in call.group(2).split(",")]
-            except ValueError:
-                raise ValueError(EXPECTED) from None
-            if len(numbers) not in (2, 4) or not all(map(math.isfinite, numbers)):
-                raise ValueError(EXPECTED)
-            schedule = Schedule(call.group(1), *numbers)
-            if not 0 <= schedule.begin < schedule.finish <= 1:
-                raise ValueError(f"{EXPECTED}, with 0 <= begin < finish <= 1")
-            return schedule
+        if call := _CALL.match(value):
+            return _parse_call(call.group(1), call.group(2))
+        try:
+            value = float(value)
+        except ValueError:
+            raise ValueError(EXPECTED) from None
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
         raise ValueError(EXPECTED)
     return Schedule("constant", float(value), float(value))
+
+
+def _parse_call(kind: str, arguments: str) -> Schedule:
+    try:
+        numbers = [float(part) for part in arguments.split(",")]
+    except ValueError:
+        raise ValueError(EXPECTED) from None
+    if len(numbers) not in (2, 4) or not all(map(math.isfinite, numbers)):
+        raise ValueError(EXPECTED)
+    schedule = Schedule(kind, *numbers)
+    if not 0 <= schedule.begin < schedule.finish <= 1:
+        raise ValueError(f"{EXPECTED}, with 0 <= begin < finish <= 1")
+    return schedule

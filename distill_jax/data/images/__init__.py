@@ -1,8 +1,11 @@
-"""Image data: sources read a split, feeds make batches on the host, views are made on the device.
+"""Image data: sources read a split, feeds batch it on the host, views are made on the device.
 
-`sources` reads, `crops` says which part of an image is read, `feed` makes batches of what `order`
-chooses, `augment` and `strong` make views of batches on the device. Left out on purpose: devices
-and sharding, and normalisation, which belongs to a model.
+    sources   read a data set: TFDS, IDX, .npz, a folder of images
+    crops     choose the part of an image that a training step shows
+    feed      makes batches of the examples that `data.order` chooses
+    augment   makes the view of a batch on the device; `strong` the strongly augmented one
+
+Left out on purpose: devices and sharding, and normalisation, which belongs to a model.
 """
 
 from distill_jax.data.images.augment import Augment, draw, identity, view

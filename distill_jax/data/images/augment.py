@@ -1,10 +1,10 @@
 """The view of a batch, on the device, inside the jitted step: crop, flip, colour, mixup, cutmix.
 
-A view is made in two steps, so that it can be stored as numbers and made again: `draw` makes the
-random numbers of a batch, `view` turns pixels and numbers into the view, without randomness. All
+A view is made in two steps, so that it can be stored as numbers and made again: `draw` draws the
+random numbers of a batch, `view` computes the view from pixels and numbers, without randomness. All
 numbers are drawn at the shape of the whole batch, so a sharded batch gets the same ones on any
-number of devices. Left out on purpose: what decodes or resizes (that is a source's work, and so is
-the random resized crop, which crops.py draws), and learned or searched policies.
+number of devices. Left out on purpose: decoding and resizing, which sources do (the random resized
+crop too, with a cut from crops.py), and learned or searched policies.
 """
 
 import dataclasses
@@ -17,13 +17,13 @@ from distill_jax.errors import UsageError, unknown
 
 PADDING_MODES = ("zero", "reflect")
 
-# 1 / 255 in two parts. XLA makes x / 255 a product with float32(1 / 255), one unit off for half of
-# the levels; with 16 bits in the first part its product is exact, and the sum is what numpy's
-# float32 division gives, on every backend.
+# 1 / 255 as a sum. XLA replaces x / 255 by a product with float32(1 / 255), which is off by one in
+# the last place for half of the levels. With 16 bits in the first summand its product is exact, and
+# the sum equals numpy's float32 division, on every backend.
 _HIGH = round(2**23 / 255) / 2**23
 _LOW = 1 / 255 - _HIGH
 
-# One key a kind of number: switching one kind on leaves the numbers of the others as they were.
+# One key for each kind of number: switching one kind on leaves the numbers of the rest unchanged.
 _STREAMS = {
     name: number
     for number, name in enumerate(
@@ -34,14 +34,14 @@ _STREAMS = {
 
 @dataclasses.dataclass(frozen=True)
 class Augment:
-    """What is done to a training batch; the defaults do nothing.
+    """How a training batch is augmented; the defaults do nothing.
 
     Attributes:
       crop_padding: pixels of padding on each side before a crop of the image's own size; each
         offset in [0, 2 * crop_padding] is equally likely, down and across.
       padding_mode: "zero" (black) or "reflect" (mirrored, the edge pixel not repeated).
-      resized_crop: the least area of a random resized crop, as a part of the image's, in (0, 1];
-        0 is off. It is cut where images are read; `draw` and `view` leave it alone.
+      resized_crop: the least area of a random resized crop, as a fraction of the image's, in
+        (0, 1]; 0 is off. Sources cut it when they read an image; `draw` and `view` ignore it.
       flip: mirror left to right with probability 1/2.
       color_jitter: brightness and contrast factors are uniform in [1 - color_jitter,
         1 + color_jitter]; in [0, 1].
@@ -49,9 +49,9 @@ class Augment:
         (Zhang et al. 2018, section 2).
       cutmix: the same for pasted boxes (Yun et al. 2019, section 3.1). With both, each batch uses
         one of the two, with probability 1/2.
-      strong_ops: operations of the strong view (strong.py), which `draw` and `view` leave alone;
-        0 for none such.
-      strong_cutout: side of the square cut out of the strong view, as a part of the image's; in
+      strong_ops: number of operations of the strong view (strong.py), which `draw` and `view`
+        ignore; 0: there is no strong view.
+      strong_cutout: side of the square cut out of the strong view, as a fraction of the image's; in
         [0, 1]; 0 is off.
     """
 
@@ -95,13 +95,13 @@ def draw(key: Array, batch_size: int, options: Augment) -> dict[str, Array]:
     Args:
       key: a jax PRNG key.
       batch_size: B, of the whole batch over all devices.
-      options: what to draw for.
+      options: how the batch is augmented.
 
     Returns:
-      Only what `options` needs of: "dy" and "dx", int32 [B] in [0, 2 * crop_padding]; "flip", bool
+      Those that `options` needs of: "dy" and "dx", int32 [B] in [0, 2 * crop_padding]; "flip", bool
       [B]; "brightness" and "contrast", float32 [B]; "partner", int32 [B], a permutation; "lam",
       float32 [], the weight of the example itself; "centre", float32 [2] in [0, 1), the centre of
-      the box as parts of height and width; "use_cutmix", bool [], where both mixes are on.
+      the box as fractions of height and width; "use_cutmix", bool [], when both mixes are on.
     """
     keys = {name: jax.random.fold_in(key, number) for name, number in _STREAMS.items()}
     each = (batch_size,)
@@ -117,7 +117,7 @@ def draw(key: Array, batch_size: int, options: Augment) -> dict[str, Array]:
             draws[name] = jax.random.uniform(keys[name], each, minval=low, maxval=high)
     if options.mixup or options.cutmix:
         draws["partner"] = jax.random.permutation(keys["partner"], batch_size)
-        alpha = options.mixup or options.cutmix
+        alpha: float | Array = options.mixup or options.cutmix
         if options.mixup and options.cutmix:
             draws["use_cutmix"] = jax.random.bernoulli(keys["use_cutmix"], 0.5)
             alpha = jnp.where(draws["use_cutmix"], options.cutmix, options.mixup)
@@ -130,20 +130,20 @@ def draw(key: Array, batch_size: int, options: Augment) -> dict[str, Array]:
 def view(
     images: Array, labels: Array, num_classes: int, draws: dict[str, Array], options: Augment
 ) -> tuple[Array, Array]:
-    """The view that `draws` describe: crop, then flip, then brightness, contrast, and the mix.
+    """The view that `draws` describe: crop, flip, brightness, contrast, mix, in this order.
 
     Args:
       images: uint8 [B, H, W, C].
       labels: int [B].
       num_classes: K.
       draws: what `draw` returned for the same options and B.
-      options: as drawn for.
+      options: those that were given to `draw`.
 
     Returns:
       Images, float32 [B, H, W, C] in [0, 1], and targets, float32 [B, K], probabilities.
 
     Raises:
-      UsageError: reflection by more than the image is wide or high.
+      UsageError: the padding is reflected and not smaller than a side of the image.
     """
     if "dy" in draws or "flip" in draws:
         images = crop_and_flip(images, draws, options)
@@ -151,9 +151,9 @@ def view(
     if "brightness" in draws:
         pixels = _jitter(pixels, draws["brightness"], draws["contrast"])
     if "partner" in draws:
-        weights, share = _mixing_weights(images.shape[1:3], draws)
+        weights, share = _mixing_weights(images.shape[1], images.shape[2], draws)
         weights, partner = weights[None], draws["partner"]
-        # Rounding may carry a mix of two whites past 1.
+        # Rounding can make a mix of two whites exceed 1.
         pixels = jnp.minimum(weights * pixels + (1 - weights) * pixels[partner], 1)
         targets = share * targets + (1 - share) * targets[partner]
     return pixels, targets
@@ -165,13 +165,13 @@ def identity(images: Array, labels: Array, num_classes: int) -> tuple[Array, Arr
 
 
 def scaled(levels: Array) -> Array:
-    """Levels from 0 to 255 as pixels in [0, 1], float32: what numpy's levels / 255 gives."""
+    """Levels from 0 to 255 as float32 pixels in [0, 1], with the bits of numpy's levels / 255."""
     levels = levels.astype(jnp.float32)
     return levels * _HIGH + levels * _LOW
 
 
 def crop_and_flip(images: Array, draws: dict[str, Array], options: Augment) -> Array:
-    """Crop and flip as one gather: each row and column of the view names the one it comes from."""
+    """Crop and flip as one gather, by the source row and column of each row and column."""
     batch, height, width, _ = images.shape
     padding = options.crop_padding
     if padding >= min(height, width) and options.padding_mode == "reflect":
@@ -211,19 +211,19 @@ def _jitter(pixels: Array, brightness: Array, contrast: Array) -> Array:
     return jnp.clip(mean + contrast * (pixels - mean), 0, 1)
 
 
-def _mixing_weights(shape: tuple[int, int], draws: dict[str, Array]) -> tuple[Array, Array]:
+def _mixing_weights(height: int, width: int, draws: dict[str, Array]) -> tuple[Array, Array]:
     """The weight of the example itself in each pixel, [H, W, 1], and in the targets, [].
 
-    mixup weighs every pixel alike. cutmix pastes a box of sides sqrt(1 - lam) of the image's, cut
-    off at its edge, and corrects lam to the exact area that is left (Yun et al. 2019, equation 2
-    and the authors' code).
+    mixup gives every pixel the same weight. cutmix pastes a box whose sides are sqrt(1 - lam) of
+    the image's, clipped at the image's edge, and corrects lam to the exact area that is left (Yun
+    et al. 2019, equation 2 and the authors' code).
     """
     lam = draws["lam"]
-    even = jnp.broadcast_to(lam, (*shape, 1))
+    even = jnp.broadcast_to(lam, (height, width, 1))
     if "centre" not in draws:
         return even, lam
     inside = []
-    for axis, size in enumerate(shape):
+    for axis, size in enumerate((height, width)):
         half = (size * jnp.sqrt(1 - lam)).astype(jnp.int32) // 2
         centre = (draws["centre"][axis] * size).astype(jnp.int32)
         index = jnp.arange(size)

@@ -1,10 +1,10 @@
 """The random resized crop: which part of an image a training step shows, chosen on the host.
 
-Szegedy et al. 2015, "Going deeper with convolutions", section 6, as torchvision's RandomResizedCrop
-has it. Images of a streamed set have sizes of their own until they are resized, so the cut is made
-where they are decoded (`sources`), and everything after it on the device (augment.py). A cut is a
-pure function of the seed and the position in the training order, in raw Philox words as in
-order.py: neither workers nor processes nor a restart change it.
+Szegedy et al. 2015, "Going deeper with convolutions", section 6, as implemented by torchvision's
+RandomResizedCrop. The images of a streamed set differ in size until they are resized, so a source
+cuts them when it decodes them, and augment.py does the rest on the device. A cut is a pure function
+of the seed and the position in the training order, drawn from raw Philox words as in order.py:
+neither workers nor processes nor a restart change it.
 """
 
 import dataclasses
@@ -20,15 +20,15 @@ RATIOS = (3 / 4, 4 / 3)  # of width to height
 TRIES = 10
 
 Box = tuple[int, int, int, int]  # (top, left, height, width)
-Cut = Callable[[int, int], Box]  # of the height and the width of the image as it is stored
+Cut = Callable[[int, int], Box]  # from the height and the width of the image as it is stored
 
 
 @dataclasses.dataclass(frozen=True)
 class Crops:
-    """The cuts of one training.
+    """The cuts of a training run.
 
     Attributes:
-      least_area: of a cut, as a part of the image's area, in (0, 1]; published: 0.08.
+      least_area: of a cut, as a fraction of the image's area, in (0, 1]; published: 0.08.
       seed: any integer; taken modulo 2**64.
     """
 
@@ -37,7 +37,7 @@ class Crops:
 
     @classmethod
     def of(cls, least_area: float, seed: int) -> "Crops | None":
-        """The cuts of `data.augment.resized_crop`; None where that is 0."""
+        """The cuts of `data.augment.resized_crop`; None when that is 0."""
         return cls(least_area, seed) if least_area else None
 
     def at(self, positions: Iterable[int]) -> list[Cut]:
@@ -50,21 +50,21 @@ class Crops:
     def _uniforms(self, position: int) -> np.ndarray:
         """Numbers in [0, 1), float64 [TRIES, 4]."""
         key = np.array([self.seed % 2**64, CROP_STREAM], np.uint64)
-        # The lowest word counts the numbers of one position.
+        # The lowest word counts the numbers drawn at one position.
         counter = np.array([0, position, 0, 0], np.uint64)
         words = np.random.Philox(key=key, counter=counter).random_raw(TRIES * 4)
         return ((words >> np.uint64(11)) * 2.0**-53).reshape(TRIES, 4)
 
 
 def box(uniforms: np.ndarray, least_area: float, height: int, width: int) -> Box:
-    """Where to cut: the first try that fits into the image, else as much of its middle as may be.
+    """The first of TRIES boxes that fits into the image, else the largest central box.
 
     The area is uniform in [least_area, 1] of the image's, the ratio of width to height log-uniform
-    in RATIOS, the place uniform among the whole pixels. A middle that is too wide or too high for
-    RATIOS is cut to the nearest of them.
+    in RATIOS, the position uniform in whole pixels. A central box is the whole image, or as much of
+    it as has the nearest ratio in RATIOS.
 
     Args:
-      uniforms: float64 [TRIES, 4] in [0, 1): of each try the area, the ratio, the top, the left.
+      uniforms: float64 [TRIES, 4] in [0, 1): area, ratio, top and left of each try.
       least_area: in (0, 1].
       height, width: of the image, at least 1.
 

@@ -1,9 +1,9 @@
-"""From examples to batches: resident (ids alone, pixels wait on the device) or streamed by grain.
+"""From examples to batches: resident (ids alone, pixels are on the device) or streamed by grain.
 
-Both kinds give the same examples in the same order, from any position. Many processes feed one run:
-each is given the same arguments and its own number, and reads its part of every batch, so that
-position p means the same in all of them. Left out on purpose: device placement and sharding
-(training's work) and any change to the pixels (augment's) but the resized crop of crops.py.
+Both kinds give the same examples in the same order, from any position. When several processes feed
+one run, each is given the same arguments and its own number and reads its rows of every batch, so
+that position p means the same in all of them. Left out on purpose: transfer to devices, sharding,
+and any change of the pixels except the resized crop of crops.py.
 """
 
 import atexit
@@ -24,21 +24,21 @@ from distill_jax.data.images.crops import Crops
 from distill_jax.data.images.sources.base import Examples
 from distill_jax.data.order import Order, process_rows
 
-# Sets below this are read whole for statistics and fingerprints; larger ones are sampled.
+# bytes; smaller sets are read whole for statistics and fingerprints, larger ones are sampled
 SMALL = 2**30
 STATISTICS_SAMPLE = 2048
 FINGERPRINT_SAMPLE = 1024
 
-# Batches read at a time in one process, and batches that wait finished: enough to hide a slow disk,
-# few enough that large images do not fill the memory.
+# Batches read at a time in one process, and finished batches that are kept ready: enough to hide a
+# slow disk, few enough that large images do not fill the memory.
 READ_THREADS = 4
 READY_BATCHES = 4
 
 # Workers send batches through pipes. Shared memory is no faster for images of 224 x 224, kills a
-# worker where /dev/shm is small (64 MiB in a container), and is left behind when a run is killed.
+# worker when /dev/shm is small (64 MiB in a container), and stays allocated when a run is killed.
 _PIPES = grain.experimental.DatasetOptions(min_shm_size=2**60)
 
-# grain wants a length; no run reaches this many batches.
+# grain needs a length; no run reaches this many batches.
 _ENDLESS = 2**40
 
 Batch = dict[str, np.ndarray]
@@ -46,7 +46,7 @@ Batch = dict[str, np.ndarray]
 
 @dataclasses.dataclass(frozen=True)
 class _Batches:
-    """Batch number i from `start` on; grain's random-access protocol, sent whole to workers."""
+    """The batches from position `start` on, as grain's random-access protocol; sent to workers."""
 
     examples: Examples
     order: Order
@@ -66,7 +66,7 @@ class _Batches:
 
 @dataclasses.dataclass(frozen=True)
 class TrainingFeed:
-    """An endless feed of training batches that can be entered at any position."""
+    """An endless feed of training batches that can start at any position; see `training_feed`."""
 
     examples: Examples
     order: Order
@@ -80,7 +80,7 @@ class TrainingFeed:
         """Batches from the example at `position` of the order on; `.close()` ends the workers.
 
         Args:
-          position: how many examples all processes together used before, at least 0.
+          position: how many examples all processes together have used before, at least 0.
 
         Returns:
           An endless iterator of {"id": int32 [B]}, and when streamed also "image": uint8
@@ -98,8 +98,8 @@ class TrainingFeed:
             position += self.batch_size
 
     def _stream(self, position: int) -> Generator[Batch, None, None]:
-        # Whole batches are the unit that grain deals out to workers: dealing out single examples
-        # would make the order depend on the number of workers.
+        # grain distributes whole batches over the workers: distributing single examples would make
+        # the order depend on the number of workers.
         source = _Batches(
             self.examples, self.order, self.batch_size, self.part, self.crops, position
         )
@@ -114,7 +114,7 @@ class TrainingFeed:
             flags.FLAGS.mark_as_parsed()
         batches = iter(dataset)
         try:
-            # By its first batch a worker has started, so this starts them all.
+            # A worker has started when its first batch arrives, so this waits until all have.
             with _main_hidden():
                 first = [next(batches) for _ in range(self.workers)]
             yield from first
@@ -143,11 +143,11 @@ def training_feed(
       resident: True when the pixels are on the device already (see `resident_arrays`), so that a
         batch holds ids alone.
       workers: processes that read and decode streamed batches; 0 reads in threads of this process.
-      process, processes: which of how many this is.
-      crops: which part of each streamed image is shown; None for the image as evaluated.
+      process, processes: the number of this process, from 0, and how many feed the run.
+      crops: the part of each streamed image that is shown; None for the image as in evaluation.
 
     Returns:
-      The feed; begin with `.at(position)`.
+      The feed; start it with `.at(position)`.
 
     Raises:
       UsageError: B is not a multiple of `processes`.
@@ -158,7 +158,7 @@ def training_feed(
 
 @dataclasses.dataclass(frozen=True)
 class EvaluationFeed:
-    """Every example of a list exactly once, in order; can be gone through again and again."""
+    """Every example of a list exactly once, in order; can be iterated over any number of times."""
 
     examples: Examples
     ids: np.ndarray
@@ -175,7 +175,7 @@ class EvaluationFeed:
             raise IndexError(index)
         ids = self.ids[index * self.batch_size : (index + 1) * self.batch_size]
         mask = np.arange(self.batch_size) < len(ids)
-        # The last id stands in for what is missing: a real image, masked out.
+        # The last id pads the batch: a real image, masked out.
         ids = np.pad(ids, (0, self.batch_size - len(ids)), mode="edge")
         if self.resident:
             batch = {"id": ids[self.part]}
@@ -208,10 +208,10 @@ def evaluation_feed(
 
     Args:
       examples: the split.
-      ids: int [n], which examples, in which order.
+      ids: int [n], the examples in the order in which they are read.
       batch_size: B, over all processes.
       resident: as in `training_feed`.
-      process, processes: which of how many this is.
+      process, processes: the number of this process, from 0, and how many feed the run.
 
     Returns:
       A sequence of batches as in `TrainingFeed.at`, each with "mask", bool [B]: False where the
@@ -225,7 +225,7 @@ def evaluation_feed(
 
 
 def resident_arrays(examples: Examples) -> Batch:
-    """The whole split to be put on the device: "image" uint8 [N, H, W, C], "label" int32 [N]."""
+    """The whole split, to be kept on the device: "image" uint8 [N, H, W, C], "label" int32 [N]."""
     images, labels = examples.arrays()
     return {"image": images, "label": labels}
 
@@ -235,7 +235,7 @@ def statistics(examples: Examples, ids: np.ndarray) -> tuple[tuple[float, ...], 
 
     Args:
       examples: the split.
-      ids: int [n], the examples to count; of sets of a GiB or more, 2,048 of them evenly spaced.
+      ids: int [n], the examples to count; in sets of a GiB or more, 2,048 evenly spaced ones.
 
     Returns:
       (mean, std) in [0, 1] units, rounded to 4 decimals; the std of a constant channel is 1.0.
@@ -244,11 +244,11 @@ def statistics(examples: Examples, ids: np.ndarray) -> tuple[tuple[float, ...], 
     ids = _spaced(np.asarray(ids), STATISTICS_SAMPLE) if sampled else np.asarray(ids)
     images = None if sampled else examples.arrays()[0]
     channels = examples.info.image_shape[-1]
-    # Counting the 256 levels is exact, whatever the order and the number of pixels.
+    # Counts of the 256 levels are exact, whatever the order and the number of pixels.
     counts = np.zeros((channels, 256), np.int64)
     for start in range(0, len(ids), 1024):
-        part = ids[start : start + 1024]
-        pixels = examples.batch(part)[0] if images is None else images[part]
+        chunk = ids[start : start + 1024]
+        pixels = examples.batch(chunk)[0] if images is None else images[chunk]
         for channel in range(channels):
             counts[channel] += np.bincount(pixels[..., channel].reshape(-1), minlength=256)
     levels = np.arange(256) / 255
@@ -260,9 +260,9 @@ def statistics(examples: Examples, ids: np.ndarray) -> tuple[tuple[float, ...], 
 
 
 def fingerprint(examples: Examples) -> str:
-    """A SHA-256, in hex, of what the split holds: a stored answer is used with no other.
+    """A SHA-256, in hex, of a split's content, which ties an answer store to the split.
 
-    Covers the info and the number of examples, and the bytes of all images and labels; of sets of
+    It covers the info, the number of examples, and the bytes of all images and labels; in sets of
     a GiB or more, those of 1,024 evenly spaced examples.
     """
     description = {**dataclasses.asdict(examples.info), "examples": len(examples)}
@@ -271,8 +271,8 @@ def fingerprint(examples: Examples) -> str:
         images, labels = examples.arrays()
     else:
         images, labels = examples.batch(_spaced(np.arange(len(examples)), FINGERPRINT_SAMPLE))
-    digest.update(np.ascontiguousarray(images))
-    digest.update(np.ascontiguousarray(labels, dtype="<i4"))
+    digest.update(np.ascontiguousarray(images).data)
+    digest.update(np.ascontiguousarray(labels, dtype="<i4").data)
     return digest.hexdigest()
 
 
@@ -283,22 +283,22 @@ def load_rows(
     crops: Crops | None = None,
     position: int = 0,
 ) -> Batch:
-    """Reads a part of one batch.
+    """Reads some rows of one batch.
 
     Args:
       examples: the split.
       ids: int32 [B], of the whole batch.
       part: the rows to read, R of them.
       crops: as in `training_feed`.
-      position: of the batch in the training order, which crops go by.
+      position: of the batch in the training order, on which crops depend.
 
     Returns:
       {"id": int32 [R], "image": uint8 [R, H, W, C], "label": int32 [R]}.
     """
     own = ids[part]
     if crops:
-        rows = np.arange(position, position + len(ids))[part]
-        images, labels = examples.cropped(own, crops.at(rows))
+        positions = np.arange(position, position + len(ids))[part]
+        images, labels = examples.cropped(own, crops.at(positions))
     else:
         images, labels = examples.batch(own)
     return {"id": own, "image": images, "label": labels}
@@ -311,14 +311,14 @@ def _spaced(ids: np.ndarray, count: int) -> np.ndarray:
     return ids[np.arange(count) * len(ids) // count]
 
 
-# At exit, workers and their threads have to end before the modules that they need are gone.
+# At exit, workers and their threads must end before Python unloads the modules that they use.
 _open_streams: weakref.WeakSet[Generator] = weakref.WeakSet()
 
 
 @atexit.register
 def _close_streams() -> None:
     for stream in list(_open_streams):
-        with contextlib.suppress(ValueError):  # a thread is inside it
+        with contextlib.suppress(ValueError):  # a thread is executing it
             stream.close()
 
 
@@ -327,17 +327,18 @@ _starting = threading.Lock()
 
 @contextlib.contextmanager
 def _main_hidden() -> Generator[None, None, None]:
-    """Keeps worker processes that start inside from importing the script that started them.
+    """Keeps worker processes that start inside from importing the main script of this process.
 
-    A spawned process imports the parent's main script again, which without a main guard would run
-    it again, and would take the accelerator. Workers need nothing of it: grain sends the source
-    with cloudpickle, which sends what the script defines by value.
+    A spawned process imports the parent's main script again. Without a main guard that would run
+    the script a second time, and it would take the accelerator. Workers do not need it: grain sends
+    them the source with cloudpickle, which sends what the script defines by value.
     """
     main = vars(sys.modules["__main__"])
     with _starting:
-        shown = {name: main[name] for name in ("__spec__", "__file__") if name in main}
-        main.update(dict.fromkeys(shown))
+        hidden = {name: main[name] for name in ("__spec__", "__file__") if name in main}
+        for name in hidden:
+            main[name] = None
         try:
             yield
         finally:
-            main.update(shown)
+            main.update(**hidden)

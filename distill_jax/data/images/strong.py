@@ -1,15 +1,16 @@
 """A strongly augmented view of a batch, on the device: crop, flip, random operations, Cutout.
 
-This is FixMatch's RandAugment (Sohn et al. 2020, appendix; Cubuk et al. 2020) in the form in which
-multi-level logit distillation shows it beside the weak view (Jin et al. 2023, released code): every
-drawn operation is applied, its strength is uniform in its range, and the side of the square is
-uniform too. As in augment.py, `draw_strong`
-makes the random numbers at the shape of the whole batch and `strong_view` applies them without
-randomness. An operation gives what Pillow gives for the same image of 8 bits.
+This is FixMatch's RandAugment (Sohn et al. 2020, appendix; Cubuk et al. 2020) in the form that
+multi-level logit distillation uses in addition to the weak view (Jin et al. 2023, released code):
+every drawn operation is applied, its strength is uniform in its range, and so is the side of the
+square. As in augment.py, `draw_strong` draws the random numbers at the shape of the whole batch and
+`strong_view` applies them without randomness. An operation has the result of Pillow's for the same
+8-bit image.
 
-No image branches: each step warps all images with one gather, maps their levels by one table each
-and blends them, with an identity where an image's operation is of another sort. That shards without
-communication; `lax.switch` in `vmap` computes all 14 operations, and takes several times as long.
+The code does not branch on an image's operation: each step warps all images with one gather, maps
+their levels by one table each and blends them, with an identity for the images whose operation is
+of another kind. That shards without communication; `lax.switch` in `vmap` computes all 14
+operations and takes several times as long.
 """
 
 import dataclasses
@@ -22,8 +23,8 @@ from distill_jax.data.images.augment import Augment, crop_and_flip, draw, scaled
 from distill_jax.errors import UsageError
 
 # The range of each operation's strength, which is uniform in it (Sohn et al. 2020, appendix): the
-# share of the image in a blend, bits kept, degrees, the first level that is inverted, parts of the
-# image's side.
+# weight of the image in a blend, bits kept, degrees, the first level that is inverted, or fractions
+# of the image's side.
 RANGES = {
     "AutoContrast": (0.0, 0.0),
     "Brightness": (0.05, 0.95),
@@ -41,11 +42,12 @@ RANGES = {
     "TranslateY": (-0.3, 0.3),
 }
 OPERATIONS = tuple(RANGES)
-# Of the cut out square: red, green, blue, as in the code of Jin et al.; other images get the mean.
+# Cutout's fill in red, green and blue, as in the code of Jin et al.; the mean of the three in images
+# with another number of channels.
 COLOR = (125, 123, 114)
 
-# The strong view's keys branch off here, far from the numbers of the weak view's streams, so that
-# both views may be drawn from one key.
+# Folded into the key first, far from the weak view's streams, so that both views may be drawn from
+# the same key.
 _BRANCH = 1 << 20
 _STREAMS = {
     name: number for number, name in enumerate(("crop", "op", "magnitude", "side", "centre"))
@@ -53,19 +55,19 @@ _STREAMS = {
 
 
 def draw_strong(key: Array, batch_size: int, options: Augment) -> dict[str, Array]:
-    """The numbers of one batch's strong view; independent of what `draw` makes of the same key.
+    """The numbers of one batch's strong view; independent of those that `draw` draws from the key.
 
     Args:
       key: a jax PRNG key.
       batch_size: B, of the whole batch over all devices.
-      options: what to draw for; of the weak view's options, only the crop and the flip count.
+      options: how the batch is augmented; of the weak view's options, only crop and flip are used.
 
     Returns:
-      "dy", "dx" and "flip" as `draw` makes them, where `options` has them; with N operations, "op",
-      int32 [B, N], indices of `OPERATIONS`; "magnitude", float32 [B, N] in [0, 1), parts of their
-      ranges; and where `options.strong_cutout` is above 0, "side", float32 [B] in [0, 1), part of
-      the largest square's side, and "centre", float32 [B, 2] in [0, 1), the centre of the square as
-      parts of height and width.
+      "dy", "dx" and "flip" as from `draw`, if `options` needs them; with N operations, "op", int32
+      [B, N], indices of `OPERATIONS`; "magnitude", float32 [B, N] in [0, 1), fractions of their
+      ranges; and if `options.strong_cutout` is above 0, "side", float32 [B] in [0, 1), a fraction
+      of the largest square's side, and "centre", float32 [B, 2] in [0, 1), the centre of the square
+      as fractions of height and width.
 
     Raises:
       UsageError: `options.strong_ops` is 0.
@@ -89,21 +91,21 @@ def strong_view(images: Array, draws: dict[str, Array], options: Augment) -> Arr
     """The view that `draws` describe: crop, flip, the operations in their order, Cutout.
 
     Args:
-      images: uint8 [B, H, W, C]. With 3 channels they are red, green and blue; with another number
-        the grey of a pixel is the mean of its channels, so Color leaves grey images as they are.
+      images: uint8 [B, H, W, C]. Three channels are red, green and blue; with another number, the
+        grey of a pixel is the mean of its channels, so Color does not change grey images.
       draws: what `draw_strong` returned for the same options and B.
-      options: as drawn for.
+      options: those that were given to `draw_strong`.
 
     Returns:
       float32 [B, H, W, C] in [0, 1].
 
     Raises:
-      UsageError: reflection by more than the image is wide or high.
+      UsageError: the padding is reflected and not smaller than a side of the image.
     """
     if "dy" in draws or "flip" in draws:
         images = crop_and_flip(images, draws, options)
     planes = jnp.moveaxis(images, -1, 1).astype(jnp.int32)
-    # A loop, so that XLA does not fuse a step into the many reads that the next one makes of it.
+    # A loop keeps XLA from fusing a step into the many reads of its result by the next step.
     steps = (jnp.asarray(draws["op"]).T, jnp.asarray(draws["magnitude"]).T)
     planes, _ = jax.lax.scan(lambda planes, step: (operate(planes, *step), None), planes, steps)
     if "centre" in draws:
@@ -112,7 +114,16 @@ def strong_view(images: Array, draws: dict[str, Array], options: Augment) -> Arr
 
 
 def operate(planes: Array, op: Array, magnitude: Array) -> Array:
-    """One operation on each image: levels, int32 [B, C, H, W]; op, int32 [B]; magnitude, [B]."""
+    """Applies one operation to each image.
+
+    Args:
+      planes: int32 [B, C, H, W], levels.
+      op: int32 [B], indices of `OPERATIONS`.
+      magnitude: float32 [B] in [0, 1), fractions of the operations' ranges.
+
+    Returns:
+      int32 [B, C, H, W], levels.
+    """
     low, high = jnp.array(list(RANGES.values())).T
     strength = low[op] + magnitude * (high - low)[op]
     grey = _grey(planes)
@@ -130,7 +141,7 @@ def _is(name: str, op: Array, rank: int) -> Array:
 
 
 def _blend(base: Array, levels: Array, share: Array) -> Array:
-    """Pillow's blend of two levels: a share of 1 gives `levels`; cut down to whole levels."""
+    """Pillow's blend of two levels, truncated; a share of 1 gives `levels`."""
     return (base + share * (levels - base)).astype(jnp.int32)
 
 
@@ -144,13 +155,13 @@ def _grey(planes: Array) -> Array:
 
 
 def _smooth(planes: Array) -> Array:
-    """Pillow's SMOOTH: 3 x 3, the middle 5 times, over 13, rounded; the image's rim is kept."""
+    """Pillow's SMOOTH: a 3 x 3 mean with weight 5 in the middle, rounded; the rim is unchanged."""
     height, width = planes.shape[-2:]
     if min(height, width) < 3:
         return planes
     tall = planes[:, :, :-2] + planes[:, :, 1:-1] + planes[:, :, 2:]
     total = tall[..., :-2] + tall[..., 1:-1] + tall[..., 2:] + 4 * planes[:, :, 1:-1, 1:-1]
-    # A thirteenth is never half way between two levels.
+    # A thirteenth is never halfway between two levels, so adding a half rounds correctly.
     smooth = jnp.pad(((total + 6.5) / 13).astype(jnp.int32), ((0, 0), (0, 0), (1, 1), (1, 1)))
     y, x = jnp.arange(height)[:, None], jnp.arange(width)
     rim = (y == 0) | (y == height - 1) | (x == 0) | (x == width - 1)
@@ -158,9 +169,10 @@ def _smooth(planes: Array) -> Array:
 
 
 def _warp(planes: Array, op: Array, strength: Array) -> Array:
-    """Rotate, shear and translate: the nearest pixel, black outside; others stay as they are.
+    """Rotate, shear and translate by the nearest pixel, black outside; an identity for the rest.
 
-    As in Pillow, a matrix in numbers of 16.16 bits says where the middle of each pixel comes from.
+    As in Pillow, an affine matrix in fixed-point numbers of 16.16 bits maps the centre of each
+    pixel to its source.
     """
     batch, channels, height, width = planes.shape
 
@@ -194,7 +206,7 @@ def _warp(planes: Array, op: Array, strength: Array) -> Array:
 
 
 def _tables(planes: Array, grey: Array, op: Array, strength: Array) -> Array:
-    """What becomes of each level, [B, C, 256], under the operations that map levels."""
+    """The new value of each level, [B, C, 256], under the operations that map levels."""
     batch, channels, height, width = planes.shape
     levels = jnp.arange(256)
     strength = strength[:, None, None]
@@ -206,7 +218,7 @@ def _tables(planes: Array, grey: Array, op: Array, strength: Array) -> Array:
     spread = highest - lowest
     stretched = jnp.clip(255 * (levels - lowest) // jnp.maximum(spread, 1), 0, 255)
 
-    below = jnp.cumsum(counts, axis=-1) - counts  # how many pixels are darker than the level
+    below = jnp.cumsum(counts, axis=-1) - counts  # the number of pixels darker than each level
     step = jnp.take_along_axis(below, highest, axis=-1) // 255
     even = jnp.minimum((step // 2 + below) // jnp.maximum(step, 1), 255)
 
@@ -235,16 +247,16 @@ def _histogram(levels: Array) -> Array:
 
 
 def _lookup(planes: Array, tables: Array) -> Array:
-    """Each level of the planes [B, C, H, W] by its entry in the tables [B, C, 256]."""
+    """Replaces each level of the planes [B, C, H, W] by its entry in the tables [B, C, 256]."""
     return jax.vmap(jax.vmap(lambda plane, table: table[plane]))(planes, tables)
 
 
 def _cut_out(planes: Array, centre: Array, part: Array) -> Array:
-    """A grey square about each centre, cut off at the image's edge (DeVries & Taylor 2017).
+    """Draws a grey square around each centre, clipped at the image's edge (DeVries & Taylor 2017).
 
-    Its side is a part [B] of the image's shorter one. The public code draws it one pixel wider,
-    since Pillow's rectangles contain their end, and moves it inside where it would cross the upper
-    or left edge.
+    Its side is the fraction `part` [B] of the image's shorter side. The public code draws it one
+    pixel wider, since Pillow's rectangles contain their end, and moves it inside where it would
+    cross the upper or left edge.
     """
     height, width = planes.shape[-2:]
     side = jnp.round(part * min(height, width)).astype(jnp.int32)[:, None]
@@ -253,7 +265,7 @@ def _cut_out(planes: Array, centre: Array, part: Array) -> Array:
         start = (centre[:, axis, None] * size).astype(jnp.int32) - side // 2
         index = jnp.arange(size)
         inside.append((index >= start) & (index < start + side))
-    inside = inside[0][:, None, :, None] & inside[1][:, None, None, :]
+    square = inside[0][:, None, :, None] & inside[1][:, None, None, :]
     channels = planes.shape[1]
     color = COLOR if channels == len(COLOR) else (round(sum(COLOR) / len(COLOR)),) * channels
-    return jnp.where(inside, jnp.asarray(color)[None, :, None, None], planes)
+    return jnp.where(square, jnp.asarray(color)[None, :, None, None], planes)

@@ -1,7 +1,7 @@
-"""What every source of images gives: an `Info`, single examples, batches, and the whole as arrays.
+"""The interface of all sources: an `Info`, single examples, batches, and the whole as arrays.
 
-A source reads one split and changes nothing in it; order, splits and augmentation live elsewhere.
-Sources can be pickled, so that a worker process opens its own copy.
+A source reads one split and changes nothing in it; `data.order` chooses examples and `augment`
+changes them. Sources can be pickled, so that each worker process opens its own copy.
 """
 
 import abc
@@ -17,19 +17,19 @@ from PIL import Image
 from distill_jax.data.images.crops import Cut
 from distill_jax.errors import UsageError
 
-# Pillow modes by channel count: what images are converted to, and what may be resized.
+# Pillow modes by channel count, to which images are converted; only these may be resized.
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 
-# How many examples `arrays` decodes at a time: bounds the encoded bytes held beside the pixels.
+# How many examples `arrays` decodes at a time; bounds the encoded bytes in memory.
 CHUNK = 1024
 
 
 @dataclasses.dataclass(frozen=True)
 class Info:
-    """What a model has to know of a data set.
+    """The properties of a data set that a model depends on.
 
     Attributes:
-      name: the name it was loaded by.
+      name: the name by which it was loaded.
       num_classes: the number of classes; labels are in [0, num_classes).
       image_shape: (height, width, channels) of every image.
       class_names: one name a class.
@@ -45,7 +45,7 @@ class Examples(abc.ABC):
     """One split of a data set of labelled uint8 images, read by position."""
 
     info: Info
-    crops: bool = False  # whether `cropped` is there: images are decoded when they are read
+    crops: bool = False  # whether `cropped` is implemented: images are decoded when they are read
     _decoded: tuple[np.ndarray, np.ndarray] | None = None
 
     @abc.abstractmethod
@@ -74,7 +74,12 @@ class Examples(abc.ABC):
         return images, labels
 
     def cropped(self, ids: np.ndarray, cuts: Sequence[Cut | None]) -> tuple[np.ndarray, np.ndarray]:
-        """As `batch`, of each image the part that its cut chooses, resized to the common size."""
+        """As `batch`, but of each image the part that its cut chooses, resized to the common size.
+
+        Args:
+          ids: int [B].
+          cuts: one for each id; None takes the image as `batch` does.
+        """
         raise NotImplementedError(f"{type(self).__name__} does not decode images when it is read")
 
     def arrays(self) -> tuple[np.ndarray, np.ndarray]:
@@ -89,12 +94,12 @@ class Examples(abc.ABC):
         return self._decoded
 
     def __getstate__(self) -> dict:
-        # A worker process decodes for itself; sending it the cache would copy the whole set.
+        # A worker process decodes its own images; sending it the cache would copy the whole set.
         return {key: value for key, value in vars(self).items() if key != "_decoded"}
 
 
 class ArrayExamples(Examples):
-    """A split that is held in memory from the start."""
+    """A split that is in memory from the start."""
 
     def __init__(self, info: Info, images: np.ndarray, labels: np.ndarray):
         """Args: images: uint8 [N, H, W, C] of the shape that `info` names. labels: int [N]."""
@@ -128,7 +133,7 @@ def from_arrays(
     image_size: int = 0,
     class_names: tuple[str, ...] = (),
 ) -> ArrayExamples:
-    """Checks arrays that were read from a file and makes them a split.
+    """Checks arrays, for example from a file, and makes a split of them.
 
     Args:
       name: the data set's name.
@@ -136,7 +141,7 @@ def from_arrays(
       labels: int [N].
       num_classes: the number of classes.
       location: what errors name as the cause, such as "data.path='x.npz'"; by default data.name.
-      image_size: height and width to bring every image to; 0 leaves them.
+      image_size: height and width to which every image is resized; 0 keeps the size.
       class_names: one a class; numbers when empty.
 
     Returns:
@@ -162,9 +167,9 @@ def from_arrays(
     images = images.reshape(*images.shape[:3], -1)
     if image_size and images.shape[1:3] != (image_size, image_size):
         images = np.stack([resize(image, image_size) for image in images])
+    _, height, width, channels = images.shape
     names = class_names or tuple(str(number) for number in range(num_classes))
-    info = Info(name, num_classes, tuple(int(n) for n in images.shape[1:]), names)
-    return ArrayExamples(info, images, labels)
+    return ArrayExamples(Info(name, num_classes, (height, width, channels), names), images, labels)
 
 
 def check_labels(labels: np.ndarray, num_classes: int, location: str) -> None:
@@ -183,13 +188,13 @@ def decode(source: str | pathlib.Path | bytes, mode: str, image_size: int) -> np
     Args:
       source: a path, or the encoded bytes.
       mode: the Pillow mode to convert to, one of MODES.
-      image_size: as in `resize`; 0 leaves the size.
+      image_size: as in `resize`; 0 keeps the size.
 
     Returns:
       uint8 [H, W, C].
 
     Raises:
-      Exception: whatever Pillow raises on a damaged file, of many kinds; the caller names the file.
+      Exception: of any type, whatever Pillow raises on a damaged file; the caller names the file.
     """
     with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
         pixels = np.asarray(image if image.mode == mode else image.convert(mode))
@@ -202,8 +207,8 @@ def decode_cut(
 ) -> np.ndarray:
     """Decodes a part of one image file and resizes it (bilinear, antialiased).
 
-    A JPEG is decoded at a half, a quarter or an eighth of its size where the part still has the
-    pixels for `shape` then; what else it holds is never computed.
+    A JPEG is decoded at a half, a quarter or an eighth of its size if the part still has enough
+    pixels for `shape`; the rest of the image is never computed at full size.
 
     Args:
       source: a path, or the encoded bytes.
@@ -218,13 +223,13 @@ def decode_cut(
       Exception: as in `decode`.
     """
     with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
-        top, left, tall, wide = cut(image.height, image.width)
+        y, x, tall, wide = cut(image.height, image.width)
         scale = 1.0
         if image.format == "JPEG" and (spare := min(tall // shape[0], wide // shape[1])) > 1:
             full = image.width
-            _, (*_, width, _) = image.draft(None, (image.width // spare, image.height // spare))
-            scale = width / full
-        left, top, right, bottom = (side * scale for side in (left, top, left + wide, top + tall))
+            drafted = image.draft(None, (image.width // spare, image.height // spare))
+            scale = drafted[1][2] / full if drafted else scale
+        left, top, right, bottom = (side * scale for side in (x, y, x + wide, y + tall))
         corner = math.floor(left), math.floor(top)
         part = image.crop((*corner, math.ceil(right), math.ceil(bottom)))
         part = part if part.mode == mode else part.convert(mode)
@@ -234,7 +239,7 @@ def decode_cut(
 
 
 def resize(pixels: np.ndarray, size: int) -> np.ndarray:
-    """Scales the shorter side to `size` (bilinear, antialiased) and cuts the centre square.
+    """Scales the shorter side to `size` (bilinear, antialiased) and crops the centre square.
 
     Args:
       pixels: uint8 [H, W, C] with 1, 3 or 4 channels.
@@ -257,7 +262,7 @@ def resize(pixels: np.ndarray, size: int) -> np.ndarray:
 
 
 def read_only(array: np.ndarray) -> np.ndarray:
-    """A view that cannot be written to: arrays are shared by everything that reads the set."""
+    """A view that cannot be written to, because all readers of a set share its arrays."""
     view = array.view()
     view.flags.writeable = False
     return view

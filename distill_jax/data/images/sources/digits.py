@@ -1,7 +1,7 @@
 """The 1,797 handwritten digits (8 x 8, Alpaydin & Kaynak 1998) that ship inside scikit-learn.
 
-The set that needs no file and no network. scikit-learn has no split for it, so ours is fixed: 1,297
-train and 500 test, stratified by class, chosen by a permutation from a constant seed.
+The only set that needs no file and no network. scikit-learn does not split it, so the split here is
+fixed: 1,297 train and 500 test, stratified by class, by a permutation from a constant seed.
 """
 
 from importlib.metadata import distribution

@@ -1,8 +1,8 @@
 """A folder of images, one folder a class: PATH/train/<class>/*.png and PATH/test/<class>/*.png.
 
-Where PATH holds neither train/ nor test/, the classes lie directly under it and a fifth of each is
-the test split, by a permutation from a constant seed. Classes are numbered by name. Pixels are used
-as stored: an alpha channel is dropped and EXIF rotation is not applied.
+If PATH holds neither train/ nor test/, the classes are directly under it and a fifth of each is the
+test split, by a permutation from a constant seed. Classes are numbered in the order of their names.
+Pixels are used as stored: an alpha channel is dropped and EXIF rotation is not applied.
 """
 
 import os
@@ -23,11 +23,12 @@ TEST_FOLDERS = ("test", "validation", "val")
 TEST_FRACTION = 0.2
 SPLIT_SEED = 8020
 
-# Grey stays one channel; these become RGB. Deeper modes ("I;16", "F") would lose bits unseen.
+# Grey modes become one channel, colour modes RGB. Deeper modes ("I;16", "F") are refused, because
+# they would silently lose bits.
 GREY_MODES = ("1", "L", "LA")
 COLOUR_MODES = ("P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "HSV", "LAB")
 
-# Headers are read by threads because a network disk answers slowly, not for the processor's sake.
+# Threads that read headers: they wait for a slow network disk, not for the processor.
 THREADS = 16
 
 
@@ -58,10 +59,10 @@ class FolderExamples(Examples):
 
     def _image(self, index: int, cut: Cut | None) -> np.ndarray:
         path = os.path.join(self._folder, self._files[index])
-        *shape, channels = self.info.image_shape
+        height, width, channels = self.info.image_shape
         try:
             if cut:
-                return decode_cut(path, MODES[channels], tuple(shape), cut)
+                return decode_cut(path, MODES[channels], (height, width), cut)
             return decode(path, MODES[channels], self._image_size)
         except Exception as error:  # Pillow has no common type for what a damaged file raises
             raise UsageError(f"data.path={path!r}: not a readable image: {error}") from error
@@ -76,7 +77,8 @@ def load(path: str, split: str, image_size: int = 0) -> FolderExamples:
     Args:
       path: the folder.
       split: "train" or "test".
-      image_size: every image is scaled and cut to this height and width; 0 wants equal shapes.
+      image_size: every image is scaled and cropped to this height and width; 0 requires equal
+        shapes.
 
     Raises:
       UsageError: no such folder, no images, an unreadable image, or unequal shapes.
@@ -84,31 +86,18 @@ def load(path: str, split: str, image_size: int = 0) -> FolderExamples:
     root = pathlib.Path(path).expanduser()
     if not root.is_dir():
         raise UsageError(f"data.path={path!r}: no such folder")
-    test = next((root / name for name in TEST_FOLDERS if (root / name).is_dir()), None)
-    divided = (root / "train").is_dir()
-    if test and not divided:
-        raise UsageError(f"data.path={path!r}: holds {test.name}/ but no train/")
-    if divided and split == "test" and not test:
-        raise UsageError(f"data.path={path!r}: holds train/ but no test/ or validation/")
+    train, test = _split_folders(root, path)
+    folder = train
+    if split == "test" and train != root:
+        if test is None:
+            raise UsageError(f"data.path={path!r}: holds train/ but no test/ or validation/")
+        folder = test
 
-    class_names = _classes(root / "train" if divided else root)
-    folder = (test if split == "test" else root / "train") if divided else root
-    if extra := sorted(set(_classes(folder)) - set(class_names)):
-        raise UsageError(f"data.path={str(folder / extra[0])!r}: no such class in train/")
-
-    files: list[str] = []
-    labels: list[int] = []
-    for label, name in enumerate(class_names):
-        found = _images(folder, name)
-        # A class may be absent from a test split, never from what is trained on.
-        if not found and folder is not test:
-            raise UsageError(f"data.path={str(folder / name)!r}: no images in this class folder")
-        files += found
-        labels += [label] * len(found)
+    class_names = _classes(train)
+    files, labels = _labelled_files(folder, class_names, may_lack_classes=folder == test)
     ids = np.arange(len(files))
-    every_label = np.array(labels, np.int32)
-    if not divided:
-        chosen = stratified(every_label, round(TEST_FRACTION * len(ids)), SPLIT_SEED, SOURCE_STREAM)
+    if train == root:
+        chosen = stratified(labels, round(TEST_FRACTION * len(ids)), SPLIT_SEED, SOURCE_STREAM)
         ids = chosen if split == "test" else np.setdiff1d(ids, chosen)
     if not len(ids):
         raise UsageError(f"data.path={str(folder)!r}: no images for the {split} split")
@@ -116,7 +105,36 @@ def load(path: str, split: str, image_size: int = 0) -> FolderExamples:
     chosen_files = tuple(files[index] for index in ids)
     shape = _image_shape(str(folder), chosen_files, image_size)
     info = Info("folder", len(class_names), shape, class_names)
-    return FolderExamples(info, str(folder), chosen_files, every_label[ids], image_size)
+    return FolderExamples(info, str(folder), chosen_files, labels[ids], image_size)
+
+
+def _split_folders(root: pathlib.Path, path: str) -> tuple[pathlib.Path, pathlib.Path | None]:
+    """The folders of the train split (`root` itself if it is not divided) and of the test split."""
+    test = next((root / name for name in TEST_FOLDERS if (root / name).is_dir()), None)
+    divided = (root / "train").is_dir()
+    if test and not divided:
+        raise UsageError(f"data.path={path!r}: holds {test.name}/ but no train/")
+    return root / "train" if divided else root, test
+
+
+def _labelled_files(
+    folder: pathlib.Path, class_names: tuple[str, ...], *, may_lack_classes: bool
+) -> tuple[list[str], np.ndarray]:
+    """Paths of images below `folder`, sorted within each class, and their labels, int32 [N].
+
+    A test split may lack images of a class; a train split may not.
+    """
+    if extra := sorted(set(_classes(folder)) - set(class_names)):
+        raise UsageError(f"data.path={str(folder / extra[0])!r}: no such class in train/")
+    files: list[str] = []
+    labels: list[int] = []
+    for label, name in enumerate(class_names):
+        found = _images(folder, name)
+        if not found and not may_lack_classes:
+            raise UsageError(f"data.path={str(folder / name)!r}: no images in this class folder")
+        files += found
+        labels += [label] * len(found)
+    return files, np.array(labels, np.int32)
 
 
 def _classes(folder: pathlib.Path) -> tuple[str, ...]:
@@ -137,25 +155,27 @@ def _images(folder: pathlib.Path, name: str) -> list[str]:
 
 
 def _image_shape(folder: str, files: Iterable[str], image_size: int) -> tuple[int, int, int]:
-    """The common shape, from the headers alone; checked here so that a run fails before it starts.
+    """The common shape, checked from the headers so that a run fails before it starts.
 
     One colour image makes the whole split RGB.
+
+    Args:
+      files: at least one, below `folder`.
     """
-    shape: tuple[int, int] | None = None
-    first = ""
+    paths = [os.path.join(folder, name) for name in files]
+    first: tuple[str, tuple[int, int]] | None = None
     channels = 1
     with ThreadPoolExecutor(THREADS) as pool:
-        paths = [os.path.join(folder, name) for name in files]
         for path, (mode, size) in zip(paths, pool.map(_header, paths), strict=True):
             if mode not in GREY_MODES:
                 channels = 3
-            shape, first = shape or size, first or path
-            if size != shape and not image_size:
+            first = first or (path, size)
+            if size != first[1] and not image_size:
                 raise UsageError(
                     f"data.image_size=0: images differ in shape: {path!r} is {size[0]} x {size[1]},"
-                    f" {first!r} is {shape[0]} x {shape[1]}; set data.image_size"
+                    f" {first[0]!r} is {first[1][0]} x {first[1][1]}; set data.image_size"
                 )
-    height, width = (image_size, image_size) if image_size else shape
+    height, width = first[1] if first and not image_size else (image_size, image_size)
     return height, width, channels
 
 
@@ -164,7 +184,7 @@ def _header(path: str) -> tuple[str, tuple[int, int]]:
     try:
         with Image.open(path) as image:
             mode, (width, height) = image.mode, image.size
-    except Exception as error:  # as in __getitem__
+    except Exception as error:  # as in FolderExamples._image
         raise UsageError(f"data.path={path!r}: not a readable image: {error}") from error
     if mode not in GREY_MODES + COLOUR_MODES:
         raise UsageError(f"data.path={path!r}: image mode {mode!r} has more than 8 bits a channel")

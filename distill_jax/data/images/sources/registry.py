@@ -1,4 +1,4 @@
-"""The sources by the name that loads them; any other name is looked up in TFDS."""
+"""Loaders by the name of their data set; any other name is looked up in TFDS."""
 
 from collections.abc import Callable
 
@@ -10,7 +10,7 @@ _loaders: dict[str, Loader] = {}
 
 
 def register(name: str, loader: Loader) -> None:
-    """Makes `data.name=name` known. A name can be taken once.
+    """Makes a source available as `data.name`. A name can be taken once.
 
     Args:
       name: what a config calls the set.
@@ -30,5 +30,5 @@ def names() -> tuple[str, ...]:
 
 
 def find(name: str) -> Loader | None:
-    """The loader of a name; None for one that is not registered."""
+    """The loader of a name; None if it is not registered."""
     return _loaders.get(name)

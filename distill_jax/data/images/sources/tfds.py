@@ -1,12 +1,14 @@
 """Image-classification sets prepared by TensorFlow Datasets, read without TensorFlow.
 
-A set is read where `download_and_prepare` put it, by random access, so it has to be prepared in the
-array_record (or parquet) format; nothing is downloaded here. Images are decoded by Pillow.
+Sets are read by random access from the folder that `download_and_prepare` wrote, so they must be in
+the array_record (or parquet) format; nothing is downloaded here. Pillow decodes the images.
 """
 
 import difflib
 import pathlib
 from collections.abc import Sequence
+from types import ModuleType
+from typing import Any
 
 import numpy as np
 
@@ -28,8 +30,8 @@ class TfdsExamples(Examples):
 
     crops = True
 
-    def __init__(self, info: Info, source, image_size: int):
-        """Args: source: a TFDS data source whose "image" is left encoded."""
+    def __init__(self, info: Info, source: Any, image_size: int):
+        """Args: source: a TFDS data source that leaves "image" encoded."""
         self.info = info
         self._source = source
         self._image_size = image_size
@@ -50,12 +52,12 @@ class TfdsExamples(Examples):
     def cropped(self, ids: np.ndarray, cuts: Sequence[Cut | None]) -> tuple[np.ndarray, np.ndarray]:
         records = self._records(ids)
         images = np.empty((len(ids), *self.info.image_shape), np.uint8)
-        *shape, channels = self.info.image_shape
+        height, width, channels = self.info.image_shape
         mode = MODES[channels]
         for row, (record, cut) in enumerate(zip(records, cuts, strict=True)):
             try:
                 if cut:
-                    images[row] = decode_cut(record["image"], mode, tuple(shape), cut)
+                    images[row] = decode_cut(record["image"], mode, (height, width), cut)
                 else:
                     images[row] = decode(record["image"], mode, self._image_size)
             except Exception as error:  # Pillow has no common type for what a damaged file raises
@@ -97,8 +99,9 @@ def load(name: str, split: str, tfds_dir: str = "", image_size: int = 0) -> Tfds
     Args:
       name: a TFDS name, such as "cifar100" or "imagenet2012/...:5.1.0".
       split: "train" or "test".
-      tfds_dir: the folder that was given as `data_dir` when preparing; "" is TFDS's own default.
-      image_size: every image is scaled and cut to this height and width; 0 wants equal shapes.
+      tfds_dir: the `data_dir` with which the set was prepared; "" is TFDS's own default.
+      image_size: every image is scaled and cropped to this height and width; 0 requires equal
+        shapes.
 
     Raises:
       UsageError: an unknown name, a set that is not prepared, not for image classification, of
@@ -106,35 +109,50 @@ def load(name: str, split: str, tfds_dir: str = "", image_size: int = 0) -> Tfds
     """
     import tensorflow_datasets as tfds  # slow to import; used by these sets alone
 
-    location = f"data.name={name!r}"
     builder = _builder(tfds, name, tfds_dir)
-    features = builder.info.features
-    features = dict(features.items()) if isinstance(features, tfds.features.FeaturesDict) else {}
-    image, label = features.get("image"), features.get("label")
-    if not (isinstance(image, tfds.features.Image) and isinstance(label, tfds.features.ClassLabel)):
-        raise UsageError(
-            f"{location}: not an image-classification set; expected features 'image' and 'label',"
-            f" got: {', '.join(features) or 'none'}"
-        )
+    image, label = _features(tfds, name, builder)
     height, width, channels = image.shape
-    if image.np_dtype != np.uint8 or channels not in MODES:
-        raise UsageError(
-            f"{location}: expected uint8 images of 1, 3 or 4 channels, got"
-            f" {np.dtype(image.np_dtype)} of {channels}"
-        )
     if image_size:
         height = width = image_size
     elif not height or not width:
         raise UsageError(
             f"data.image_size=0: images of {name!r} differ in shape; set data.image_size"
         )
+    source = _source(tfds, name, builder, split, tfds_dir)
+    info = Info(name, label.num_classes, (height, width, channels), tuple(label.names))
+    return TfdsExamples(info, source, image_size)
+
+
+def _features(tfds: ModuleType, name: str, builder: Any) -> tuple[Any, Any]:
+    """The image and label features of a set; UsageError if it is not for image classification."""
+    features = builder.info.features
+    features = dict(features.items()) if isinstance(features, tfds.features.FeaturesDict) else {}
+    image, label = features.get("image"), features.get("label")
+    if not (isinstance(image, tfds.features.Image) and isinstance(label, tfds.features.ClassLabel)):
+        raise UsageError(
+            f"data.name={name!r}: not an image-classification set; expected features 'image' and"
+            f" 'label', got: {', '.join(features) or 'none'}"
+        )
+    channels = image.shape[-1]
+    if image.np_dtype != np.uint8 or channels not in MODES:
+        raise UsageError(
+            f"data.name={name!r}: expected uint8 images of 1, 3 or 4 channels, got"
+            f" {np.dtype(image.np_dtype)} of {channels}"
+        )
+    return image, label
+
+
+def _source(tfds: ModuleType, name: str, builder: Any, split: str, tfds_dir: str) -> Any:
+    """The TFDS data source of a split, which leaves images encoded."""
+    location = f"data.name={name!r}"
     available = list(builder.info.splits)
     chosen = "validation" if split == "test" and "test" not in available else split
     if chosen not in available:
         raise UsageError(f"{location}: no {chosen!r} split; it has: {', '.join(available)}")
 
-    # Encoded images are left alone here: `labels` needs none, and Pillow decodes the others.
-    pictures = [key for key, item in features.items() if isinstance(item, tfds.features.Image)]
+    # No image is decoded by TFDS: `labels` needs none, and Pillow decodes "image".
+    features = builder.info.features.items()
+    pictures = [key for key, item in features if isinstance(item, tfds.features.Image)]
     decoders = {key: tfds.decode.SkipDecoding() for key in pictures}
     try:
         source = builder.as_data_source(split=chosen, decoders=decoders)
@@ -142,7 +160,7 @@ def load(name: str, split: str, tfds_dir: str = "", image_size: int = 0) -> Tfds
     except NotImplementedError as error:
         raise UsageError(
             f"{location}: prepared without random access in {str(builder.data_path)!r};"
-            f" {_how(name, tfds_dir)} in an empty folder"
+            f" {_how_to_prepare(name, tfds_dir)} in an empty folder"
         ) from error
     except Exception as error:  # whatever the file format's reader raises on a damaged file
         raise UsageError(f"{location}: unreadable files, {chosen} split: {error}") from error
@@ -152,15 +170,15 @@ def load(name: str, split: str, tfds_dir: str = "", image_size: int = 0) -> Tfds
             f"{location}: the files hold {count} {chosen} examples, the set {promised};"
             " prepare again"
         )
-    info = Info(name, label.num_classes, (height, width, channels), tuple(label.names))
-    return TfdsExamples(info, source, image_size)
+    return source
 
 
-def _builder(tfds, name: str, tfds_dir: str):
+def _builder(tfds: ModuleType, name: str, tfds_dir: str) -> Any:
+    """The builder of a prepared set; UsageError if the name is unknown or not prepared."""
     try:
         builder = tfds.builder(name, data_dir=tfds_dir or None)
     except tfds.core.DatasetNotFoundError as error:
-        # Without the community sets, whose list would be fetched from the network.
+        # Not the community sets, whose list would be fetched from the network.
         known = tfds.list_builders(with_community_datasets=False)
         near = difflib.get_close_matches(name, known, n=3)
         prepared = _prepared(tfds_dir)
@@ -172,20 +190,20 @@ def _builder(tfds, name: str, tfds_dir: str):
     if not builder.info.splits:
         raise UsageError(
             f"data.name={name!r}: not prepared in {str(builder.data_path)!r};"
-            f" {_how(name, tfds_dir)}"
+            f" {_how_to_prepare(name, tfds_dir)}"
         )
     return builder
 
 
 def _prepared(tfds_dir: str) -> list[str]:
-    """The names of what lies in a TFDS folder."""
+    """The names of the prepared sets in a TFDS folder."""
     folder = pathlib.Path(tfds_dir).expanduser()
     if not tfds_dir or not folder.is_dir():
         return []
     return [item.name for item in folder.iterdir() if list(item.glob("**/dataset_info.json"))]
 
 
-def _how(name: str, tfds_dir: str) -> str:
+def _how_to_prepare(name: str, tfds_dir: str) -> str:
     arguments = [repr(name), "file_format='array_record'"]
     if tfds_dir:
         arguments.insert(1, f"data_dir={tfds_dir!r}")
