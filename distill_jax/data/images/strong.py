@@ -42,8 +42,8 @@ RANGES = {
     "TranslateY": (-0.3, 0.3),
 }
 OPERATIONS = tuple(RANGES)
-# Cutout's fill in red, green and blue, as in the code of Jin et al.; with another number of channels
-# it is the mean of the three.
+# Cutout's fill in red, green and blue, as in the code of Jin et al.; images with another number of
+# channels are filled with the mean of the three.
 COLOR = (125, 123, 114)
 
 # Folded into the key first, far from the weak view's streams, so that both views may be drawn from
