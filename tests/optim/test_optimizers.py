@@ -45,7 +45,7 @@ def test_sgd_is_that_of_pytorch(nesterov):
         np.testing.assert_allclose(got[name], p, rtol=1e-5, atol=1e-6)
 
 
-def test_adamw_decays_kernels_alone_when_asked():
+def test_adamw_decays_only_kernels_with_that_mask():
     config = section(
         "optimizer", name="adamw", weight_decay=0.5, decay_mask="kernels", b1=0.9, b2=0.99
     )
