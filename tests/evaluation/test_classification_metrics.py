@@ -33,7 +33,7 @@ def some_examples(count, classes, seed=0):
 
 
 def padded_batches(batch_size, *arrays):
-    """Full batches with a mask; what stands in a padded row would poison any sum."""
+    """Full batches with a mask; the values of a padded row would spoil any sum."""
     for start in range(0, len(arrays[0]), batch_size):
         parts = [a[start : start + batch_size] for a in arrays]
         real = len(parts[0])

@@ -1,4 +1,4 @@
-"""What describes a network beside its weights."""
+"""What describes a network in addition to its weights."""
 
 import json
 

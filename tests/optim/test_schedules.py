@@ -7,9 +7,9 @@ import pytest
 from distill_jax.optim import schedules
 
 
-@pytest.mark.parametrize("said", [3, 3.0, "3", " 3.0 "])
-def test_a_number_is_constant(said):
-    schedule = schedules.parse(said)
+@pytest.mark.parametrize("value", [3, 3.0, "3", " 3.0 "])
+def test_a_number_is_constant(value):
+    schedule = schedules.parse(value)
     assert [float(schedule.at(p)) for p in (0.0, 0.4, 1.0)] == [3.0, 3.0, 3.0]
 
 
@@ -27,10 +27,10 @@ def test_cosine_with_a_window():
 
 
 @pytest.mark.parametrize(
-    "said",
+    "value",
     ["linear(1)", "linear(1, 2, 3)", "sine(1, 2)", "linear(1, 2, 0.5, 0.5)", "cosine(1, 2, 0, 2)",
      "linear(1, nan)", "", "linear(a, b)", True, None, math.inf, [1, 2]],
 )  # fmt: skip
-def test_anything_else_is_refused(said):
+def test_anything_else_is_refused(value):
     with pytest.raises(ValueError, match="a number, or linear"):
-        schedules.parse(said)
+        schedules.parse(value)

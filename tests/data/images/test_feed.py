@@ -80,14 +80,14 @@ def test_processes_share_out_each_batch(digits, order, resident, processes):
     for process in range(processes):
         part = slice(process * 16 // processes, (process + 1) * 16 // processes)
         own = Counted(digits)
-        said = {"resident": resident, "process": process, "processes": processes}
-        feed_of_it = data.training_feed(own, order, 16, workers=0, **said)
+        options = {"resident": resident, "process": process, "processes": processes}
+        feed_of_it = data.training_feed(own, order, 16, workers=0, **options)
         _assert_parts(_take(feed_of_it, 37, 3), whole, part)
         expected = [int(i) for batch in whole for i in batch["id"][part]]
         # A streamed feed reads ahead, of its own rows alone.
         assert resident or set(expected) <= set(own.read)
         assert set(own.read) <= {int(i) for n in range(9) for i in order.ids(37 + 16 * n, 16)[part]}
-        shared = data.evaluation_feed(digits, np.arange(40), 16, **said)
+        shared = data.evaluation_feed(digits, np.arange(40), 16, **options)
         assert len(shared) == len(tested) == 3
         _assert_parts(list(shared), list(tested), part)
 
@@ -102,11 +102,11 @@ def _assert_parts(found, whole, part):
 @pytest.mark.parametrize(("batch_size", "processes"), [(6, 4), (0, 1)])
 def test_a_batch_that_cannot_be_shared_is_refused(digits, order, batch_size, processes):
     message = f"training.batch_size={batch_size}: expected a positive multiple of the {processes}"
-    said = {"resident": True, "processes": processes}
+    options = {"resident": True, "processes": processes}
     with pytest.raises(UsageError, match=message):
-        data.training_feed(digits, order, batch_size, workers=0, **said)
+        data.training_feed(digits, order, batch_size, workers=0, **options)
     with pytest.raises(UsageError, match=message):
-        data.evaluation_feed(digits, np.arange(5), batch_size, **said)
+        data.evaluation_feed(digits, np.arange(5), batch_size, **options)
 
 
 def test_a_damaged_image_is_named_through_a_worker(tmp_path):
@@ -215,16 +215,16 @@ def test_large_sets_are_sampled_evenly(monkeypatch):
     examples = _set(np.broadcast_to(images, (6000, 2, 2, 1)))
     exact = data.statistics(examples, np.arange(6000))
     monkeypatch.setattr(feed, "SMALL", 1)
-    asked = []
+    read = []
     batch = examples.batch
-    monkeypatch.setattr(examples, "batch", lambda ids: asked.extend(ids) or batch(ids))
+    monkeypatch.setattr(examples, "batch", lambda ids: read.extend(ids) or batch(ids))
     monkeypatch.setattr(examples, "arrays", None)
     sampled = data.statistics(examples, np.arange(6000))
-    assert len(asked) == len(set(asked)) == 2048 and set(np.diff(asked)) == {2, 3}
+    assert len(read) == len(set(read)) == 2048 and set(np.diff(read)) == {2, 3}
     np.testing.assert_allclose(np.array(sampled), np.array(exact), atol=5e-3)
-    asked.clear()
+    read.clear()
     first = data.fingerprint(examples)
-    assert len(asked) == 1024
+    assert len(read) == 1024
     assert first == data.fingerprint(examples)
 
 

@@ -97,7 +97,7 @@ def test_each_operation_is_pillows(name, shape):
         theirs = np.stack([_pillow(image, name, magnitude) for image in images])
         different = ours != theirs
         if name in WARPS:
-            # Angles are of 32 bits here and of 64 there: a pixel on the border of two may move.
+            # Our angles have 32 bits and Pillow's 64: a pixel on the border of two may move.
             assert np.mean(different) < 1e-3
         elif name in ("AutoContrast", "Color", "Contrast", "Sharpness"):
             # Both cut a fraction off; where it is all but nothing, rounding decides.

@@ -213,7 +213,7 @@ def test_real_mnist_as_prepared_by_the_official_builder(tmp_path, shared_data):
 
 @pytest.mark.slow
 def test_real_cifar100_as_prepared_by_the_official_builder(tmp_path, shared_data):
-    """Of its two labels the fine one; every image, as it lies in the packs."""
+    """The fine one of its two labels; every image, bit for bit as in the packs."""
     script = [sys.executable, str(shared_data / "prepare_tfds.py")]
     subprocess.run([*script, f"--data_dir={tmp_path}", "--only=cifar100"], check=True, timeout=300)
     for split, packs in (("train", ("train_1of2", "train_2of2")), ("test", ("test",))):

@@ -136,6 +136,6 @@ def test_hostile_pickles_end_in_one_line(tmp_path, body, words, legacy):
 
 
 def test_only_the_storages_of_the_state_dict_are_read(tmp_path):
-    beside = tensor([6], [1], key="lost")
-    body = mapping(model=mapping(w=tensor([6], [1])), optimizer=mapping(m=beside))
+    lost = tensor([6], [1], key="lost")
+    body = mapping(model=mapping(w=tensor([6], [1])), optimizer=mapping(m=lost))
     assert list(models.read_state_dict(written(tmp_path, body))) == ["w"]
