@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Callable
+from typing import ParamSpec, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -14,11 +15,15 @@ SCHEDULES = ("constant", "cosine", "linear", "step")
 LearningRate = Callable[[jax.Array | int], jax.Array]
 
 
-def _with_promotion(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Lets optax mix counts of steps, rates and arrays also where JAX is told to refuse that."""
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def _with_promotion(function: Callable[P, R]) -> Callable[P, R]:
+    """Lets optax mix step counts, rates and arrays even if JAX is set to refuse promotion."""
 
     @functools.wraps(function)
-    def run(*args, **kwargs):
+    def run(*args: P.args, **kwargs: P.kwargs) -> R:
         with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
             return function(*args, **kwargs)
 
