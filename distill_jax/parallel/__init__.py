@@ -1,8 +1,8 @@
-"""The mesh of devices and where arrays live on it.
+"""The mesh of devices, the shardings of arrays on it, and transfers from and to the host.
 
-Axes are `data` (the batch is split), `fsdp` (the batch and the stored parameters are split; these
-are put together where they are used) and `tensor` (a layer is computed in parts). The mesh (n,1,1)
-keeps whole parameters on every device and splits the batch, which is what `pmap` used to do.
+Its axes are `data` (splits the batch), `fsdp` (splits the batch and the parameters, which are
+gathered where they are used) and `tensor` (splits the computation of a layer). The mesh (n,1,1) is
+data parallelism with replicated parameters.
 """
 
 from distill_jax.parallel.mesh import (

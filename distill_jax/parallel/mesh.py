@@ -20,7 +20,7 @@ BATCH = ("data", "fsdp")
 def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, devices: list | None = None) -> Mesh:
     """A mesh with the axes `data`, `fsdp` and `tensor`.
 
-    The devices of a process are neighbours, so that each process has rows of a batch of its own.
+    The devices of a process are adjacent, so that each process has its own rows of a batch.
 
     Args:
       data: devices along the batch axis; -1 takes all that the other axes leave.
@@ -43,7 +43,7 @@ def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, devices: list | No
     if data * inner > len(devices):
         raise UsageError(
             f"mesh.data={data}: the mesh {data}x{fsdp}x{tensor} needs {data * inner} "
-            f"devices; expected at most the {len(devices)} that are here"
+            f"devices; expected at most the {len(devices)} that are visible"
         )
     chosen = devices[: data * inner]
     counts = collections.Counter(device.process_index for device in chosen)
@@ -58,18 +58,18 @@ def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, devices: list | No
 
 
 def _grid(shape: tuple[int, ...], devices: list, present: int) -> np.ndarray:
-    """The devices in the shape of a mesh; a whole slice of TPUs with neighbours along each axis."""
+    """The devices in the shape of a mesh; on a whole TPU slice, axes follow physical neighbours."""
     if devices[0].platform != "tpu" or len(devices) < present:
         return np.asarray(devices).reshape(shape)
     try:
         return mesh_utils.create_device_mesh(shape, devices)
     except NotImplementedError:
-        # An axis that takes a part of a dimension of the slice: its rings are not closed.
+        # An axis is part of a physical dimension of the slice, so its rings are not closed.
         return mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """The leading axis over `data` and `fsdp`, the rest whole."""
+    """The leading dimension is split over `data` and `fsdp`."""
     return NamedSharding(mesh, PartitionSpec(BATCH))
 
 
@@ -79,7 +79,7 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def platform(mesh: Mesh | None) -> str:
-    """What a program runs on: "cpu", "gpu" or "tpu", even where another platform compiles it.
+    """What a program runs on: "cpu", "gpu" or "tpu", also when it is compiled on another platform.
 
     Args:
       mesh: of the program; None for the default devices of JAX.
@@ -89,7 +89,7 @@ def platform(mesh: Mesh | None) -> str:
 
 
 def batch_ways(mesh: Mesh) -> int:
-    """Into how many parts a batch is split."""
+    """The number of parts that a batch is split into."""
     return math.prod(mesh.shape[axis] for axis in BATCH)
 
 
@@ -104,15 +104,15 @@ def check_divides(mesh: Mesh, key: str, batch_size: int) -> None:
 
 
 def gpu_present() -> bool:
-    """Whether this machine has an NVIDIA driver, whatever JAX makes of it."""
+    """Whether this machine has an NVIDIA driver, whether or not JAX uses it."""
     return pathlib.Path("/proc/driver/nvidia/version").exists()
 
 
 def fix_gpu_order() -> None:
-    """Asks XLA to leave out GPU kernels whose sums have no fixed order.
+    """Excludes XLA's GPU kernels whose sums have no fixed order, by XLA_FLAGS.
 
-    Takes effect only before the first computation of a process. The gradient of max-pooling has no
-    such kernel; the models here use none.
+    Has an effect only before the first computation of a process. For the gradient of max-pooling
+    XLA has no other kernel; no model here uses it.
     """
     flag = "--xla_gpu_exclude_nondeterministic_ops=true"
     flags = os.environ.get("XLA_FLAGS", "")

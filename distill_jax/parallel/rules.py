@@ -6,8 +6,7 @@ so that a layer of a transformer has one sum over `tensor` after its attention a
 (Shoeybi et al. 2019, "Megatron-LM", section 3); the other side of every matrix is split over `fsdp`
 (Rajbhandari et al. 2020, "ZeRO", stage 3). An array of an optimizer or an average has the name and
 the shape of its parameter, and so its rule. Every expert of a mixture is split as a single MLP is,
-and its router is whole. Left out on purpose: experts on devices of their own, pipelines, and
-sequences in shards.
+and its router is replicated. Left out on purpose: expert, pipeline and sequence parallelism.
 """
 
 import functools
@@ -21,19 +20,19 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from distill_jax.parallel.mesh import replicated
 
-#: What can be whole on every device in place of in shards.
+#: Parts of a run that can be replicated instead of sharded.
 PARTS = ("student", "adapters", "optimizer", "average", "teacher")
-#: The name of what `gather` returns.
+#: The checkpoint name of what `gather` returns.
 GATHERED = "gathered"
 
 _WIDENS = r"(query|key|value|gate|up|qkv|dense1)"
 _NARROWS = r"(output|down|attention/projection|dense2)"
 _IN_RUN = r"runs/\d+/\w+/"
 
-#: For an array holds the first rule whose pattern ends its name and that has an entry for each of
-#: its dimensions; an array without a rule is whole on every device.
-#: The first dimension of what is in `runs/` counts layers, and is whole: a scan goes over it. So is
-#: the second of four, which counts experts.
+#: The first rule applies whose pattern matches the end of an array's name and that has an entry for
+#: each of its dimensions; an array without a rule is replicated.
+#: The first dimension of arrays in `runs/` counts layers and is never split, because a scan goes
+#: over it; nor is the second of four, which counts experts.
 RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
     # decoders
     (r"embedding", ("tensor", "fsdp")),
@@ -59,15 +58,15 @@ RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
 
 
 class Partition(NamedTuple):
-    """Where an array goes by the rules.
+    """How the rules split an array.
 
     Attributes:
-      spec: what splits each dimension.
-      whole: dimensions that a rule would split, and whose size its axis does not divide.
+      spec: the axis that splits each dimension.
+      undivided: dimensions that a rule would split but whose size its axis does not divide.
     """
 
     spec: PartitionSpec
-    whole: tuple[int, ...]
+    undivided: tuple[int, ...]
 
 
 def _rule(name: str, dimensions: int) -> tuple[str | None, ...]:
@@ -78,14 +77,14 @@ def _rule(name: str, dimensions: int) -> tuple[str | None, ...]:
 
 
 def partition(name: str, shape: tuple[int, ...], mesh: Mesh) -> Partition:
-    """Where an array of this name and shape goes; a dimension that does not divide stays whole."""
-    spec, whole = [], []
+    """How an array is split; a dimension that its axis does not divide stays whole."""
+    spec, undivided = [], []
     for dimension, (axis, size) in enumerate(zip(_rule(name, len(shape)), shape, strict=True)):
         ways = 1 if axis is None else mesh.shape[axis]
         if size % ways:
-            whole.append(dimension)
+            undivided.append(dimension)
         spec.append(axis if ways > 1 and not size % ways else None)
-    return Partition(PartitionSpec(*spec), tuple(whole))
+    return Partition(PartitionSpec(*spec), tuple(undivided))
 
 
 def sharding(name: str, shape: tuple[int, ...], mesh: Mesh) -> NamedSharding:
@@ -93,8 +92,8 @@ def sharding(name: str, shape: tuple[int, ...], mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, partition(name, shape, mesh).spec)
 
 
-def _names(path: tuple[Any, ...]) -> list[str]:
-    """The keys and fields on the way to a leaf."""
+def _path_names(path: tuple[Any, ...]) -> list[str]:
+    """The keys and fields on the path to a leaf."""
     found = (getattr(part, "key", getattr(part, "name", None)) for part in path)
     return [name for name in found if isinstance(name, str)]
 
@@ -106,11 +105,11 @@ def shardings(tree: Any, mesh: Mesh, replicate: Collection[str] = ()) -> Any:
       tree: of arrays or `jax.ShapeDtypeStruct`s, with parameters in dictionaries by flat name, such
         as a `TrainState`, or the parameters of a teacher.
       mesh: the devices.
-      replicate: names of fields at the top of the tree whose arrays are whole on every device.
+      replicate: names of fields at the top of the tree whose arrays are replicated.
     """
 
-    def of(path, leaf):
-        names = _names(path)
+    def of(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
+        names = _path_names(path)
         if not names or names[0] in replicate:
             return replicated(mesh)
         return sharding(names[-1], leaf.shape, mesh)
@@ -118,54 +117,70 @@ def shardings(tree: Any, mesh: Mesh, replicate: Collection[str] = ()) -> Any:
     return jax.tree_util.tree_map_with_path(of, tree)
 
 
-def gather_tree(tree: Any, mesh: Mesh) -> Any:
-    """Parameters that are put together over `fsdp`, all at once, each with `gather`."""
-    if mesh.shape["fsdp"] == 1:
-        return tree
+class Undivided(NamedTuple):
+    """A dimension of an array that stays whole because the size of its axis does not divide it."""
 
-    def whole(path, leaf):
-        return gather(leaf, sharding(_names(path)[-1], leaf.shape, mesh))
-
-    return jax.tree_util.tree_map_with_path(whole, tree)
+    name: str
+    shape: tuple[int, ...]
+    axis: str
 
 
-def undivided(tree: Any, mesh: Mesh) -> Iterator[tuple[str, tuple[int, ...], str]]:
-    """What is left whole since it does not divide by its axis: (name, shape, axis)."""
+def undivided(tree: Any, mesh: Mesh) -> Iterator[Undivided]:
+    """All dimensions in a pytree that a rule would split but that do not divide."""
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        for name in _names(path)[-1:]:
-            for dimension in partition(name, leaf.shape, mesh).whole:
-                yield name, leaf.shape, _rule(name, len(leaf.shape))[dimension]
+        for name in _path_names(path)[-1:]:
+            for dimension in partition(name, leaf.shape, mesh).undivided:
+                axis = _rule(name, len(leaf.shape))[dimension]
+                assert axis is not None
+                yield Undivided(name, leaf.shape, axis)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
-def _regathered(x: jax.Array, stored: NamedSharding, used: NamedSharding) -> jax.Array:
+def _reshard(x: jax.Array, stored: NamedSharding, used: NamedSharding) -> jax.Array:
+    """`x` in the sharding `used`; its gradient in the sharding `stored`."""
     del stored
     return jax.lax.with_sharding_constraint(x, used)
 
 
-def _regathered_forward(x, stored, used):
-    return _regathered(x, stored, used), None
+def _reshard_forward(
+    x: jax.Array, stored: NamedSharding, used: NamedSharding
+) -> tuple[jax.Array, None]:
+    return _reshard(x, stored, used), None
 
 
-def _regathered_backward(stored, used, residuals, gradient):
+def _reshard_backward(
+    stored: NamedSharding, used: NamedSharding, residuals: None, gradient: jax.Array
+) -> tuple[jax.Array]:
     del used, residuals
     return (jax.lax.with_sharding_constraint(gradient, stored),)
 
 
-_regathered.defvjp(_regathered_forward, _regathered_backward)
+_reshard.defvjp(_reshard_forward, _reshard_backward)
 
 
 def gather(x: jax.Array, stored: NamedSharding) -> jax.Array:
-    """An array that is put together over `fsdp` for its use; its gradient goes back in shards.
+    """Gathers an array over `fsdp` for its use; its gradient is scattered into shards again.
 
-    It carries the name "gathered", by which rematerialisation can tell it from what is to be kept.
+    The result has the checkpoint name `GATHERED`, so that rematerialisation can gather it again in
+    place of keeping it.
 
     Args:
-      x: the array, as it is stored, in the dtype that it is used in.
-      stored: where.
+      x: the array, in the dtype that it is used in.
+      stored: its sharding.
     """
     if "fsdp" not in stored.spec:
         return x
     used = PartitionSpec(*(None if axis == "fsdp" else axis for axis in stored.spec))
-    whole = _regathered(x, stored, NamedSharding(stored.mesh, used))
+    whole = _reshard(x, stored, NamedSharding(stored.mesh, used))
     return checkpoint_name(whole, GATHERED)
+
+
+def gather_tree(tree: Any, mesh: Mesh) -> Any:
+    """All parameters of a tree, each gathered by `gather`."""
+    if mesh.shape["fsdp"] == 1:
+        return tree
+
+    def gather_leaf(path: tuple[Any, ...], leaf: jax.Array) -> jax.Array:
+        return gather(leaf, sharding(_path_names(path)[-1], leaf.shape, mesh))
+
+    return jax.tree_util.tree_map_with_path(gather_leaf, tree)
