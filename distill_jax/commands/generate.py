@@ -25,8 +25,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace, overrides: Mapping[str, str]) -> int:
     """Writes the responses and prints how many there are."""
     from distill_jax import config as configs
-    from distill_jax.runs import generation
+    from distill_jax.runs import generation, generation_settings
 
-    teacher, settings = generation.settings_of(configs.read(arguments.config, overrides))
+    teacher, settings = generation_settings.parse(configs.read(arguments.config, overrides))
     print(json.dumps(generation.write(settings, teacher, arguments.workdir)))
     return 0

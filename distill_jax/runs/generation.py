@@ -1,4 +1,4 @@
-"""From prompts to a teacher's responses on disk: what `distill-jax generate` does."""
+"""Responses of a teacher to prompts, on disk: what `distill-jax generate` does."""
 
 import dataclasses
 import hashlib
@@ -7,139 +7,26 @@ import os
 import pathlib
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from distill_jax import config as configs
 from distill_jax import generation, models, parallel
 from distill_jax.data import text
-from distill_jax.errors import UsageError, unknown
+from distill_jax.errors import UsageError
 from distill_jax.generation import decode
 from distill_jax.generation.responses import Responses
 from distill_jax.models import language
-from distill_jax.models.language import int8
+from distill_jax.runs.generation_settings import CONFIG_KEYS, Settings
 from distill_jax.runs.manifest import describe_run
-from distill_jax.storage import local_path, resolve_path
 from distill_jax.tasks.language.objective import folder_of
 
-DTYPES = ("float32", "bfloat16")
-# Where these lie is no part of what the responses are, their contents are; the fingerprint of the
-# teacher tells its 8-bit weights from others; and a mesh changes no more than rounding does.
-_TOLD_OTHERWISE = ("prompts", "tokenizer", "quantize", "fsdp", "tensor")
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Settings:
-    """What is generated, and how.
-
-    Attributes:
-      prompts: a JSONL file, see `generation.read_prompts`.
-      fields: a set whose fields make the prompt, of `text.FIELDS`; "" for prompt or messages.
-      tokenizer: folder or file; "" for the teacher's own.
-      temperature: 0 is greedy; it, top_k and top_p are those of `generation.Sampler`.
-      top_k: 0 is off.
-      top_p: 1 is off.
-      max_new_tokens: the longest response.
-      stops: ids that end a response, beside those of the tokenizer.
-      samples: responses to each prompt.
-      batch_size: prompts that are continued at a time.
-      shard: prompts a file, at which a killed run goes on.
-      seed: of the draws.
-      compute_dtype: of parameters and computation, "float32" or "bfloat16".
-      quantize: "int8" for the teacher's matrices, see `models.language.int8`; or "none".
-      licence: of the teacher; "" for what the README.md in its folder says.
-      fsdp: devices that share the batch and the teacher's shards.
-      tensor: devices that share a layer of it.
-
-    Raises:
-      UsageError: a value that is refused.
-    """
-
-    prompts: str
-    fields: str = ""
-    tokenizer: str = ""
-    temperature: float = 1.0
-    top_k: int = 0
-    top_p: float = 1.0
-    max_new_tokens: int = 256
-    stops: tuple[int, ...] = ()
-    samples: int = 1
-    batch_size: int = 32
-    shard: int = 1024
-    seed: int = 0
-    compute_dtype: str = "float32"
-    quantize: str = "none"
-    licence: str = ""
-    fsdp: int = 1
-    tensor: int = 1
-
-    def __post_init__(self) -> None:
-        def require(condition: bool, field: str, expected: str) -> None:
-            if not condition:
-                key = _KEYS[field]
-                raise UsageError(f"{key}={getattr(self, field)!r}: expected {expected}")
-
-        def integer(value: object, low: int) -> bool:
-            return type(value) is int and value >= low
-
-        named = isinstance(self.prompts, str) and bool(self.prompts)
-        require(named, "prompts", "the path of a JSONL file")
-        local_path(str(self.prompts), "prompts")
-        resolve_path(str(self.tokenizer), _KEYS["tokenizer"])
-        for field in ("fields", "tokenizer", "licence"):
-            require(isinstance(getattr(self, field), str), field, "text")
-        for field in ("max_new_tokens", "samples", "batch_size", "shard", "fsdp", "tensor"):
-            require(integer(getattr(self, field), 1), field, "a positive int")
-        seeded = integer(self.seed, 0) and self.seed < 2**32
-        require(seeded, "seed", "an int in [0, 2**32)")
-        ids = isinstance(self.stops, tuple) and all(integer(stop, 0) for stop in self.stops)
-        require(ids, "stops", "a tuple of ids")
-        if self.compute_dtype not in DTYPES:
-            raise unknown("generate.compute_dtype", self.compute_dtype, DTYPES, "dtype")
-        if self.quantize not in int8.CHOICES:
-            raise unknown("teacher.quantize", self.quantize, int8.CHOICES, "kind of weights")
-        _ = self.sampler
-
-    @property
-    def sampler(self) -> generation.Sampler:
-        """How a token is chosen."""
-        return generation.Sampler(self.temperature, self.top_k, self.top_p, key="generate")
-
-
-#: What a config calls each of the settings.
-_KEYS = {field.name: f"generate.{field.name}" for field in dataclasses.fields(Settings)}
-_KEYS |= {"prompts": "prompts", "quantize": "teacher.quantize"}
-_KEYS |= {field: f"mesh.{field}" for field in ("fsdp", "tensor")}
-
-
-def settings_of(config: Mapping[str, Any]) -> tuple[str, Settings]:
-    """The path of the teacher, and the settings.
-
-    Args:
-      config: nested; teacher.path, teacher.quantize, prompts, mesh.fsdp, mesh.tensor, and in the
-        section generate the other settings.
-
-    Raises:
-      UsageError: an unknown key, no teacher or several, or a value that `Settings` refuses.
-    """
-    flat = configs.flatten(config)
-    known = {key: field for field, key in _KEYS.items()} | {"teacher.path": ""}
-    for key in flat:
-        if key not in known:
-            raise unknown("config", key, known, "key")
-    path = flat.pop("teacher.path", "")
-    paths = list(path) if isinstance(path, list | tuple) else [path]
-    if len(paths) != 1 or not isinstance(paths[0], str) or not paths[0]:
-        raise UsageError(
-            f"teacher.path={path!r}: expected one teacher, a Hugging Face folder or a workdir"
-        )
-    resolve_path(paths[0], "teacher.path")
-    values = {known[key]: tuple(v) if isinstance(v, list) else v for key, v in flat.items()}
-    return paths[0], Settings(**{"prompts": "", **values})
+# Settings that do not decide what the responses are: for files their content counts, the teacher's
+# fingerprint covers its 8-bit weights, and a mesh changes no more than the rounding.
+_NOT_IDENTIFYING = ("prompts", "tokenizer", "quantize", "fsdp", "tensor")
 
 
 def write(
@@ -150,24 +37,24 @@ def write(
     note: Callable[[str], None] = print,
     mesh: Mesh | None = None,
 ) -> dict[str, Any]:
-    """Writes a teacher's responses to prompts, or goes on where that stopped.
+    """Writes a teacher's responses to prompts, or resumes where that stopped.
 
     Each line of responses.jsonl has number (of the prompt, from 0), sample, prompt, response,
     tokens (the ids drawn, the stop id included), finish ("stop" or "length"), sampler, seed and
-    teacher (fingerprint and license); of a conversation also messages, the response with them.
-    `text.read` reads it. The same command makes the same bytes on the same kind of devices. One
-    process writes; many hosts are left out on purpose.
+    teacher (fingerprint and license); for a conversation also messages, which end with the
+    response. `text.read` reads it. The same command writes the same bytes on the same kind of
+    devices. Left out on purpose: writing from several processes.
 
     Args:
-      settings: what and how.
+      settings: what is generated, and how.
       teacher_path: a Hugging Face folder, or the workdir of a finished run.
-      workdir: the folder that is written; a new one, or one of the very same responses.
+      workdir: the folder to write; a new one, or one with the very same responses.
       note: called with a line for each shard that is written.
       mesh: the devices that share a batch; all by default.
 
     Returns:
       {"path", "responses", "tokens", "stopped"}: the joined file, how many responses and ids it
-      has, and how many ended by a stop id.
+      has, and how many responses ended with a stop id.
 
     Raises:
       UsageError: before anything is written, when prompts, tokenizer, teacher or workdir do not
@@ -175,9 +62,92 @@ def write(
     """
     if mesh is None:
         mesh = parallel.make_mesh(fsdp=settings.fsdp, tensor=settings.tensor)
+    job = _open_job(settings, teacher_path, mesh)
+    if not job.decoding.stop_ids:
+        note("no stop id is known: every response has max_new_tokens; see generate.stops")
+    responses = _open_responses(job, teacher_path, workdir)
+    for name in responses.repair():
+        note(f"{workdir}: {name} is damaged or missing and is generated again")
+    responses.begin()
+    for shard in responses.missing_numbers():
+        began = time.perf_counter()
+        lines = job.generate(shard)
+        responses.add_lines(shard, lines)
+        tokens = sum(len(line["tokens"]) for line in lines)
+        speed = tokens / (time.perf_counter() - began)
+        note(
+            f"{workdir}: shard {shard + 1} of {responses.count}: {len(lines)} responses, "
+            f"{tokens} tokens, {speed:.0f} a second"
+        )
+    return _summary(responses.join())
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Job:
+    """What the generation of a shard needs.
+
+    Attributes:
+      settings: what is generated, and how.
+      model: the teacher.
+      teacher: its fingerprint and license, for every line.
+      tokenizer: of the prompts and the responses.
+      prompts: all of them.
+      prompt_ids: their ids.
+      decoding: how the responses are decoded.
+    """
+
+    settings: Settings
+    model: language.Decoder
+    teacher: dict[str, Any]
+    tokenizer: text.Tokenizer
+    prompts: list[generation.Prompt]
+    prompt_ids: list[list[int]]
+    decoding: generation.Decoding
+
+    def generate(self, shard: int) -> list[dict[str, Any]]:
+        """The lines of a shard, prompt by prompt and sample by sample."""
+        settings = self.settings
+        first = shard * settings.shard
+        numbers = range(first, min(first + settings.shard, len(self.prompts)))
+        rows = [(number, sample) for number in numbers for sample in range(settings.samples)]
+        found = generation.generate(
+            self.model,
+            [self.prompt_ids[number] for number, _ in rows],
+            self.decoding,
+            keys=generation.row_keys(settings.seed, *np.array(rows).T),
+            batch_size=settings.batch_size,
+        )
+        sampler = dataclasses.asdict(settings.sampler)
+        provenance = {
+            "sampler": {**sampler, "max_new_tokens": settings.max_new_tokens},
+            "seed": settings.seed,
+            "teacher": self.teacher,
+        }
+        return [
+            {"number": number, "sample": sample, **self._describe(number, response), **provenance}
+            for (number, sample), response in zip(rows, found, strict=True)
+        ]
+
+    def _describe(self, number: int, response: generation.Response) -> dict[str, Any]:
+        """Prompt and response as a line has them."""
+        prompt = self.prompts[number]
+        content = generation.response_text(self.tokenizer, self.prompt_ids[number], response)
+        line: dict[str, Any] = {
+            "prompt": prompt.text,
+            "response": content,
+            "tokens": response.ids.tolist(),
+            "finish": response.finish,
+        }
+        if prompt.messages is not None:
+            line["messages"] = [*prompt.messages, {"role": "assistant", "content": content}]
+        return line
+
+
+def _open_job(settings: Settings, teacher_path: str | os.PathLike, mesh: Mesh) -> _Job:
+    """Opens and checks prompts, tokenizer and teacher."""
     parallel.check_divides(mesh, "generate.batch_size", settings.batch_size)
     folder = folder_of(teacher_path)
-    tokenizer = _tokenizer(settings, folder)
+    tokenizer = _load_tokenizer(settings, folder)
     prompts, ids = generation.encode_prompts(
         generation.read_prompts(settings.prompts, fields=settings.fields), tokenizer
     )
@@ -194,117 +164,57 @@ def write(
     _check_ids(settings, tokenizer, model.config)
     for prompt, own in zip(prompts, ids, strict=True):
         decode.check_length(model.config, own, settings.max_new_tokens, prompt.location)
-    stops = tuple(dict.fromkeys((*tokenizer.stop_ids, *settings.stops)))
-    if not stops:
-        note("no stop id is known: every response has max_new_tokens; see generate.stops")
     _, params, _ = models.split(model)
     fingerprint = models.fingerprint_of(dataclasses.asdict(model.config), params)
-    teacher = {"fingerprint": fingerprint, "license": settings.licence or licence_of(folder)}
-    responses = _open(settings, workdir, teacher, teacher_path, tokenizer, ids)
-    for name in responses.repair():
-        note(f"{workdir}: {name} is damaged or gone, and is made again")
-    responses.begin()
-
-    shared = {
-        "sampler": {
-            **dataclasses.asdict(settings.sampler),
-            "max_new_tokens": settings.max_new_tokens,
-        },
-        "seed": settings.seed,
-        "teacher": teacher,
-    }
-    decoding = generation.Decoding(
-        settings.sampler,
-        max_new_tokens=settings.max_new_tokens,
-        vocab_size=tokenizer.vocab_size,
-        stop_ids=stops,
-        mesh=mesh,
+    return _Job(
+        settings=settings,
+        model=model,
+        teacher={"fingerprint": fingerprint, "license": settings.licence or licence_of(folder)},
+        tokenizer=tokenizer,
+        prompts=prompts,
+        prompt_ids=ids,
+        decoding=generation.Decoding(
+            settings.sampler,
+            max_new_tokens=settings.max_new_tokens,
+            vocab_size=tokenizer.vocab_size,
+            stop_ids=tuple(dict.fromkeys((*tokenizer.stop_ids, *settings.stops))),
+            mesh=mesh,
+        ),
     )
-    for shard in responses.missing_numbers():
-        began = time.perf_counter()
-        first = shard * settings.shard
-        numbers = range(first, min(first + settings.shard, len(prompts)))
-        rows = [(number, sample) for number in numbers for sample in range(settings.samples)]
-        found = generation.generate(
-            model,
-            [ids[number] for number, _ in rows],
-            decoding,
-            keys=generation.row_keys(settings.seed, *np.array(rows).T),
-            batch_size=settings.batch_size,
-        )
-        responses.add_lines(
-            shard,
-            [
-                {
-                    "number": number,
-                    "sample": sample,
-                    **_line(prompts[number], ids[number], response, tokenizer),
-                    **shared,
-                }
-                for (number, sample), response in zip(rows, found, strict=True)
-            ],
-        )
-        drawn = sum(len(response.ids) for response in found)
-        speed = drawn / (time.perf_counter() - began)
-        note(
-            f"{workdir}: shard {shard + 1} of {responses.count}: {len(found)} responses, "
-            f"{drawn} tokens, {speed:.0f} a second"
-        )
-    return _summary(responses.join())
 
 
-def _line(
-    prompt: generation.Prompt,
-    ids: list[int],
-    response: generation.Response,
-    tokenizer: text.Tokenizer,
-) -> dict[str, Any]:
-    said = generation.response_text(tokenizer, ids, response)
-    drawn = response.ids.tolist()
-    line = {"prompt": prompt.text, "response": said, "tokens": drawn, "finish": response.finish}
-    if prompt.messages is not None:
-        line["messages"] = [*prompt.messages, {"role": "assistant", "content": said}]
-    return line
-
-
-def _open(
-    settings: Settings,
-    workdir: str | os.PathLike,
-    teacher: dict[str, Any],
-    teacher_path: str | os.PathLike,
-    tokenizer: text.Tokenizer,
-    ids: list[list[int]],
+def _open_responses(
+    job: _Job, teacher_path: str | os.PathLike, workdir: str | os.PathLike
 ) -> Responses:
-    data = {
-        "name": "prompts",
-        "path": settings.prompts,
-        "fingerprint": hashlib.sha256(json.dumps(ids).encode()).hexdigest(),
-        "prompts": len(ids),
-        "tokenizer": {"path": tokenizer.path, "fingerprint": tokenizer.fingerprint},
-    }
-    values = dataclasses.asdict(settings)
-    made_from = {_KEYS[field]: v for field, v in values.items() if field not in _TOLD_OTHERWISE}
+    """The folder of responses, new or begun by the same command; writes nothing."""
+    settings, tokenizer = job.settings, job.tokenizer
+    fingerprint = hashlib.sha256(json.dumps(job.prompt_ids).encode()).hexdigest()
     about = describe_run(
-        [{"path": str(teacher_path), **teacher, "quantize": settings.quantize}], data
-    )
-    responses = Responses(
-        workdir,
-        made_from=made_from
-        | {
-            "teacher": teacher,
-            "prompts": data["fingerprint"],
-            "tokenizer": tokenizer.fingerprint,
+        [{"path": str(teacher_path), **job.teacher, "quantize": settings.quantize}],
+        {
+            "name": "prompts",
+            "path": settings.prompts,
+            "fingerprint": fingerprint,
+            "prompts": len(job.prompts),
+            "tokenizer": {"path": tokenizer.path, "fingerprint": tokenizer.fingerprint},
         },
-        count=-(-len(ids) // settings.shard),
-        about=about,
     )
+    values = dataclasses.asdict(settings)
+    identity = {CONFIG_KEYS[name]: v for name, v in values.items() if name not in _NOT_IDENTIFYING}
+    identity |= {
+        "teacher": job.teacher,
+        "prompts": fingerprint,
+        "tokenizer": tokenizer.fingerprint,
+    }
+    count = -(-len(job.prompts) // settings.shard)
+    responses = Responses(workdir, made_from=identity, count=count, about=about)
     if responses.began:
         again = {key: about[key] for key in ("started", "command", "devices")}
         responses.manifest["resumed"].append(again)
     return responses
 
 
-def _tokenizer(settings: Settings, folder: pathlib.Path) -> text.Tokenizer:
+def _load_tokenizer(settings: Settings, folder: pathlib.Path) -> text.Tokenizer:
     if settings.tokenizer:
         return text.load_tokenizer(settings.tokenizer, key="generate.tokenizer")
     return text.load_tokenizer(folder, key="teacher.path")
@@ -325,19 +235,19 @@ def _check_ids(
 
 
 def licence_of(folder: pathlib.Path) -> str | None:
-    """The `license:` in the front matter of a model folder's README.md; None where it says none.
+    """The `license:` in the front matter of a model folder's README.md; None without one.
 
-    Only one line is looked for; YAML beyond a plain or quoted word counts as saying none.
+    Reads a single line; YAML other than a plain or quoted word counts as none.
     """
     try:
         head = (folder / "README.md").read_bytes().decode(errors="replace")
     except OSError:
         return None
     matter = re.match(r"\ufeff?---[ \t]*\r?\n(.*?)^---[ \t]*\r?$", head, re.DOTALL | re.MULTILINE)
-    said = matter and re.search(
+    line = matter and re.search(
         r"""^license:[ \t]*(["']?)([\w.+-]+)\1[ \t]*(#.*)?\r?$""", matter[1], re.MULTILINE
     )
-    return said[2] if said else None
+    return line[2] if line else None
 
 
 def _summary(path: pathlib.Path) -> dict[str, Any]:

@@ -23,8 +23,7 @@ import jax
 from distill_jax import config as configs
 from distill_jax import parallel
 from distill_jax.errors import UsageError
-from distill_jax.runs import experiment, workdir
-from distill_jax.runs import generation as generate
+from distill_jax.runs import experiment, generation, generation_settings, workdir
 from experiments import study
 from experiments.tiny_lm import corpus, measure, plan, report
 
@@ -125,11 +124,11 @@ def write_responses(opened: Study, teacher: pathlib.Path) -> dict[str, Any]:
             "generate.compute_dtype": "float32",
         },
     )
-    path, settings = generate.settings_of(config)
+    path, settings = generation_settings.parse(config)
     began = time.perf_counter()
     # On one device, as the runs are.
     mesh = parallel.make_mesh(data=1, devices=jax.devices()[:1])
-    summary = generate.write(settings, path, out, mesh=mesh)
+    summary = generation.write(settings, path, out, mesh=mesh)
     if not record.exists():
         kept = corpus.finished(out / plan.RESPONSES, opened.text.folder / plan.RESPONSES)
         if not kept["kept"]:

@@ -9,6 +9,7 @@ import pytest
 from distill_jax import parallel
 from distill_jax.models import language
 from distill_jax.runs import generation as generate
+from distill_jax.runs.generation_settings import Settings
 
 # What llama2.c itself writes at temperature 0 (karpathy/llama2.c, doc/stories260K.md).
 STORY = (
@@ -33,7 +34,7 @@ def lines(shared_data, tmp_path_factory) -> list[dict]:
         language.save(folder / "model", language.from_llama2c(dict(content), heads=8))
     prompts = [{"prompt": ""}, {"text": "Once upon a time, there was a little girl"}]
     (folder / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in prompts))
-    settings = generate.Settings(
+    settings = Settings(
         prompts=str(folder / "prompts.jsonl"),
         tokenizer=str(shared_data / "teachers" / "stories260K_tok512.bin"),
         temperature=0.0,

@@ -23,6 +23,7 @@ from distill_jax.data import text
 from distill_jax.errors import UsageError
 from distill_jax.models import language
 from distill_jax.runs import generation as generate
+from distill_jax.runs.generation_settings import Settings, parse
 from distill_jax.storage import sharded
 
 PROMPTS = [
@@ -36,7 +37,7 @@ PROMPTS = [
 ]
 
 
-def settings_for(folder, **changes) -> generate.Settings:
+def settings_for(folder, **changes) -> Settings:
     path = folder / "prompts.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in PROMPTS))
     given = dict(
@@ -48,7 +49,7 @@ def settings_for(folder, **changes) -> generate.Settings:
         batch_size=2,
         shard=2,
     )
-    return generate.Settings(**{**given, "samples": 2, "seed": 3, **changes})
+    return Settings(**{**given, "samples": 2, "seed": 3, **changes})
 
 
 def one_device():
@@ -70,7 +71,7 @@ def teacher(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def settings(tmp_path_factory) -> generate.Settings:
+def settings(tmp_path_factory) -> Settings:
     return settings_for(tmp_path_factory.mktemp("prompts"))
 
 
@@ -218,7 +219,7 @@ def test_torn_and_missing_shards_are_made_again(done, settings, teacher, tmp_pat
     (workdir / ".responses-00002.jsonl.abc").write_text("half")
     notes = []
     write(settings, teacher, workdir, notes)
-    damaged = [note for note in notes if "is damaged or gone" in note]
+    damaged = [note for note in notes if "is damaged or missing" in note]
     assert len(damaged) == 2 and len(notes) == 4
     assert sorted(p.name for p in workdir.iterdir()) == sorted(p.name for p in done.iterdir())
     for path in done.glob("responses*"):
@@ -230,11 +231,12 @@ SCRIPT = """
 import json, sys, jax
 from distill_jax import models, parallel
 from distill_jax.runs import generation as generate
+from distill_jax.runs.generation_settings import Settings, parse
 from distill_jax.storage import sharded
 settings = json.loads(sys.argv[1])
 settings["stops"] = tuple(settings["stops"])
 mesh = parallel.make_mesh(data=1, devices=jax.devices()[:1])
-generate.write(generate.Settings(**settings), sys.argv[2], sys.argv[3], mesh=mesh)
+generate.write(Settings(**settings), sys.argv[2], sys.argv[3], mesh=mesh)
 """
 
 
@@ -355,7 +357,7 @@ def test_folders_of_something_else_are_refused(settings, teacher, tmp_path):
 )
 def test_bad_settings_are_refused(changes, message):
     with pytest.raises(UsageError, match=f"^{message}"):
-        generate.Settings(**{"prompts": "x.jsonl", **changes})
+        Settings(**{"prompts": "x.jsonl", **changes})
 
 
 def test_a_config_gives_settings():
@@ -364,9 +366,9 @@ def test_a_config_gives_settings():
         "prompts": "p.jsonl",
         "generate": {"top_k": 4, "stops": [1, 2]},
     }
-    expected = generate.Settings(prompts="p.jsonl", top_k=4, stops=(1, 2))
-    assert generate.settings_of(config) == ("a", expected)
-    assert generate.settings_of({**config, "teacher": {"path": ("a",)}}) == ("a", expected)
+    expected = Settings(prompts="p.jsonl", top_k=4, stops=(1, 2))
+    assert parse(config) == ("a", expected)
+    assert parse({**config, "teacher": {"path": ("a",)}}) == ("a", expected)
 
 
 @pytest.mark.parametrize(
@@ -384,7 +386,7 @@ def test_a_config_gives_settings():
 def test_bad_configs_are_refused(changes, message):
     config = {"teacher": {"path": "a"}, "prompts": "p.jsonl"}
     with pytest.raises(UsageError, match=f"^{message}"):
-        generate.settings_of({**config, **changes})
+        parse({**config, **changes})
 
 
 def test_what_does_not_fit_is_refused_before_anything_is_written(teacher, tmp_path):
