@@ -3,9 +3,7 @@
 import argparse
 from collections.abc import Mapping
 
-from distill_jax import storage
 from distill_jax.commands import flags
-from distill_jax.errors import UsageError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -23,9 +21,6 @@ def run(arguments: argparse.Namespace, overrides: Mapping[str, str]) -> int:
     from distill_jax import reports
     from distill_jax.runs.workdir import Workdir
 
-    with storage.reporting_unreachable(arguments.workdir, "--workdir"):
-        stored = Workdir(arguments.workdir).saved_config()
-    if stored is None:
-        raise UsageError(f"--workdir={arguments.workdir}: no run there; expected a config.json")
+    Workdir(arguments.workdir).required_config()
     print(reports.run_report(arguments.workdir))
     return 0

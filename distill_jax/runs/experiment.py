@@ -168,11 +168,7 @@ def evaluate(
       UsageError: when there is no such run, model or split, or an override would change the run.
     """
     paths = Workdir(storage.resolve_path(path, "--workdir"))
-    with storage.reporting_unreachable(paths.root, "--workdir"):
-        stored = paths.saved_config()
-    if stored is None:
-        raise UsageError(f"--workdir={path}: no run there; expected a config.json")
-    parts = prepare(_evaluation_config(stored, split, overrides))
+    parts = prepare(_evaluation_config(paths.required_config(), split, overrides))
     manifests.check_same_inputs(workdir.read_json(paths.manifest), **parts.description)
     if split not in parts.evaluators:
         raise UsageError(f"--split={split}: the run held out no such split (data.validation=0)")
@@ -181,13 +177,13 @@ def evaluate(
     return parts.evaluators[split](params, stats)
 
 
-def _evaluation_config(stored: ConfigDict, split: str, overrides: Mapping[str, str]) -> ConfigDict:
+def _evaluation_config(saved: ConfigDict, split: str, overrides: Mapping[str, str]) -> ConfigDict:
     """The config of a run for the evaluation of one split.
 
     Raises:
       UsageError: an override that would change the run.
     """
-    changed = configs.apply_overrides(stored, overrides)
+    changed = configs.apply_overrides(saved, overrides)
     # Only one split is evaluated, so the prompts of the other one are not opened.
     changed["evaluation"]["prompts" if split == "test" else "test_prompts"] = ""
     may_differ: tuple[str, ...] = schema.PROMPT_KEYS
@@ -196,7 +192,7 @@ def _evaluation_config(stored: ConfigDict, split: str, overrides: Mapping[str, s
         changed["evaluation"]["select"] = "nll"
         may_differ += ("evaluation.select",)
     config = configs.resolve(changed)
-    for difference in configs.differences(stored, config):
+    for difference in configs.differences(saved, config):
         if not difference.startswith(may_differ):
             raise UsageError(f"--config.{difference}; expected the run's own value")
     return config

@@ -1,6 +1,7 @@
 """A trained decoder for other libraries: what `distill-jax export` does."""
 
 import os
+import pathlib
 from typing import Any
 
 from distill_jax.config.schema import TEXT
@@ -9,57 +10,72 @@ from distill_jax.errors import UsageError
 from distill_jax.models import language
 from distill_jax.models.language.huggingface.writing import TOKENIZER
 from distill_jax.runs.workdir import Workdir, read_json
-from distill_jax.storage import gcs, is_remote, reporting_unreachable, resolve_path, staging_folder
+from distill_jax.storage import gcs, is_remote, resolve_path, staging_folder
 
 
-def write(where: str | os.PathLike, out: str | os.PathLike, which: str) -> dict[str, Any]:
+def write(path: str | os.PathLike, out: str | os.PathLike, which: str) -> dict[str, Any]:
     """Writes the student of a finished run on text, with its tokenizer, as a Hugging Face folder.
 
     Args:
-      where: the workdir.
+      path: the workdir.
       out: the folder to write; a new one, or one that holds a checkpoint and nothing else.
-      which: "final" (the last step) or "selected" (chosen on the validation split).
+      which: "final" (the last step) or "selected" (best on the validation split).
 
     Returns:
-      {"path", "family", "parameters_sha256", "tokenizer"}: what was written, by the hash of the
-      result.
+      {"path", "family", "parameters_sha256", "tokenizer"}: the folder, the decoder's family, the
+      hash in the result, and the tokenizer's files.
 
     Raises:
       UsageError: there is no such run, it is not of text or has not finished, or the folder holds
         something else.
     """
-    paths, out = Workdir(resolve_path(where, "--workdir")), resolve_path(out, "--out")
-    with reporting_unreachable(paths.root, "--workdir"):
-        config = paths.saved_config()
-    if config is None:
-        raise UsageError(f"--workdir={where}: no run there; expected a config.json")
-    if config.data.name != TEXT:
+    paths = Workdir(resolve_path(path, "--workdir"))
+    target = resolve_path(out, "--out")
+    result = _finished_result(paths, which)
+    if is_remote(target) and gcs.list_names(target):
         raise UsageError(
-            f"--workdir={where}: a run on images; expected one with data.name={TEXT!r}"
+            f"--out={target}: there are objects under this name; expected a new folder"
         )
-    if not paths.result.exists():
-        raise UsageError(f"--workdir={where}: the run has not finished; expected a result.json")
-    result = read_json(paths.result)[which]
-    if result is None:
-        raise UsageError(f"--which={which}: the run held nothing out to select on; expected final")
-    if is_remote(out) and gcs.list_names(out):
-        raise UsageError(f"--out={out}: there are objects under this name; expected a new folder")
     model = language.load(paths.saved_model(which), key="--workdir")
     file = resolve_path(read_json(paths.manifest)["data"]["tokenizer"]["path"], "data.tokenizer")
     tokenizer = text.load_tokenizer(file)
-    beside = {}
-    if file.name in TOKENIZER:
-        beside = {
-            name: (file.parent / name).read_bytes()
-            for name in TOKENIZER
-            if (file.parent / name).is_file()
-        }
-    extra = {"bos_token_id": tokenizer.bos, "eos_token_id": tokenizer.eos}
-    with staging_folder(out, "config.json") as folder:
-        language.save(folder, model, extra_config=extra, extra_files=beside, key="--out")
+    tokenizer_files = _read_tokenizer_files(file)
+    with staging_folder(target, "config.json") as folder:
+        language.save(
+            folder,
+            model,
+            extra_config={"bos_token_id": tokenizer.bos, "eos_token_id": tokenizer.eos},
+            extra_files=tokenizer_files,
+            key="--out",
+        )
     return {
-        "path": str(out),
+        "path": str(target),
         "family": model.config.family,
         "parameters_sha256": result["parameters_sha256"],
-        "tokenizer": sorted(beside),
+        "tokenizer": sorted(tokenizer_files),
     }
+
+
+def _finished_result(paths: Workdir, which: str) -> dict[str, Any]:
+    """The entry of a model in result.json; UsageError where there is no such model of text."""
+    config = paths.required_config()
+    if config.data.name != TEXT:
+        raise UsageError(
+            f"--workdir={paths.root}: a run on images; expected one with data.name={TEXT!r}"
+        )
+    if not paths.result.exists():
+        raise UsageError(
+            f"--workdir={paths.root}: the run has not finished; expected a result.json"
+        )
+    result = read_json(paths.result)[which]
+    if result is None:
+        raise UsageError(f"--which={which}: the run held nothing out to select on; expected final")
+    return result
+
+
+def _read_tokenizer_files(file: pathlib.Path) -> dict[str, bytes]:
+    """The files of a Hugging Face tokenizer; {} for one of another format."""
+    if file.name not in TOKENIZER:
+        return {}
+    files = (file.parent / name for name in TOKENIZER)
+    return {path.name: path.read_bytes() for path in files if path.is_file()}

@@ -70,10 +70,12 @@ def check_same_inputs(
             f"teacher.path={paths}: another teacher than the run began with "
             f"(fingerprint {_short(now)}); expected {_short(before)}"
         )
-    kept, given = ([t.get("answers") for t in said] for said in (manifest["teachers"], teachers))
-    if kept != given:
+    answers_before = [teacher.get("answers") for teacher in manifest["teachers"]]
+    answers = [teacher.get("answers") for teacher in teachers]
+    if answers_before != answers:
         raise UsageError(
-            f"teacher.store: other answers than the run began with ({given}); expected {kept}"
+            f"teacher.store: other answers than the run began with ({answers}); "
+            f"expected {answers_before}"
         )
     if base and manifest["base"]["fingerprint"] != base["fingerprint"]:
         raise UsageError(
@@ -91,7 +93,7 @@ def check_same_inputs(
 
 def check_same_prompts(manifest: dict[str, Any], data: dict[str, Any]) -> None:
     """UsageError when a run on text would resume with other prompts than it began with."""
-    before, now = (said.get("prompts") or {} for said in (manifest["data"], data))
+    before, now = (described.get("prompts") or {} for described in (manifest["data"], data))
     for split, key in (("validation", "prompts"), ("test", "test_prompts")):
         if before.get(split) != now.get(split):
             raise UsageError(

@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 from distill_jax import config as configs
 from distill_jax.errors import UsageError
 from distill_jax.processes import coordination
-from distill_jax.storage import gcs, is_remote, write_atomically
+from distill_jax.storage import gcs, is_remote, reporting_unreachable, write_atomically
 
 VISIBLE_TIMEOUT = 60.0  # seconds; network file systems show new files late
 
@@ -95,6 +95,14 @@ class Workdir:
         if not self.config.exists():
             return None
         return configs.resolve(read_json(self.config))
+
+    def required_config(self) -> ConfigDict:
+        """As `saved_config`; UsageError where there is no run."""
+        with reporting_unreachable(self.root, "--workdir"):
+            config = self.saved_config()
+        if config is None:
+            raise UsageError(f"--workdir={self.root}: no run there; expected a config.json")
+        return config
 
     def check(self, config: ConfigDict) -> bool:
         """Whether a run with this config would resume here; refuses the workdir of another run.
