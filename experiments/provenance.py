@@ -1,4 +1,4 @@
-"""What a record says about how it was made: the versions of libraries and the revision."""
+"""The provenance of a record: the versions of libraries, and the revision."""
 
 import importlib.metadata
 import pathlib

@@ -1,6 +1,6 @@
 """What the programs of all studies share: arguments, trials, the folder of results, exit codes.
 
-A study that is run as its plan says writes into its own folder: results/, and the tables of
+A study that is run exactly as planned writes into its own folder: results/, and the tables of
 README.md. Anything less, such as fewer seeds or shorter runs, is a trial: it is labelled as one and
 written into WORKDIR/report, so that it cannot replace a result.
 """
@@ -94,7 +94,7 @@ def require_workdir(arguments: argparse.Namespace, content: str = "runs") -> pat
     """--workdir.
 
     Raises:
-      UsageError: it is missing; the line says that it is the folder of `content`.
+      UsageError: it is missing; the message names the `content` of the folder.
     """
     if arguments.workdir is None:
         raise UsageError(f"--workdir: missing; expected a folder for the {content}")

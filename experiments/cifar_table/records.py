@@ -1,4 +1,4 @@
-"""One JSON a run: what was measured, on what, with which command and revision."""
+"""One JSON for each run: metrics, device, command and revision."""
 
 import datetime
 import json
@@ -16,7 +16,7 @@ from experiments.cifar_table.plan import Row
 
 
 def is_short(epochs: float | None, overrides: Mapping[str, str]) -> bool:
-    """Whether runs are not the published ones: a short schedule, or keys that change a result."""
+    """Whether runs differ from the published ones, by a short schedule or by lasting keys."""
     changed = [
         key
         for key in overrides
@@ -31,12 +31,12 @@ def record(
     """The record of a finished run.
 
     Args:
-      row: which row.
-      seed: which seed of it.
-      config: resolved.
-      result: what the run left.
-      command: of the whole table.
-      short: whether the schedule is not the published one.
+      row: the row.
+      seed: the run's seed.
+      config: the resolved config.
+      result: the run's result.
+      command: the command line of the whole table.
+      short: whether the runs differ from the published ones, see `is_short`.
     """
     values = result.values
     manifest = workdir.read_json(result.workdir / "manifest.json")
@@ -85,7 +85,7 @@ def _without_paths(config: ConfigDict) -> dict[str, Any]:
 
 
 def line(found: Mapping[str, Any]) -> str:
-    """The figures of a run on one line."""
+    """The accuracies of a run on one line."""
     shown = [f"last {100 * found['last_epoch']['accuracy']:.2f} %"]
     for name in ("best_epoch", "validation_chosen"):
         if found[name]:
@@ -94,7 +94,7 @@ def line(found: Mapping[str, Any]) -> str:
 
 
 def write(found: Mapping[str, Any], path: pathlib.Path) -> None:
-    """Writes a record; its folder is made."""
+    """Writes a record; makes its folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
     workdir.write_json(path, dict(found))
 

@@ -83,21 +83,21 @@ def conclusions(results: Results) -> list[str]:
     return lines
 
 
-def chosen_examples(logits: np.ndarray, labels: np.ndarray, others: int = 4) -> list[int]:
-    """Which test images show the soft targets: chosen by a rule, for a reader's eyes alone.
+def chosen_examples(logits: np.ndarray, labels: np.ndarray, more: int = 4) -> list[int]:
+    """Selects the test images that illustrate the soft targets, by a rule.
 
-    All are images that the teacher classifies correctly. First a 7: of those with 1 and 9 next to
-    it (of all, where there are none), the one in which the less likely of both is likeliest at the
-    highest temperature. Then, of each other class, the image of the highest entropy at T = 1, and
-    of these the `others` highest.
+    The teacher classifies all of them correctly. The first is a 7: among those whose second and
+    third classes are 1 and 9 (among all, if there are none), the one in which the less likely of
+    these two has the highest probability at the highest temperature. The rest are, for each other
+    class, the image of the highest entropy at T = 1, and of these the `more` highest.
 
     Args:
       logits: the teacher's, [N, K].
       labels: int [N].
-      others: how many images beside the 7.
+      more: the number of images in addition to the 7.
 
     Returns:
-      Indices; without the 7 where the teacher recognises none.
+      Indices; without the 7 if the teacher classifies none correctly.
     """
     right = logits.argmax(axis=1) == labels
     label, likes = LOOKALIKES
@@ -117,7 +117,7 @@ def chosen_examples(logits: np.ndarray, labels: np.ndarray, others: int = 4) -> 
         if other != label and len(ids):
             candidates.append(int(ids[entropy[ids].argmax()]))
     candidates.sort(key=lambda index: -entropy[index])
-    return chosen + candidates[:others]
+    return chosen + candidates[:more]
 
 
 def _softmax(logits: np.ndarray) -> np.ndarray:
@@ -208,7 +208,7 @@ def write(root: pathlib.Path, results: Results) -> pathlib.Path:
             ],
         ),
         (
-            "What the teacher says",
+            "The teacher's soft targets",
             [_soft_targets(root), RULE],
         ),
         (

@@ -1,6 +1,6 @@
-"""What is computed from the logits of a trained network: corrected biases and ambiguous digits.
+"""Analyses of the logits of a trained network: corrected biases and ambiguous digits.
 
-An offset is chosen on the validation split alone; the test split is counted with what was chosen.
+An offset is selected on the validation split alone and then applied to the test split.
 """
 
 import dataclasses
@@ -17,8 +17,8 @@ from distill_jax.tasks.images.parts import prepare
 
 OFFSETS = np.round(np.arange(-200, 201) / 10, 1)  # -20 to 20 in steps of 0.1
 
-# Of each pair, the image of the first digit that the teacher finds most like the second is shown.
-# The twos are the paper's example (section 1).
+# For each pair, the image of the first digit that the teacher finds most similar to the second. The
+# twos are the paper's example (section 1).
 PAIRS = ((2, 3), (2, 7), (7, 1), (7, 9), (4, 9), (5, 3))
 
 
@@ -41,7 +41,7 @@ def answers(config: ConfigDict, folder: pathlib.Path) -> dict[str, Answers]:
     """The last epoch's answers to "validation" and "test" of the run in `folder`.
 
     Args:
-      config: the run's.
+      config: the config of the run.
       folder: its workdir.
     """
     parts = prepare(config)
@@ -85,7 +85,7 @@ def scan(
 
 
 def best_offset(errors: np.ndarray, offsets: np.ndarray = OFFSETS) -> float:
-    """The offset with the fewest errors; of equals the middle one, of two middle ones the lower."""
+    """The offset with the fewest errors; on a tie the middle one, the lower of two middle ones."""
     best = np.flatnonzero(errors == errors.min())
     return float(offsets[best[(len(best) - 1) // 2]])
 
@@ -98,7 +98,7 @@ def confusion(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
 
 def correct_biases(by_split: dict[str, Answers], classes: Sequence[int]) -> dict[str, Any]:
-    """Chooses one offset for the biases of `classes` on validation, and counts the test errors.
+    """Selects one offset for the biases of `classes` on validation and counts the test errors.
 
     Returns:
       "classes", "offset", "validation_errors" [before, after], and "before" and "after", the
@@ -117,7 +117,7 @@ def correct_biases(by_split: dict[str, Answers], classes: Sequence[int]) -> dict
 
 
 def ambiguous(found: Answers, pairs: Sequence[tuple[int, int]] = PAIRS) -> dict[str, np.ndarray]:
-    """Of each pair (a, b), the image of an `a`, recognised as one, that is most like a `b`.
+    """For each pair (a, b), the image of a correctly classified `a` that is most similar to `b`.
 
     Returns:
       "images" [P, H, W, C], "labels" [P] and "logits" [P, K], without the pairs for which there is
@@ -126,7 +126,7 @@ def ambiguous(found: Answers, pairs: Sequence[tuple[int, int]] = PAIRS) -> dict[
     rows = []
     for label, other in pairs:
         right = (found.labels == label) & (found.logits.argmax(axis=1) == label)
-        right[rows] = False  # an image stands for one pair
+        right[rows] = False  # each image is used for one pair
         if right.any():
             likeness = found.logits[:, other] - found.logits[:, label]
             rows.append(int(np.where(right, likeness, -np.inf).argmax()))

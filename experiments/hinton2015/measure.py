@@ -1,4 +1,4 @@
-"""From the folders of finished runs to one summary: what the study's tables rest on."""
+"""Collects the results of finished runs in one summary, from which the tables are made."""
 
 import os
 import pathlib
@@ -17,10 +17,10 @@ VERSIONS = ("jax", "flax", "optax", "numpy")
 
 
 def row(run: plan.Run, config: ConfigDict, folder: pathlib.Path) -> dict[str, Any]:
-    """What the summary says of one finished run.
+    """The summary of one finished run.
 
     Args:
-      run: which.
+      run: the run.
       config: its config.
       folder: its workdir.
     """
@@ -73,11 +73,11 @@ def summary(
     """The content of summary.json, and the digits that are ambiguous to the teacher.
 
     Args:
-      runs: finished ones, the teacher's first.
-      configs_by_name: the config of each.
+      runs: the finished runs, the teacher's first.
+      configs_by_name: the config of each run.
       root: the study's workdir.
-      command: that made them.
-      label: what a reader is warned of; empty for the whole study.
+      command: the command line for the record.
+      label: the warning to readers of a trial; empty for the whole study.
     """
     rows = [row(run, configs_by_name[run.name], root / run.name) for run in runs]
     manifests = [workdir.read_json(root / run.name / "manifest.json") for run in runs]

@@ -1,7 +1,7 @@
-"""The settings of the study: what is trained, against what, on how many seeds; the paper's figure.
+"""The settings of the study, with the number of seeds and the paper's test errors.
 
-Every run is one of the roles of `configs/mnist_hinton.py` with the overrides that stand here, so
-each can be repeated alone with `distill-jax train`. Left out on purpose: the paper's sections on
+Every run is one of the roles of `configs/mnist_hinton.py` with the overrides of this file, so each
+can be repeated by itself with `distill-jax train`. Left out on purpose: the paper's sections on
 speech and on specialists, which need other data.
 """
 
@@ -26,17 +26,17 @@ TEMPERATURES = {30: (1, 2, 2.5, 3, 4, 6, 8, 20), 300: (1, 4, 8, 20)}  # width ->
 
 @dataclasses.dataclass(frozen=True)
 class Setting:
-    """Runs that differ in nothing but the seed: one row of the table.
+    """One row of the table: runs that differ only in their seed.
 
     Attributes:
-      name: the start of its runs' folders.
-      part: what `--parts` chooses it by.
-      title: its row in the table.
-      role: of `configs/mnist_hinton.py`.
-      overrides: keys of the config that differ from the role's.
-      seeds: how many.
-      paper: test errors in the paper, of 10,000; None where it gives none.
-      biases: classes whose biases are corrected afterwards with one common offset.
+      name: the start of the names of its runs' folders.
+      part: its name in `--parts`.
+      title: its title in the table.
+      role: a role of `configs/mnist_hinton.py`.
+      overrides: changes of the role's config.
+      seeds: the number of seeds.
+      paper: the paper's test errors, of 10,000; None if it gives none.
+      biases: classes whose biases are corrected after training, with one common offset.
     """
 
     name: str
@@ -63,7 +63,7 @@ class Run:
 
 
 def _narrow(width: int, seeds: int, learning_rate: float) -> tuple[Setting, ...]:
-    """Students of two layers of `width` units: by the labels, and at every temperature."""
+    """Students with two layers of `width` units, with hard targets and at every temperature."""
     shared = {
         "student.widths": f"({width}, {width})",
         "optimizer.learning_rate": f"{learning_rate}",
@@ -101,7 +101,7 @@ SETTINGS: tuple[Setting, ...] = (
     ),
     Setting(
         "only78", "only78", "2x800, only 7 and 8 in the transfer set", "student",
-        # Labels that are all 7 or 8 only push the other biases down.
+        # Hard targets that are all 7 or 8 would only lower the biases of the other classes.
         {"data.only_classes": "(7, 8)", "method.hard_weight": "0"},
         seeds=2, paper=4730, biases=(7, 8),
     ),
@@ -122,14 +122,14 @@ PARTS = tuple(dict.fromkeys(setting.part for setting in SETTINGS))
 
 
 def runs(parts: Sequence[str] = (), most_seeds: int | None = None) -> list[Run]:
-    """The runs of the study in the order in which they are trained: first seeds first.
+    """The runs of the study in the order of training: first the first seed of every setting.
 
     Args:
-      parts: which of `PARTS`; () for all. The teacher comes along: students need it.
-      most_seeds: at most so many seeds a setting; None for as many as are planned.
+      parts: some of `PARTS`; () for all. The teacher is always included, since students need it.
+      most_seeds: the most seeds of a setting; None for all that are planned.
 
     Raises:
-      UsageError: for a part that there is not.
+      UsageError: an unknown part.
     """
     for part in parts:
         if part not in PARTS:
@@ -150,13 +150,13 @@ def config_of(
     """The resolved config of a run.
 
     Args:
-      run: which.
-      teacher: workdir of the teacher's run.
-      overrides: the command line's, for every run; they win over the setting's.
+      run: the run.
+      teacher: the workdir of the teacher's run.
+      overrides: keys of the command line, for every run; they take precedence over the setting's.
       epochs_scale: factor of the epochs and of the warm-up.
 
     Raises:
-      UsageError: when an override is not acceptable.
+      UsageError: an override is not valid.
     """
     own = {**run.setting.overrides, "seed": str(run.seed)}
     if run.setting.role == "student":

@@ -1,7 +1,7 @@
 """From the measured rows to the study's files: tables in the README, figures, one JSON.
 
-What stands between the two markers of the README is made from results/summary.json, so that no
-figure can drift from what was measured. Left out on purpose: training and measuring.
+The block between the two markers of the README is made from results/summary.json, so that its
+numbers cannot drift from the measured ones. Left out on purpose: training and measuring.
 """
 
 import pathlib
@@ -19,8 +19,8 @@ from experiments.hinton2015 import plan
 SUMMARY = "summary.json"
 DIGITS = tuple("0123456789")
 
-# Section 3 of the paper, beside the test errors that the plan names: errors on the digit left out
-# and after the biases were corrected, and by how much.
+# Section 3 of the paper, in addition to the test errors of the plan: (test errors, errors on the
+# digit left out) before and after the correction of the biases, and the offset.
 PAPER_BIASES = {
     "without3": {"before": (206, 133), "offset": 3.5, "after": (109, 14)},
     "only78": {"before": (4730, None), "offset": -7.6, "after": (1320, None)},
@@ -41,7 +41,7 @@ Summary = Mapping[str, Any]
 
 
 def _rows_of(summary: Summary, settings: Iterable[plan.Setting]) -> list[dict[str, Any]]:
-    """One flat row a run, in the order of the settings."""
+    """One flat row for each run, in the order of the settings."""
     return [
         {
             "title": setting.title,
@@ -60,7 +60,7 @@ def _rows_of(summary: Summary, settings: Iterable[plan.Setting]) -> list[dict[st
 
 
 def main_table(summary: Summary) -> tables.Table:
-    """The paper's figures beside ours; one row a setting."""
+    """The paper's test errors and ours, one row for each setting."""
     held_out = summary["data"]["validation"]
     return tables.over_seeds(
         _rows_of(summary, plan.SETTINGS),
@@ -76,17 +76,17 @@ def main_table(summary: Summary) -> tables.Table:
 
 
 def bias_table(summary: Summary) -> tables.Table:
-    """The networks that never saw some digits, before and after their biases were corrected."""
+    """The networks trained without some digits, before and after the correction of their biases."""
     rows = []
     for setting in plan.SETTINGS:
         found = [run for run in summary["runs"] if run["setting"] == setting.name]
         for when in ("before", "after") if setting.biases else ():
             errors, of_them = PAPER_BIASES[setting.name][when]
             which = " and ".join(map(str, setting.biases))
-            said = {"before": "as trained", "after": f"of {which} corrected"}[when]
+            state = {"before": "as trained", "after": f"of {which} corrected"}[when]
             paper = {
                 "title": setting.title,
-                "biases": said,
+                "biases": state,
                 "paper": errors,
                 "paper_left_out": of_them,
                 "paper_offset": PAPER_BIASES[setting.name]["offset"] if when == "after" else None,
@@ -122,7 +122,7 @@ def bias_table(summary: Summary) -> tables.Table:
 
 
 def _evidence(summary: Summary) -> str:
-    """One paragraph: what ran, where, when, how long."""
+    """One paragraph on the runs: their number, hardware, date and duration."""
     libraries = ", ".join(f"{name} {version}" for name, version in summary["versions"].items())
     data = summary["data"]
     label = f"**{summary['label']}**\n\n" if summary["label"] else ""
@@ -135,7 +135,7 @@ def _evidence(summary: Summary) -> str:
 
 
 def block(summary: Summary, drawn: Sequence[str]) -> str:
-    """What stands between the markers of the README.
+    """The block between the markers of the README.
 
     Args:
       summary: the content of summary.json.
@@ -158,11 +158,11 @@ def block(summary: Summary, drawn: Sequence[str]) -> str:
 
 
 def draw(summary: Summary, folder: pathlib.Path, digits: Mapping[str, np.ndarray] | None) -> None:
-    """Writes every figure for which there are results; the digits' only where they are given.
+    """Writes every figure for which there are results; that of the digits only if they are given.
 
     Args:
       summary: the content of summary.json.
-      folder: where the figures go.
+      folder: the folder of the figures.
       digits: from `analysis.ambiguous`.
     """
     errors: dict[str, list[int]] = {}
@@ -191,18 +191,18 @@ def draw(summary: Summary, folder: pathlib.Path, digits: Mapping[str, np.ndarray
 
 
 def write_readme(summary: Summary, readme: pathlib.Path, results: pathlib.Path) -> pathlib.Path:
-    """Puts the block between the markers of the README; the prose around it stays.
+    """Replaces the block between the markers of the README; the prose around it is kept.
 
     Args:
       summary: the content of summary.json.
-      readme: the file; made with nothing but the markers when it does not exist.
+      readme: the file; if it does not exist, it is made of the markers alone.
       results: the folder of the figures.
 
     Returns:
       The path of the README.
 
     Raises:
-      UsageError: when the file has no pair of markers.
+      UsageError: the file has no pair of markers.
     """
     drawn = [name for name in FIGURES if (results / name).exists()]
     return markers.fill(readme, lambda: block(summary, drawn))

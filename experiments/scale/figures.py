@@ -27,7 +27,7 @@ Row = Mapping[str, Any]
 
 
 def steps(rows: Sequence[Row]) -> Figure:
-    """A panel a pair, a bar a target."""
+    """One panel for each pair, with a group of bars for each target."""
     with figure_style.style():
         figure = Figure(figsize=(8.4, 6.4))
         every = figure.subplots(len(plan.PAIRS), 1, sharex=True, sharey=True)
@@ -54,7 +54,7 @@ def steps(rows: Sequence[Row]) -> Figure:
 
 
 def _bars(axes: Axes, place: int, row: Row | None) -> None:
-    """One target's; labelled for each, since a panel may have none."""
+    """The bars of one target; all are labelled, because a panel may lack some."""
     if row and row["step"]:
         for index, (part, label) in enumerate(_PARTS.items()):
             colour = figure_style.SERIES[index]
@@ -72,7 +72,7 @@ def _bars(axes: Axes, place: int, row: Row | None) -> None:
 
 
 def cost(rows: Sequence[Row]) -> Figure:
-    """Against chips, a line a pair and chip; against the teacher's size, a line a student."""
+    """Cost against chips, by pair and chip, and against the teacher's size, by student."""
     with figure_style.style():
         figure = Figure(figsize=(8.4, 4.4))
         left, right = figure.subplots(1, 2)
@@ -127,7 +127,7 @@ def cost(rows: Sequence[Row]) -> Figure:
 
 
 def _logarithmic(axes: Axes) -> None:
-    """Scales the vertical axis, with ticks in plain numbers."""
+    """Makes the vertical axis logarithmic, with plain numbers as ticks."""
     axes.set_yscale("log")
     axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.yaxis.set_major_formatter("{x:,g}")
@@ -144,6 +144,6 @@ def _kind(target: str) -> str:
 
 
 def draw(rows: Sequence[Row], folder: pathlib.Path) -> None:
-    """Writes both."""
+    """Writes both figures."""
     figure_style.save(steps(rows), folder / STEPS)
     figure_style.save(cost(rows), folder / COST)

@@ -94,14 +94,14 @@ def measure(config: Any, steps: int) -> dict[str, Any]:
     run = abstract.prepare(config, jax.devices())
     where = jax.tree.map(lambda a: a.sharding, run.state)
     compiled = compile_steps(run.recipe, run.mesh, where)
-    state, *others = _arguments(run)
+    state, *rest = _arguments(run)
     for _ in range(WARM):
-        state = jax.block_until_ready(compiled(state, *others))
+        state = jax.block_until_ready(compiled(state, *rest))
     groups = []
     for _ in range(GROUPS):
         began = time.perf_counter()
         for _ in range(steps):
-            state = compiled(state, *others)
+            state = compiled(state, *rest)
         jax.block_until_ready(state)
         groups.append((time.perf_counter() - began) / steps / run.recipe.ahead)
     stats = run.mesh.devices.flat[0].memory_stats() or {}

@@ -1,6 +1,6 @@
-"""The cases of the study: which pair, on which chips, with how many rows; those worth most first.
+"""The cases of the study: pairs, chips and batch sizes, the most informative cases first.
 
-JAX is not imported with this file: what it says is read before JAX may start.
+This file does not import JAX, because it is read before JAX may start.
 """
 
 import dataclasses
@@ -10,12 +10,12 @@ from collections.abc import Mapping
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 CONFIGS = ROOT / "configs"
 SHAPES = CONFIGS / "shapes"
-#: Rows of a step at least, which is what the configs of the pairs have.
+#: The fewest rows of a step, which is the batch size of the pairs' configs.
 LEAST_ROWS = 32
 LENGTH = 2048  # tokens of a row
 LLAMA, QWEN, GEMMA = "llama_70b_to_8b", "qwen3_32b_to_4b", "gemma3_27b_to_4b"
 PAIRS = (LLAMA, QWEN, GEMMA)
-#: Where the pairs are compared with each other, and rows and teachers are varied.
+#: The target on which the pairs are compared, and rows and teachers are varied.
 HUB = "tpu:v5p:4x4x4"
 #: Chips of each target, in the order of the tables.
 TARGETS = {
@@ -34,14 +34,14 @@ TARGETS = {
     "gpu:h100:64": 64,
 }
 SIXTY_FOUR = tuple(name for name, chips in TARGETS.items() if chips == 64)
-#: Half of the hub's chips share the parameters, in place of all: the TPU compiler gathers over a
-#: whole torus of three dimensions by all-reduces, and over a part of it by all-gathers.
+#: Shards over half of the hub's chips instead of all: the TPU compiler gathers over a whole torus
+#: of three dimensions with all-reduces, and over a part of it with all-gathers.
 HALF_OF_HUB = TARGETS[HUB] // 2
-#: Where the teacher in the step is compared with its stored answers.
+#: The targets on which the online teacher is compared with its stored answers.
 STORED_AT = ("gpu:h100:64", HUB)
-#: GPUs of several hosts, where shards within a host are compared with the rule.
+#: GPUs of several hosts, on which shards within a host are compared with the rule.
 HOSTS, A_HOST = ("gpu:h100:16", "gpu:h100:32", "gpu:h100:64"), 8
-#: What is compared with the kernel of attention that runs on TPUs take by themselves, and where.
+#: The attention that is compared with the kernel which is the default on TPUs, and the targets.
 PLAIN, PLAIN_AT = "xla", (HUB, "tpu:v5e:8x8", "tpu:v6e:4x4", "tpu:v6e:8x8")
 AS_CONFIGURED, ALONE, STORED = "as configured", "", "sampled:50"
 
@@ -52,12 +52,12 @@ class Case:
 
     Attributes:
       pair: a file of configs/, without its suffix.
-      target: as `distill-jax plan` has it.
-      rows: of a step.
-      teacher: a folder of configs/shapes, or any other with a config.json; `ALONE` for the
-        student's step without a teacher, `STORED` for stored answers in its place.
-      student: likewise.
-      shards: chips that share the parameters; 0 for all of them, which is the rule.
+      target: a target of `distill-jax plan`.
+      rows: the rows of a step.
+      teacher: a folder of configs/shapes, or another one with a config.json; `ALONE` for a student
+        without a teacher, `STORED` for a teacher's stored answers.
+      student: a folder like the teacher's.
+      shards: the number of chips that share the parameters; 0 for all of them, which is the rule.
       attention: a value of `training.attention`; "" for the rule, which is "auto".
     """
 
@@ -71,7 +71,7 @@ class Case:
 
     @property
     def name(self) -> str:
-        """Of its file."""
+        """The name of its file."""
         parts = [self.pair, self.target.replace(":", "-"), f"{self.rows}rows"]
         if self.teacher == ALONE:
             parts.append("alone")
@@ -87,11 +87,11 @@ class Case:
 
     @property
     def changes(self) -> dict[str, object]:
-        """Values of the config in place of the pair's own.
+        """Changes of the pair's config.
 
-        By the rule all chips share the parameters' shards (`mesh.fsdp`), none splits a layer, and
-        every layer is computed again for its gradient: what needs the least memory without
-        splitting layers.
+        By the rule, the parameters are sharded over all chips (`mesh.fsdp`), no layer is split over
+        chips, and every layer is recomputed for its gradient. This needs the least memory without
+        tensor parallelism.
         """
         chips = TARGETS[self.target]
         shards = self.shards or chips
@@ -102,7 +102,7 @@ class Case:
             "training.remat": "full",
             "training.attention": self.attention or "auto",
             "training.batch_size": self.rows,
-            "evaluation.batch_size": self.rows,  # no part of a plan, but the mesh divides it too
+            "evaluation.batch_size": self.rows,  # not planned, but the mesh must divide it
             "data.length": LENGTH,
         }
         if self.student != AS_CONFIGURED:
@@ -117,18 +117,18 @@ class Case:
 
 
 def rows(target: str) -> int:
-    """A row a chip, and `LEAST_ROWS` at least."""
+    """One row for each chip, at least `LEAST_ROWS`."""
     return max(LEAST_ROWS, TARGETS[target])
 
 
 def by_rule(row: Mapping[str, object]) -> bool:
-    """Whether a plan, by its case's fields, is of a pair's own teacher under the rule."""
+    """Whether a plan, given its case's fields, has the pair's own teacher and follows the rule."""
     own = row["teacher"] == AS_CONFIGURED and row["rows"] == rows(str(row["target"]))
     return own and plain(row)
 
 
 def plain(row: Mapping[str, object]) -> bool:
-    """Whether a plan, by its case's fields, has the rule's shards and attention, and no store."""
+    """Whether a plan, given its case's fields, has the rule's shards and attention, no store."""
     return not (row["shards"] or row["attention"] or row["teacher"] == STORED)
 
 
@@ -161,11 +161,11 @@ def cases() -> tuple[Case, ...]:
 
 
 def config(case: Case) -> dict[str, object]:
-    """The config of a case, not resolved: that of its pair, with the case's changes."""
+    """The unresolved config of a case: that of its pair, with the case's changes."""
     from distill_jax import config as configs
 
     flat = configs.flatten(configs.read(str(CONFIGS / f"{case.pair}.py")))
     changes = configs.flatten(case.changes)
-    if "method.name" in changes:  # the pair's options are another method's
+    if "method.name" in changes:  # the pair's options belong to another method
         flat = {key: value for key, value in flat.items() if not key.startswith("method.")}
     return configs.unflatten(flat | changes)

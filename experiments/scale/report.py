@@ -1,7 +1,7 @@
 """From the summary to the study's files: tables in the README, and two figures.
 
-What stands between the two markers of the README is made from results/summary.json, so that no
-figure can drift from what was planned. Left out on purpose: planning.
+The block between the two markers of the README is made from results/summary.json, so that its
+numbers cannot drift from the plans. Left out on purpose: planning.
 """
 
 import pathlib
@@ -17,7 +17,7 @@ from experiments.scale import figures, plan
 SUMMARY = "summary.json"
 #: Records of `experiments.scale.measured`.
 MEASURED = "measured-*.json"
-#: Of a stored answer of a token, `plan.STORED`: 50 draws, each an id of four bytes and a count.
+#: Bytes of a token's stored answer, `plan.STORED`: 50 draws, each an id of four bytes and a count.
 STORED_BYTES = 50 * (4 + 1)
 
 Summary = Mapping[str, Any]
@@ -28,20 +28,20 @@ _TIMES = (
     Column("interconnect", "Interconnect, s", "decimal", 3),
     Column("bound", "Bound"),
     Column("step", "At least, s", "decimal", 3),
-    Column("apart", "No overlap, s", "decimal", 3),
+    Column("no_overlap", "No overlap, s", "decimal", 3),
     Column("mfu", "MFU at most (%)", "percent", 1),
 )
 
 
 def row(found: Mapping[str, Any]) -> dict[str, Any]:
-    """The figures of one plan, as the tables and the figures have them.
+    """The values of one plan, as the tables and figures use them.
 
     Args:
-      found: of the summary's plans.
+      found: one of the summary's plans.
 
     Returns:
-      Among others "cost", chip-seconds for a million tokens at the step's bound; "parameters", of
-      the teacher, 0 without one. The values of times and costs are None where it does not fit.
+      The columns' values, such as "cost", chip-seconds for a million tokens at the step's bound,
+      and "teacher_parameters", 0 without a teacher. Times and costs are None if it does not fit.
     """
     case, size = found["case"], found["bytes_a_device"]
     times = found["seconds_a_step"] if found["fits"] else None
@@ -66,7 +66,7 @@ def row(found: Mapping[str, Any]) -> dict[str, Any]:
         "sent": sum(one["bytes"] for one in sent) / 1e9 if sent else None,
         "most": most and most["kind"],
         "step": step,
-        "apart": times.get("step_without_overlap"),
+        "no_overlap": times.get("step_without_overlap"),
         "mfu": found["mfu"] if found["fits"] else None,
         "speed": tokens / step if step else None,
         "cost": step * found["devices"] / tokens * 1e6 if step else None,
@@ -79,14 +79,14 @@ def rows(summary: Summary) -> list[dict[str, Any]]:
 
 
 def by_rule(found: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """Those of the pairs with their own teachers and a row a chip, by pair and target."""
+    """The plans of pairs with their own teachers and one row a chip, by pair and target."""
     order = {name: n for n, name in enumerate((*plan.PAIRS, *plan.TARGETS))}
     kept = filter(plan.by_rule, found)
     return sorted(kept, key=lambda one: (order[one["pair"]], order[one["target"]]))
 
 
 def targets_table(summary: Summary) -> tables.Table:
-    """What fits and what bounds the step: a line a pair and target."""
+    """What fits and what bounds the step, one line for each pair and target."""
     return tables.listing(
         by_rule(rows(summary)),
         (
@@ -149,7 +149,7 @@ def teachers_table(summary: Summary) -> tables.Table:
 
 
 def shards_table(summary: Summary) -> tables.Table:
-    """Shards over all chips against shards over fewer, where both were planned."""
+    """Shards over all chips and over fewer, for the cases where both were planned."""
     found = rows(summary)
     order = {name: n for n, name in enumerate((*plan.PAIRS, *plan.TARGETS))}
     compared = {(one["pair"], one["target"]) for one in found if one["shards"]}
@@ -175,7 +175,7 @@ def shards_table(summary: Summary) -> tables.Table:
 
 
 def attention_table(summary: Summary) -> tables.Table:
-    """Each case with XLA's attention beside the same case with the kernel."""
+    """Each case with XLA's attention, followed by the same case with the kernel."""
     found = rows(summary)
     plain = {(one["pair"], one["target"]): one for one in found if one["attention"]}
     listed = []
@@ -197,15 +197,15 @@ def attention_table(summary: Summary) -> tables.Table:
 
 
 def stored_table(summary: Summary) -> tables.Table:
-    """The teacher in the step, against its stored answers, and against no teacher at all."""
+    """The online teacher compared with its stored answers and with no teacher."""
     found = rows(summary)
-    others = {
+    by_teacher = {
         kind: {(one["pair"], one["target"]): one for one in found if one["teacher"] == kind}
         for kind in (plan.STORED, plan.ALONE)
     }
     listed = []
     for one in by_rule(found):
-        stored, alone = (kind.get((one["pair"], one["target"])) for kind in others.values())
+        stored, alone = (kind.get((one["pair"], one["target"])) for kind in by_teacher.values())
         if alone is None or not (one["cost"] and alone["cost"]):
             continue
         stored = stored if stored and stored["cost"] else None
@@ -216,7 +216,7 @@ def stored_table(summary: Summary) -> tables.Table:
                 "alone": alone["cost"],
                 "stored_ratio": stored and one["cost"] / stored["cost"],
                 "ratio": one["cost"] / alone["cost"],
-                "apart_ratio": one["apart"] / alone["apart"],
+                "no_overlap_ratio": one["no_overlap"] / alone["no_overlap"],
                 "gib_stored": stored and stored["gib"],
                 "gib_alone": alone["gib"],
                 "read": (stored or alone)["speed"] * STORED_BYTES / 1e9,
@@ -232,7 +232,7 @@ def stored_table(summary: Summary) -> tables.Table:
             Column("alone", "Student alone", "decimal", 1),
             Column("stored_ratio", "Online over stored", "decimal", 2),
             Column("ratio", "Online over alone", "decimal", 2),
-            Column("apart_ratio", "the same, no overlap", "decimal", 2),
+            Column("no_overlap_ratio", "the same, no overlap", "decimal", 2),
             Column("gib", "GiB online", "decimal", 1),
             Column("gib_stored", "stored", "decimal", 1),
             Column("gib_alone", "alone", "decimal", 1),
@@ -242,14 +242,14 @@ def stored_table(summary: Summary) -> tables.Table:
 
 
 def measured_row(found: Mapping[str, Any]) -> dict[str, Any]:
-    """The figures of a record of `experiments.scale.measured`, as its table has them."""
+    """The values of a record of `experiments.scale.measured`, as its table uses them."""
     planned = found["planned"]
     times, total = planned["seconds_a_step"] or {}, planned["bytes_a_device"]["total"]
     peak = found["peak_bytes"]
     return {
         **found,
         "at_least": times.get("step"),
-        "apart": times.get("step_without_overlap"),
+        "no_overlap": times.get("step_without_overlap"),
         "ratio": found["seconds_a_step"] / times["step"] if times else None,
         "planned_gib": total / 2**30,
         "assigned_gib": found["assigned_bytes"] / 2**30,
@@ -264,7 +264,7 @@ _MEASURED = (
     Column("device", "Device"),
     Column("planned_for", "Plan of"),
     Column("at_least", "At least, s", "decimal", 3),
-    Column("apart", "No overlap, s", "decimal", 3),
+    Column("no_overlap", "No overlap, s", "decimal", 3),
     Column("seconds_a_step", "Measured, s", "decimal", 3),
     Column("ratio", "Measured over at least", "decimal", 2),
     Column("mfu", "MFU (%)", "percent", 1),
@@ -284,7 +284,7 @@ def measured_line(found: Mapping[str, Any]) -> str:
 
 
 def measured_block(folder: pathlib.Path) -> list[str]:
-    """The section of what was measured, by the records of a folder; [] where there are none."""
+    """The section on measured steps, from the records of a folder; [] if there are none."""
     found = [workdir.read_json(path) for path in sorted(folder.glob(MEASURED))]
     if not found:
         return []
@@ -319,7 +319,7 @@ def _evidence(summary: Summary) -> str:
 
 
 def block(summary: Summary, results: pathlib.Path) -> str:
-    """What stands between the markers of the README; `results` is the folder of the records."""
+    """The block between the markers of the README; `results` is the folder of the records."""
     volume = STORED_BYTES * 1e9 / 1e12
     return "\n".join(
         [

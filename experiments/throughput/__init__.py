@@ -1,1 +1,1 @@
-"""Images a second of whole training steps: this library beside PyTorch, alternating in one run."""
+"""Images a second of whole training steps: this library and PyTorch, measured alternately."""

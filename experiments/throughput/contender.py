@@ -1,6 +1,6 @@
 """The process of one contender: `python -m experiments.throughput.contender NAME TASK FOLDER`.
 
-Not called by hand: it answers to the one that gives the turns, see contest.py.
+Started by run.py, with which it communicates as contest.py describes.
 """
 
 import json
@@ -11,12 +11,12 @@ from experiments.throughput import contest, ours
 
 
 def main(name: str, task: str, folder: str) -> None:
-    """Prepares the contender and serves until no turn can come.
+    """Prepares the contender and serves until its input ends.
 
     Args:
       name: "ours", "torch_eager" and so on.
-      task: the JSON file that all contenders are given.
-      folder: for what this one writes.
+      task: the JSON file of the task, the same for all contenders.
+      folder: the contender's folder.
     """
     given = json.loads(pathlib.Path(task).read_text())
     if name in ours.NAMES:

@@ -1,9 +1,9 @@
-"""Contenders take turns: each is a process of its own, and no two compute at the same time.
+"""Measures contenders alternately: each is a process of its own, and only one computes at a time.
 
-A contender prepares and compiles, then says {"ready": ...} and waits on its standard input. Told
-{"seconds": N}, it trains for N seconds and answers {"images": n, "seconds": s}. Turns go A B C A B
-C ..., so that whatever slows the machine for a while slows all of them. Answers travel on a copy of
-the standard output; whatever else is printed goes into the contender's log.
+A contender prepares and compiles, then writes {"ready": ...} and waits on its standard input. For a
+line {"seconds": N} it trains for N seconds and replies {"images": n, "seconds": s}. The contenders
+alternate A B C A B C ..., so that whatever slows the machine for a while slows all of them. Replies
+are written to a copy of the standard output; all other output goes into the contender's log.
 """
 
 import contextlib
@@ -17,20 +17,21 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-Turn = Callable[[float], int]  # seconds -> images that whole steps trained on in them, or longer
+#: seconds -> the images of all whole steps, the last of which ends after these seconds
+TrainFor = Callable[[float], int]
 
 WARM_UP_SECONDS = 1.0
-LAST_SECONDS = 20.0  # to end when no turn will come
-LONGEST = 160  # of what is said about a failure
-QUIET = 0.05  # the part of the cores that other processes may use
+LAST_SECONDS = 20.0  # for a process to end by itself
+LONGEST_ERROR = 160  # characters
+QUIET = 0.05  # the share of the cores that other processes may use
 
 
 class Failed(Exception):
-    """A contender's process has ended; says how, in one line."""
+    """A contender's process has ended; the message is one line with the reason."""
 
 
 class Contender:
-    """A contender's process, as the one that gives the turns sees it."""
+    """A contender's process, seen by the process that measures."""
 
     def __init__(
         self,
@@ -41,14 +42,14 @@ class Contender:
         cwd: pathlib.Path,
         environment: Mapping[str, str],
     ):
-        """Starts it.
+        """Starts the process.
 
         Args:
-          name: of the contender.
-          command: of a process that calls `serve`.
-          log: the file for what it prints.
-          cwd: the folder that it starts in.
-          environment: its variables.
+          name: the name of the contender.
+          command: the command of a process that calls `serve`.
+          log: the file of its output.
+          cwd: its working directory.
+          environment: its environment variables.
         """
         self.name = name
         self._log = log
@@ -64,28 +65,28 @@ class Contender:
             )
 
     def warm_up(self) -> dict[str, Any]:
-        """Waits until it is ready; what it says of itself.
+        """Waits until it is ready; returns its description.
 
         Raises:
-          Failed: it ended instead.
+          Failed: the process ended.
         """
-        return self._answer()
+        return self._reply()
 
-    def turn(self, seconds: float) -> dict[str, Any]:
-        """Has it train for so long, and waits: {"images", "seconds"}.
+    def train_for(self, seconds: float) -> dict[str, Any]:
+        """Lets it train for some seconds, and waits; returns {"images", "seconds"}.
 
         Raises:
-          Failed: it ended instead.
+          Failed: the process ended.
         """
         try:
             self._process.stdin.write(json.dumps({"seconds": seconds}) + "\n")
             self._process.stdin.flush()
         except BrokenPipeError:
-            pass  # it has ended, and its last words are read below
-        return self._answer()
+            pass  # the process has ended; reading its reply raises `Failed`
+        return self._reply()
 
     def end(self) -> None:
-        """Ends it: it sees that no turn will come; killed where that takes it too long."""
+        """Ends the process by closing its input; kills it if it takes too long."""
         with contextlib.suppress(BrokenPipeError):
             self._process.stdin.close()
         try:
@@ -95,22 +96,22 @@ class Contender:
             self._process.wait()
         self._process.stdout.close()
 
-    def _answer(self) -> dict[str, Any]:
+    def _reply(self) -> dict[str, Any]:
         line = self._process.stdout.readline()
         if line:
             return json.loads(line)
         code = self._process.wait()
-        raise Failed(f"ended with exit code {code}: {_last_words(self._log)}")
+        raise Failed(f"ended with exit code {code}: {_last_error(self._log)}")
 
 
-def _last_words(log: pathlib.Path) -> str:
-    """The line of a log that says why a process ended: that of its last error, else its last."""
+def _last_error(log: pathlib.Path) -> str:
+    """The line of a log with the reason why a process ended: its last error, else its last line."""
     lines = [line for line in log.read_text(errors="replace").split("\n") if line.strip()]
     errors = [
         line for line in lines if re.match(r"[\w.]*(Error|Exception|Failed|Diverged)\b", line)
     ]
-    said = (errors or lines or ["nothing printed"])[-1].strip()
-    return said if len(said) <= LONGEST else f"{said[:LONGEST]} ..."
+    line = (errors or lines or ["nothing printed"])[-1].strip()
+    return line if len(line) <= LONGEST_ERROR else f"{line[:LONGEST_ERROR]} ..."
 
 
 def alternate(
@@ -120,25 +121,26 @@ def alternate(
     seconds: float,
     note: Callable[[str], None],
 ) -> tuple[dict[str, list[float]], dict[str, str]]:
-    """Gives every contender its turn, round after round.
+    """Measures every contender once a round.
 
     Args:
-      contenders: that are ready.
-      rounds: turns of each.
-      seconds: of a turn.
-      note: called with a line for each turn.
+      contenders: the contenders, which are ready.
+      rounds: the number of rounds.
+      seconds: the length of each measurement.
+      note: called with a line for each measurement.
 
     Returns:
-      Images a second of each round by name, and how those ended that failed, who have no rounds.
+      Images a second of each round by name, and the errors of those that failed, which have no
+      rounds.
     """
     speeds: dict[str, list[float]] = {one.name: [] for one in contenders}
-    waiting, failed = list(contenders), {}
+    running, failed = list(contenders), {}
     for number in range(1, rounds + 1):
-        for one in list(waiting):
+        for one in list(running):
             try:
-                done = one.turn(seconds)
+                done = one.train_for(seconds)
             except Failed as error:
-                waiting.remove(one)
+                running.remove(one)
                 failed[one.name] = str(error)
                 del speeds[one.name]
                 note(f"[{number}/{rounds}] {one.name}: {error}")
@@ -149,9 +151,9 @@ def alternate(
 
 
 def busy(seconds: float = 1.0) -> float:
-    """The part of all cores that is in use now, when no contender computes: 0 to 1; 0 if unknown.
+    """The share of all cores in use while no contender computes: 0 to 1; 0 if unknown.
 
-    Threads that wait for each other, as PyTorch's do on a CPU, lose far more than that part.
+    Threads that wait for each other, such as PyTorch's on a CPU, lose far more than this share.
     """
 
     def counted() -> tuple[int, int]:
@@ -169,32 +171,32 @@ def busy(seconds: float = 1.0) -> float:
 
 
 def not_quiet(part: float) -> str:
-    """What is said of figures that were taken beside other work."""
+    """The warning about measurements that were taken while other processes computed."""
     return (
-        f"other processes used {100 * part:.0f} % of the cores between the turns; expected a "
-        "machine that does nothing else"
+        f"other processes used {100 * part:.0f} % of the cores between the measurements; expected "
+        "a machine that does nothing else"
     )
 
 
-def serve(prepare: Callable[[], tuple[Turn, Mapping[str, Any]]]) -> None:
-    """The contender's side: prepares, compiles, and trains whenever it is told to.
+def serve(prepare: Callable[[], tuple[TrainFor, Mapping[str, Any]]]) -> None:
+    """The contender's side: prepares, compiles, and trains for every line of its input.
 
     Args:
-      prepare: gives the function of a turn, and what is said of the contender ("device" and so on).
+      prepare: returns the training function and a description of the contender ("device", ...).
     """
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what libraries print is no answer
+    replies = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what libraries print is not a reply
 
-    def answer(values: Mapping[str, Any]) -> None:
-        answers.write(json.dumps(values) + "\n")
-        answers.flush()
+    def reply(values: Mapping[str, Any]) -> None:
+        replies.write(json.dumps(values) + "\n")
+        replies.flush()
 
-    turn, about = prepare()
+    train_for, about = prepare()
     began = time.perf_counter()
     for _ in range(2):  # the first compiles; graphs of kernels are recorded in the second
-        turn(WARM_UP_SECONDS)
-    answer({"ready": True, "warm_up_s": round(time.perf_counter() - began, 1), **about})
+        train_for(WARM_UP_SECONDS)
+    reply({"ready": True, "warm_up_s": round(time.perf_counter() - began, 1), **about})
     for line in sys.stdin:
         began = time.perf_counter()
-        images = turn(json.loads(line)["seconds"])
-        answer({"images": images, "seconds": time.perf_counter() - began})
+        images = train_for(json.loads(line)["seconds"])
+        reply({"images": images, "seconds": time.perf_counter() - began})

@@ -1,8 +1,8 @@
 """This library's contenders: the parts, the compiled steps and the loop of a real run.
 
-What `distill-jax train` does between two evaluations, no more and no less: batches of ids, the
-steps of a call, the line of the log every 50 steps. Writing the log, evaluating and saving are left
-out, as they are on the other side.
+They do exactly what `distill-jax train` does between two evaluations: batches of ids, the steps of
+a call, the metrics of the log every 50 steps. Writing the log, evaluations and checkpoints are left
+out, as in PyTorch's contenders.
 """
 
 import pathlib
@@ -16,15 +16,15 @@ from distill_jax.commands import precompute
 from distill_jax.runs import training
 from distill_jax.tasks.images.parts import prepare as parts_of
 from distill_jax.training import loop, state, step
-from experiments.throughput.contest import Turn
+from experiments.throughput.contest import TrainFor
 
 NAMES = ("ours", "ours_ahead", "ours_stored")
 LOOK_AHEAD = {"ours": 1, "ours_ahead": 8, "ours_stored": 1}
-ENDLESS = 10**9  # steps: no turn comes to the end of the training
+ENDLESS = 10**9  # steps, more than any measurement takes
 
 
 class _Hooks:
-    """Keeps the state that a turn ends with."""
+    """Keeps the state at the end of a measurement."""
 
     def __init__(self, now: state.TrainState):
         self.now, self.at = now, 0
@@ -43,7 +43,7 @@ class _Hooks:
 
 
 def config_of(name: str, task: Mapping[str, Any], folder: pathlib.Path) -> dict[str, Any]:
-    """The config of a contender, to be resolved; see `prepare` for the arguments."""
+    """The unresolved config of a contender; see `prepare` for the arguments."""
     stored = name == "ours_stored"
     flat = task["config"] | {
         "data.path": task["few_data" if stored else "data"],
@@ -57,18 +57,18 @@ def config_of(name: str, task: Mapping[str, Any], folder: pathlib.Path) -> dict[
     return configs.unflatten(flat)
 
 
-def prepare(name: str, task: Mapping[str, Any], folder: pathlib.Path) -> tuple[Turn, dict]:
-    """The turn of a contender, and what is said of it.
+def prepare(name: str, task: Mapping[str, Any], folder: pathlib.Path) -> tuple[TrainFor, dict]:
+    """The training function of a contender, and its description.
 
     Args:
       name: one of NAMES.
-      task: what every contender gets: "config", flat; "teacher", the name of its network; "data"
+      task: the task of all contenders: "config", flat; "teacher", the name of its network; "data"
         and "few_data", npz files, the second with the images whose answers are stored.
-      folder: of its own, for its teacher and its store.
+      folder: the contender's folder, for its teacher and its stored answers.
     """
     config = configs.resolve(config_of(name, task, folder))
     if config.training.deterministic:
-        parallel.fix_gpu_order()  # as every run does, before the first computation
+        parallel.fix_gpu_order()  # as in every run, before the first computation
     _save_teacher(task["teacher"], config, folder / "teacher")
     about: dict[str, Any] = {}
     if name == "ours_stored":
@@ -89,7 +89,7 @@ def prepare(name: str, task: Mapping[str, Any], folder: pathlib.Path) -> tuple[T
         placed = step.put_batches(group, parts.mesh)
         return compiled(now, parts.frozen, parts.resident, placed)
 
-    def turn(seconds: float) -> int:
+    def train_for(seconds: float) -> int:
         begun, deadline = hooks.at, time.perf_counter() + seconds
         try:
             loop.run_steps(
@@ -101,7 +101,7 @@ def prepare(name: str, task: Mapping[str, Any], folder: pathlib.Path) -> tuple[T
                 hooks=hooks,
                 stop_requested=lambda: time.perf_counter() >= deadline,
             )
-        except loop.Preempted:  # how a run is stopped, with all its steps computed
+        except loop.Preempted:  # how a run is stopped, after its last step has been computed
             pass
         return (hooks.at - begun) * config.training.batch_size
 
@@ -113,11 +113,11 @@ def prepare(name: str, task: Mapping[str, Any], folder: pathlib.Path) -> tuple[T
         "look_ahead": parts.recipe.ahead,
         **({"warning": warning} if warning else {}),
     }
-    return turn, about
+    return train_for, about
 
 
 def _save_teacher(name: str, config, folder: pathlib.Path) -> None:
-    """A teacher that was never trained: its answers cost what a trained one's do."""
+    """Saves an untrained teacher, whose forward pass costs the same as a trained one's."""
     shape, classes = (32, 32, 3), 100
     module = models.create(name, input_shape=shape, num_classes=classes, seed=1)
     _, params, stats = models.split(module)

@@ -1,9 +1,9 @@
-"""PyTorch's contenders: the loop that distillation code for CIFAR is published with.
+"""PyTorch's contenders: the training loop of published distillation code for CIFAR.
 
-The networks are the definitions of distill_jax/models/vision/resnet.py, with the names that public
-code gives their layers; the loss is that of Tian et al. 2020 (RepDistiller); images are cut and
-mirrored by Pillow in worker processes; and every step reads its loss and its accuracy back, as
-public code does. Written from the papers and from our own definitions. Needs the extra "bench".
+The networks follow distill_jax/models/vision/resnet.py, with the layer names of public code. The
+loss is that of Tian et al. 2020 (RepDistiller). Pillow crops and flips the images in worker
+processes, and every step reads back its loss and accuracy, as public code does. Written from the
+papers and from our own definitions. Needs the extra "bench".
 """
 
 import contextlib
@@ -19,12 +19,12 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional
 
-from experiments.throughput.contest import Turn
+from experiments.throughput.contest import TrainFor
 from experiments.throughput.plan import shape_of
 
 
 class Block(nn.Module):
-    """Two 3x3 convolutions beside a shortcut, which is a 1x1 convolution where the map changes."""
+    """Two 3x3 convolutions with a shortcut, a 1x1 convolution where the shape changes."""
 
     def __init__(self, inputs: int, outputs: int, stride: int):
         super().__init__()
@@ -96,7 +96,7 @@ def kd_loss(
 
 
 class Pictures(torch.utils.data.Dataset):
-    """Images as Pillow has them, transformed one by one when they are asked for."""
+    """Pillow images, transformed one by one on access."""
 
     def __init__(self, path: str, mean: tuple[float, ...], std: tuple[float, ...]):
         """Args: path: an npz file with x_train, uint8 [N, 32, 32, 3], and y_train."""
@@ -119,7 +119,7 @@ class Pictures(torch.utils.data.Dataset):
 
 
 class Endless(torch.utils.data.Sampler):
-    """Permutation after permutation: workers start once, which public code has every epoch."""
+    """Endless permutations, so that workers start once; in public code they start every epoch."""
 
     def __init__(self, count: int):
         self.count = count
@@ -136,7 +136,7 @@ class Kind:
     Attributes:
       compiled: both networks through `torch.compile`.
       bf16: autocast to bfloat16, channels last.
-      library: torchdistill's loss and hooks in place of ours.
+      library: torchdistill's loss and hooks instead of ours.
     """
 
     compiled: bool = False
@@ -156,13 +156,13 @@ Answers = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
 class Trainer:
-    """Two networks and an optimizer; a step is what public code does for a batch.
+    """Two networks and an optimizer; a step does what public code does for a batch.
 
     Args:
       kind: how it computes.
-      teacher: its network.
-      student: likewise.
-      config: of our contenders, flat: rates, weights and temperature are read there.
+      teacher: the teacher's network.
+      student: the student's network.
+      config: the flat config of our contenders, with the rates, weights and temperature.
       device: where it computes.
     """
 
@@ -209,7 +209,7 @@ class Trainer:
         return logits, kd_loss(logits, target.float(), labels, **self.weights)
 
     def _hooked(self) -> Answers:
-        """The same by torchdistill: hooks read both networks' logits, its loss compares them."""
+        """The same with torchdistill: hooks read the logits of both networks for its loss."""
         from torchdistill.core.forward_hook import ForwardHookManager
         from torchdistill.losses.mid_level import KDLoss
 
@@ -233,7 +233,7 @@ class Trainer:
         return answers
 
     def step(self, images: Tensor, labels: Tensor) -> tuple[float, float]:
-        """One step on a batch of the loader; its loss and top-1 accuracy, read back."""
+        """One step on a batch of the loader; returns its loss and top-1 accuracy."""
         if self.kind.compiled:
             torch.compiler.cudagraph_mark_step_begin()
         images = images.to(self.device, memory_format=self.layout)
@@ -247,12 +247,12 @@ class Trainer:
         return value, accuracy
 
 
-def prepare(name: str, task: Mapping[str, Any]) -> tuple[Turn, dict[str, Any]]:
-    """The turn of a contender, and what is said of it.
+def prepare(name: str, task: Mapping[str, Any]) -> tuple[TrainFor, dict[str, Any]]:
+    """The training function of a contender, and its description.
 
     Args:
       name: one of KINDS.
-      task: what every contender gets: "config", flat, of ours; "teacher" and "student", names;
+      task: the task of all contenders: "config", flat, of ours; "teacher" and "student", names;
         "data", an npz file; "workers", processes of the loader.
     """
     config = task["config"]
@@ -267,7 +267,7 @@ def prepare(name: str, task: Mapping[str, Any]) -> tuple[Turn, dict[str, Any]]:
     )
     batches = iter(loader)
 
-    def turn(seconds: float) -> int:
+    def train_for(seconds: float) -> int:
         images, deadline = 0, time.perf_counter() + seconds
         while time.perf_counter() < deadline:
             trainer.step(*next(batches))
@@ -277,7 +277,7 @@ def prepare(name: str, task: Mapping[str, Any]) -> tuple[Turn, dict[str, Any]]:
         return images
 
     on_gpu = device.type == "cuda"
-    return turn, {
+    return train_for, {
         "platform": "gpu" if on_gpu else "cpu",
         "device": torch.cuda.get_device_name() if on_gpu else "cpu",
         "threads": torch.get_num_threads(),

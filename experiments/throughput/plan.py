@@ -1,4 +1,4 @@
-"""What is measured: which contenders there are, what they need, and what each of them is given."""
+"""The contenders, the packages that they need, and the task that all of them are given."""
 
 import pathlib
 import re
@@ -16,7 +16,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 RANDOM_IMAGES, TEST_IMAGES, CLASSES = 2000, 100, 100
 
 _TORCH = ("torch", "torchvision")
-# What a contender needs beside this library.
+# The packages that a contender needs in addition to this library.
 NEEDS = {
     "ours": (),
     "ours_ahead": (),
@@ -26,21 +26,21 @@ NEEDS = {
     "torch_bf16": _TORCH,
     "torchdistill": (*_TORCH, "torchdistill"),
 }
-BASE = "torch_eager"  # what the others are compared with
+BASE = "torch_eager"  # the contender that all are compared with
 
-# The networks that PyTorch's contenders have.
+# The networks that PyTorch's contenders implement.
 NETWORKS = tuple(
     name for name in models.names() if re.fullmatch(r"resnet(8|14|20|32|44|56|110)(x4)?", name)
 )
 
 
 def missing(contender: str) -> str:
-    """The first package that a contender lacks; "" where it has all that it needs."""
+    """The first package that a contender needs and that is not installed, or ""."""
     return next((name for name in NEEDS[contender] if find_spec(name) is None), "")
 
 
 def check_names(pair: Sequence[str], contenders: Sequence[str]) -> None:
-    """UsageError when a contender or a network is not known."""
+    """UsageError if a contender or a network is not known."""
     for name in contenders:
         if name not in NEEDS:
             raise unknown("--contenders", name, NEEDS, "contender")
@@ -52,38 +52,39 @@ def check_names(pair: Sequence[str], contenders: Sequence[str]) -> None:
 
 
 def shape_of(name: str) -> tuple[int, tuple[int, int, int, int]]:
-    """Of a network in NETWORKS: blocks a stage, and the channels of the stem and the stages."""
+    """(blocks a stage, channels of the stem and of each stage) of a network in NETWORKS."""
     depth, _, wide = name.removeprefix("resnet").partition("x")
     widths = (32, 64, 128, 256) if wide else (16, 16, 32, 64)
     return (int(depth) - 2) // 6, widths
 
 
-def write_data(where: str, folder: pathlib.Path, few: int) -> dict[str, str]:
-    """The pixels that every contender reads, as npz files.
+def write_data(source: str, folder: pathlib.Path, few: int) -> dict[str, str]:
+    """Writes the images that every contender reads, as npz files.
 
     Args:
-      where: "random", or the folder in which TFDS prepared CIFAR-100.
-      folder: for the files.
-      few: training images of the second file, whose answers are stored; at least one a class.
+      source: "random", or the folder in which TFDS prepared CIFAR-100.
+      folder: the folder of the files.
+      few: the number of training images of the second file, whose answers are stored; at least one
+        a class.
 
     Returns:
-      {"data": the file of all, "few_data": the file of a few}.
+      {"data": the file of all images, "few_data": the file of a few}.
 
     Raises:
-      UsageError: there is no prepared CIFAR-100 in the folder.
+      UsageError: the folder has no prepared CIFAR-100.
     """
     arrays = {}
-    if where == "random":
+    if source == "random":
         generator = np.random.default_rng(0)
         for split, count in (("train", RANDOM_IMAGES), ("test", TEST_IMAGES)):
             arrays[f"x_{split}"] = generator.integers(0, 256, (count, 32, 32, 3), np.uint8)
             arrays[f"y_{split}"] = np.arange(count) % CLASSES
     else:
         for split in ("train", "test"):
-            found = data.load("cifar100", split, tfds_dir=where).arrays()
+            found = data.load("cifar100", split, tfds_dir=source).arrays()
             arrays[f"x_{split}"], arrays[f"y_{split}"] = found
     np.savez(folder / "all.npz", **arrays)
-    # One image of each class first: the number of classes is read off the labels.
+    # One image of each class first, because the labels decide the number of classes.
     _, first = np.unique(arrays["y_train"], return_index=True)
     rest = np.setdiff1d(np.arange(len(arrays["y_train"])), first)
     ids = {"train": np.concatenate([first, rest])[:few], "test": np.arange(TEST_IMAGES)}
@@ -96,18 +97,18 @@ def task_of(
     pair: tuple[str, str],
     folder: pathlib.Path,
     *,
-    where: str,
+    source: str,
     batch_size: int,
     few: int,
     workers: int,
 ) -> dict[str, Any]:
-    """What every contender is given: the recipe of configs/cifar100.py, the networks, the data.
+    """The task of all contenders: the recipe of configs/cifar100.py, the networks, the data.
 
     Args:
-      pair: teacher and student.
-      folder: for the data.
-      where: as in `write_data`.
-      batch_size: of a step.
+      pair: the names of teacher and student.
+      folder: the folder of the data.
+      source: as in `write_data`.
+      batch_size: the batch size of a step.
       few: as in `write_data`.
       workers: processes of PyTorch's loader.
     """
@@ -125,5 +126,5 @@ def task_of(
         "student": pair[1],
         "workers": workers,
         "config": configs.flatten(config),
-        **write_data(where, folder, few),
+        **write_data(source, folder, few),
     }

@@ -1,4 +1,4 @@
-"""What one run of the study leaves: every round of every contender, and all that it rests on."""
+"""The record of a run: every round of every contender, and how it was measured."""
 
 import argparse
 import datetime
@@ -19,9 +19,9 @@ def record(
     """The record of a run.
 
     Args:
-      arguments: of the command line, checked.
+      arguments: the checked arguments of the command line.
       found: from `run.measure`.
-      command: as a reader shall see it.
+      command: the command line for the record.
     """
     about = found["about"]
     return {
@@ -54,15 +54,15 @@ def record(
 
 
 def summary(speeds: Sequence[float], base: Sequence[float] | None) -> dict[str, Any]:
-    """The rounds of a contender and what they come to.
+    """The rounds of a contender and their statistics.
 
     Args:
-      speeds: images a second, one a round.
-      base: those of the contender that the others are compared with, in the same rounds.
+      speeds: images a second, one for each round.
+      base: those of `plan.BASE` in the same rounds.
 
     Returns:
-      {"rounds", "median", "min", "max", "ratio"}; the ratio is the median of the rounds' own, None
-      without a base.
+      {"rounds", "median", "min", "max", "ratio"}; the ratio is the median of the rounds' ratios,
+      None without a base.
     """
     ratio = None
     if base is not None:
@@ -78,7 +78,7 @@ def summary(speeds: Sequence[float], base: Sequence[float] | None) -> dict[str, 
 
 
 def name_of(found: Mapping[str, Any]) -> str:
-    """The name of the record's file: what distinguishes one run of the study from another."""
+    """The name of the record's file, from what distinguishes the runs of the study."""
     parts = [found["teacher"], found["student"], f"batch{found['batch_size']}", found["data"]]
     if found["workers"] != 2:
         parts.append(f"workers{found['workers']}")

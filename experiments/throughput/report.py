@@ -24,7 +24,7 @@ TITLES = {
 
 
 def table(record: Mapping[str, Any]) -> tables.Table:
-    """One line a contender: images/s over the rounds, and times PyTorch's eager loop."""
+    """Images/s of each contender over the rounds, and the ratio to PyTorch's eager loop."""
     rows = []
     for name, values in record["contenders"].items():
         title = TITLES[name]
@@ -45,7 +45,7 @@ def table(record: Mapping[str, Any]) -> tables.Table:
 
 
 def _section(record: Mapping[str, Any]) -> str:
-    """The table of a run and what it rests on."""
+    """The table of a run and how it was measured."""
     pixels = {"random": "random pixels", "cifar100": "CIFAR-100"}[record["data"]]
     versions = ", ".join(f"{name} {version}" for name, version in record["versions"].items())
     stored = record["contenders"].get("ours_stored", {}).get("store")

@@ -1,14 +1,15 @@
-"""Images a second of whole training steps, ours beside PyTorch's, alternating in one run.
+"""Images a second of whole training steps, ours and PyTorch's, measured alternately in one run.
 
     python -m experiments.throughput.run --pair=resnet56,resnet20 --seconds=20 --rounds=3
     python -m experiments.throughput.run --pair=resnet32x4,resnet8x4 --data=DIR --workers=8 \\
         --contenders=ours,torch_eager,torch_compile --out=runs/throughput
     python -m experiments.throughput.run --report-only
 
-Loading, augmentation, teacher, student, optimizer and metrics are in a step, on both sides. Each
-contender is a process of its own that compiles once and then trains in turn with the others.
-PyTorch's need the extra "bench"; what is not installed is left out, and the results say so. They
-are printed and written into --out; with --publish into results/ and README.md of this folder.
+A step includes loading, augmentation, teacher, student, optimizer and metrics, for ours and for
+PyTorch's. Each contender is a process of its own that compiles once; then the contenders are
+measured alternately. PyTorch's need the extra "bench"; contenders whose packages are not installed
+are left out and listed in the results. These are printed and written into --out, or with --publish
+into results/ and README.md of this folder.
 """
 
 import argparse
@@ -35,8 +36,8 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser = PROGRAM.parser(__doc__)
     parser.add_argument("--pair", default="resnet56,resnet20", metavar="TEACHER,STUDENT")
     parser.add_argument("--batch-size", type=int, default=64)
-    parser.add_argument("--seconds", type=float, default=20.0, help="of a turn")
-    parser.add_argument("--rounds", type=int, default=3, help="turns of each contender")
+    parser.add_argument("--seconds", type=float, default=20.0, help="of a measurement")
+    parser.add_argument("--rounds", type=int, default=3, help="measurements of each contender")
     parser.add_argument("--contenders", default=",".join(plan.NEEDS), help="some of %(default)s")
     parser.add_argument(
         "--data", default="random", help="random, or a folder with TFDS's CIFAR-100"
@@ -69,12 +70,12 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def _check_one_device(about: Mapping[str, Mapping[str, Any]]) -> None:
-    """UsageError when some contenders compute on a GPU and others do not."""
-    where = {"cpu" if one["platform"] == "cpu" else "gpu": name for name, one in about.items()}
-    if len(where) > 1:
+    """UsageError if some contenders compute on a GPU and some on the CPU."""
+    devices = {"cpu" if one["platform"] == "cpu" else "gpu": name for name, one in about.items()}
+    if len(devices) > 1:
         raise UsageError(
-            f"{where['cpu']} computes on the CPU, {where['gpu']} on a GPU; expected one device: "
-            "install the extra that serves it, such as pip install '.[cuda]', or choose "
+            f"{devices['cpu']} computes on the CPU, {devices['gpu']} on a GPU; expected one device:"
+            " install the extra that serves it, such as pip install '.[cuda]', or choose "
             "--contenders"
         )
 
@@ -86,11 +87,11 @@ def command_of(name: str, task: pathlib.Path, folder: pathlib.Path) -> list[str]
 
 
 def measure(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Starts the contenders one by one and gives them their turns.
+    """Starts the contenders one by one and measures them alternately.
 
     Returns:
-      What records.record needs of it: "speeds", "about" and "left_out", each by contender, and
-      "busy", the part of the cores that other processes used before the turns and after.
+      "speeds", "about" and "left_out", each by contender, and "busy", the share of the cores that
+      other processes used before and after the measurements; see `records.record`.
     """
     about, left_out, ready = {}, {}, []
     environment = os.environ | {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}  # they share the device
@@ -100,7 +101,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         given = plan.task_of(
             arguments.pair,
             folder,
-            where=arguments.data,
+            source=arguments.data,
             batch_size=arguments.batch_size,
             few=arguments.store_images,
             workers=arguments.workers,

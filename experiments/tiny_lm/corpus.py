@@ -1,8 +1,8 @@
-"""The text of the study: GSM8K, cut into what trains teacher and students, chooses, and tests.
+"""The text of the study: GSM8K, split for the training of teacher and students, tuning and testing.
 
-A document is a question and its solution. Students read those that fit into a row, the question in
-its first half and the solution in the other; the teacher is trained on these and on all that are
-longer. No document of `VALID` or `TEST` trains anything.
+A document is a question and its solution. Students are trained on those that fit into a row, with
+the question in one half and the solution in the other; the teacher is trained on these and on all
+longer ones. No document of `VALID` or `TEST` trains anything.
 """
 
 import dataclasses
@@ -19,14 +19,14 @@ from distill_jax.errors import UsageError
 from distill_jax.models import language
 from distill_jax.storage import write_atomically
 
-HALF = 128  # tokens of a question with bos, and of a solution with eos, at most
+HALF = 128  # the most tokens of a question with bos, and of a solution with eos
 VALIDATION = 120  # documents, at most a tenth
 TESTED = 100
-SCARCE = 8  # the small text is so many times smaller
+SCARCE = 8  # the factor by which the small text is smaller
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
-#: What is read in the folder of the data.
+#: The files of the data folder that are read.
 SOURCES = {
     "train": "text/gsm8k_train.jsonl",
     "test": "text/gsm8k_test.jsonl",
@@ -40,13 +40,13 @@ TEACHER, STUDENT, FEW, VALID, TEST = (
 
 @dataclasses.dataclass(frozen=True)
 class Corpus:
-    """Where the prepared text lies, and how much there is.
+    """The prepared text.
 
     Attributes:
-      folder: of the JSONL files that the names above give.
-      stories: folder of the pretrained model.
-      tokenizer: file of the tokenizer.
-      documents: how many each file has.
+      folder: the folder of the JSONL files with the names above.
+      stories: the folder of the pretrained model.
+      tokenizer: the tokenizer's file.
+      documents: the number of documents of each file.
       fingerprint: SHA-256, in hex, of the files' bytes.
     """
 
@@ -61,11 +61,11 @@ def data_folder(given: str) -> pathlib.Path:
     """The folder of the data.
 
     Args:
-      given: of the command line; "" for the environment's DISTILL_JAX_DATA, else shared/data beside
+      given: the command line's; "" for the environment's DISTILL_JAX_DATA, else shared/data next to
         the checkout.
 
     Raises:
-      UsageError: one of `SOURCES` is not there.
+      UsageError: the folder lacks one of `SOURCES`.
     """
     default = ROOT.parent / "shared" / "data"
     folder = pathlib.Path(given or os.environ.get("DISTILL_JAX_DATA", default))
@@ -83,8 +83,8 @@ def prepare(source: pathlib.Path, folder: pathlib.Path, most: int | None = None)
 
     Args:
       source: from `data_folder`.
-      folder: where they go; made when it does not exist.
-      most: documents of a file that are used, at most; None for all.
+      folder: the folder of the files; made if it does not exist.
+      most: the most documents of a file that are used; None for all.
     """
     tokenizer = text.load_tokenizer(source / SOURCES["tokenizer"], key="--data")
     read = {split: _documents(source / SOURCES[split], most) for split in ("train", "test")}
@@ -122,16 +122,16 @@ def prepare(source: pathlib.Path, folder: pathlib.Path, most: int | None = None)
 
 
 def finished(responses: pathlib.Path, out: pathlib.Path) -> dict[str, int]:
-    """Keeps the responses that the teacher ended itself: one cut off would teach a wrong end.
+    """Keeps the responses that the teacher ended itself; a truncated one would teach a wrong end.
 
-    They are those that fit into a row, as the documents of the students do.
+    These fit into a row, like the documents of the students.
 
     Args:
-      responses: of `distill-jax generate`.
-      out: the JSONL that is written, with "prompt" and "response".
+      responses: the responses of `distill-jax generate`.
+      out: the JSONL file to write, with "prompt" and "response".
 
     Returns:
-      {"written", "kept"}: how many there were, and are.
+      {"written", "kept"}: the number of all responses, and of those that are kept.
     """
     rows = [json.loads(line) for line in responses.read_text(encoding="utf-8").splitlines()]
     kept = [row for row in rows if row["finish"] == "stop" and row["response"]]

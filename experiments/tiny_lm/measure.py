@@ -1,4 +1,4 @@
-"""From the folders of finished runs to one summary: what the study's tables rest on."""
+"""Collects the results of finished runs in one summary, from which the tables are made."""
 
 import dataclasses
 import os
@@ -11,7 +11,7 @@ from distill_jax.runs import workdir
 from distill_jax.training.logging import writers
 from experiments.tiny_lm import corpus, plan
 
-KEPT = ("nll", "perplexity", "accuracy", "kl", "agreement", "rouge_l")  # of the test figures
+KEPT = ("nll", "perplexity", "accuracy", "kl", "agreement", "rouge_l")  # of the test metrics
 OF_TEACHER = ("teacher_nll", "teacher_perplexity", "teacher_rouge_l")
 VERSIONS = ("jax", "flax", "optax", "numpy")
 SAMPLES = 2  # prompts whose answers are shown
@@ -31,10 +31,10 @@ class Run:
 
 
 def row(run: Run, folder: pathlib.Path) -> dict[str, Any]:
-    """What the summary says of one finished student.
+    """The summary of one finished student.
 
     Args:
-      run: which.
+      run: the run.
       folder: its workdir.
     """
     values = workdir.read_json(folder / "result.json")
@@ -50,7 +50,7 @@ def row(run: Run, folder: pathlib.Path) -> dict[str, Any]:
         "steps": values["steps"],
         "documents": data["train"]["documents"],
         "epochs": values["epochs"],
-        # Of the text; a student that writes its batches itself replaces some of them.
+        # Of the text; on-policy students replace some of these batches by their own.
         "learned_tokens": round(read / data["train"]["rows"] * data["train"]["learned_tokens"]),
         "training_time_s": round(values["training_time_s"], 1),
         "wall_time_s": round(values["wall_time_s"], 1),
@@ -97,12 +97,12 @@ def summary(
     """The content of summary.json.
 
     Args:
-      runs: finished ones.
+      runs: the finished runs.
       root: the study's workdir.
-      written: what the teacher wrote, from `run.write_responses`.
-      text: prepared.
-      command: that made them.
-      label: what a reader is warned of; empty for the whole study.
+      written: the record of the teacher's answers, from `run.write_responses`.
+      text: the prepared text.
+      command: the command line for the record.
+      label: the warning to readers of a trial; empty for the whole study.
     """
     rows = [row(run, root / run.name) for run in runs]
     teacher = workdir.read_json(root / "teacher" / "result.json")

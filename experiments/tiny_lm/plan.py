@@ -1,7 +1,7 @@
-"""What is trained, on which text, by which loss: the runs of the study.
+"""The runs of the study: networks, text and losses.
 
-Every run is one of the configs `configs/lm_*.py` with the overrides that stand here, so each can be
-repeated alone with `distill-jax train`.
+Every run is one of the configs `configs/lm_*.py` with the overrides of this file, so each can be
+repeated by itself with `distill-jax train`.
 """
 
 import dataclasses
@@ -22,23 +22,23 @@ WARMUP = 0.05  # of the steps
 EVALUATIONS = 4
 SEEDS = 3
 SAMPLES = 4  # answers of the teacher to a question; about one of them fits into a row
-RESPONSES = "responses.jsonl"  # those that it ended itself, beside the other text
+RESPONSES = "responses.jsonl"  # the answers that the teacher ended itself
 
-# Chosen on validation documents by tune.py.
+# Selected on validation documents by tune.py.
 LEARNING_RATE = 4e-3
 TEACHER_LEARNING_RATE = 2e-3
 
 
 @dataclasses.dataclass(frozen=True)
 class Arm:
-    """Students that differ in nothing but the seed: one row of the table.
+    """One row of the table: students that differ only in their seed.
 
     Attributes:
-      name: the start of its runs' folders.
-      title: its row in the table.
-      config: of `configs/`.
-      text: the file that is trained on.
-      overrides: keys of the config that differ.
+      name: the start of the names of its runs' folders.
+      title: its title in the table.
+      config: a file of `configs/`.
+      text: the file that the students are trained on.
+      overrides: changes of the config.
     """
 
     name: str
@@ -75,7 +75,7 @@ STUDENT = {"student.layers": "(0, 4)"}  # the first and the last of the teacher'
 
 
 def _shared(steps: int, documents: float, seed: int) -> dict[str, str]:
-    """What teacher and students have in common; `documents` are rows of their text."""
+    """The keys that teacher and students share; `documents` is the number of rows of their text."""
     epochs = steps * ROWS / documents
     return {
         "seed": str(seed),
@@ -98,11 +98,11 @@ def _shared(steps: int, documents: float, seed: int) -> dict[str, str]:
 
 
 def teacher_config(text: corpus.Corpus, steps: int) -> ConfigDict:
-    """The teacher: stories260K goes on, on all that is no validation or test document."""
+    """The teacher: stories260K, trained further on all but validation and test documents."""
     return configs.load(
         str(CONFIGS / "lm_sequence.py"),
         {
-            # How many rows its documents fill is not known here, and nothing depends on it.
+            # The number of rows is not known before packing, and nothing depends on it.
             **_shared(steps, text.documents[corpus.TEACHER], 0),
             "schedule.warmup_epochs": "0.0",
             "evaluation.every_epochs": "0.0",
@@ -128,13 +128,13 @@ def student_config(
     """The resolved config of a student.
 
     Args:
-      arm: which.
-      seed: of the order of the text, and of the student's own draws.
-      text: prepared; also `RESPONSES`, where the arm reads them.
-      teacher: workdir of the teacher's run. Every arm names it; those without a term that reads it
-        meet it at the evaluations alone.
-      steps: of the training.
-      overrides: of all that is said here, such as another file of test documents.
+      arm: the arm.
+      seed: the seed of the order of the text, and of the student's samples.
+      text: the prepared text, with `RESPONSES` for an arm that reads them.
+      teacher: the workdir of the teacher's run. Every arm names it; those whose loss does not use
+        it compare the student with it in evaluations only.
+      steps: training steps.
+      overrides: further changes, such as another file of test documents.
     """
     return configs.load(
         str(CONFIGS / f"{arm.config}.py"),

@@ -1,7 +1,7 @@
 """From the summary to the study's files: tables and answers in the README, and a figure.
 
-What stands between the two markers of the README is made from results/summary.json, so that no
-figure can drift from what was measured. Left out on purpose: training and measuring.
+The block between the two markers of the README is made from results/summary.json, so that its
+numbers cannot drift from the measured ones. Left out on purpose: training and measuring.
 """
 
 import pathlib
@@ -28,7 +28,7 @@ Summary = Mapping[str, Any]
 
 
 def main_table(summary: Summary) -> tables.Table:
-    """One row an arm, in the order of the plan, under the teacher's own figures."""
+    """The teacher's row, then one row for each arm in the order of the plan."""
     teacher = summary["teacher"]
     rows = [
         {
@@ -67,7 +67,7 @@ def main_table(summary: Summary) -> tables.Table:
 
 
 def against_the_text(summary: Summary) -> tables.Table:
-    """Held-out NLL of each arm less that of the text alone, of the same seed and documents."""
+    """Held-out NLL of each arm minus that of the text alone with the same seed and documents."""
     nll = {(run["arm"], run["seed"]): run["test"]["nll"] for run in summary["runs"]}
     rows = []
     for arm in plan.ARMS:
@@ -89,7 +89,7 @@ def against_the_text(summary: Summary) -> tables.Table:
 
 
 def _evidence(summary: Summary) -> str:
-    """What ran, where, when, how long."""
+    """One paragraph on the runs: their number, hardware, date and duration."""
     libraries = ", ".join(f"{name} {version}" for name, version in summary["versions"].items())
     data, written, teacher = summary["data"], summary["written"], summary["teacher"]
     label = f"**{summary['label']}**\n\n" if summary["label"] else ""
@@ -117,22 +117,22 @@ def _answers(summary: Summary) -> str:
         parts.append(
             tables.markdown(
                 tables.listing(
-                    [{"who": who, "said": _line(said)} for who, said in lines],
-                    (Column("who", "Trained by"), Column("said", "Greedy answer")),
+                    [{"who": who, "answer": _line(answer)} for who, answer in lines],
+                    (Column("who", "Trained by"), Column("answer", "Greedy answer")),
                 )
             )
         )
     return "\n".join(parts)
 
 
-def _line(said: str) -> str:
+def _line(answer: str) -> str:
     """A text on one line, and no more than shows how it goes on: most of these repeat."""
-    line = " / ".join(said.strip().split("\n"))
+    line = " / ".join(answer.strip().split("\n"))
     return line if len(line) <= SHOWN else line[:SHOWN] + " …"
 
 
 def block(summary: Summary) -> str:
-    """What stands between the markers of the README."""
+    """The block between the markers of the README."""
     return "\n".join(
         [
             _evidence(summary),
@@ -198,16 +198,16 @@ def draw(summary: Summary, folder: pathlib.Path) -> None:
 
 
 def write_readme(summary: Summary, readme: pathlib.Path) -> pathlib.Path:
-    """Puts the block between the markers of the README; the prose around it stays.
+    """Replaces the block between the markers of the README; the prose around it is kept.
 
     Args:
       summary: the content of summary.json.
-      readme: the file; made with nothing but the markers when it does not exist.
+      readme: the file; if it does not exist, it is made of the markers alone.
 
     Returns:
       The path of the README.
 
     Raises:
-      UsageError: when the file has no pair of markers.
+      UsageError: the file has no pair of markers.
     """
     return markers.fill(readme, lambda: block(summary))

@@ -150,9 +150,9 @@ def test_the_pictures_are_chosen_by_the_rule():
         ]
     )
     labels = np.array([7, 7, 7, 7, 3, 3, 3, 8, 0])
-    assert report.chosen_examples(logits, labels, others=2) == [2, 7, 5]
+    assert report.chosen_examples(logits, labels, more=2) == [2, 7, 5]
     assert report.chosen_examples(logits, labels) == [2, 7, 5, 8]
-    assert report.chosen_examples(logits[3:], labels[3:], others=1) == [4]
+    assert report.chosen_examples(logits[3:], labels[3:], more=1) == [4]
     assert report.chosen_examples(logits[:1], labels[:1]) == [0]
 
 

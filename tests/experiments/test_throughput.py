@@ -191,7 +191,7 @@ def test_the_prose_around_the_table_stays(tmp_path, capsys):
 def task(tmp_path) -> dict:
     """What contenders of a small pair are given, as it arrives: through JSON."""
     made = plan.task_of(
-        ("resnet8", "resnet8"), tmp_path, where="random", batch_size=16, few=100, workers=0
+        ("resnet8", "resnet8"), tmp_path, source="random", batch_size=16, few=100, workers=0
     )
     return json.loads(json.dumps(made))
 
