@@ -68,8 +68,8 @@ MUTATIONS = (
     Mutation(
         "checkpoints leave out the best score",
         SESSION,
-        'extra.get("best_score")',
-        "None",
+        '"best_score": history.best_score',
+        '"best_score": None',
         ("tests/runs/test_resume.py", "-k", "best_score"),
     ),
     Mutation(
@@ -82,8 +82,8 @@ MUTATIONS = (
     Mutation(
         "the worst validation score selects",
         SESSION,
-        "score > self.best_score",
-        "score < self.best_score",
+        "score > self.history.best_score",
+        "score < self.history.best_score",
         ("tests/runs",),
     ),
     Mutation(
@@ -231,7 +231,7 @@ MUTATIONS = (
         "distill_jax/models/files/model_folder.py",
         "if hashlib.sha256(weights).hexdigest() != hash_of_weights:",
         "if False:",
-        ("tests/models/files/test_io.py",),
+        ("tests/models/files/test_model_folder.py",),
     ),
     Mutation(
         "the weights of several teachers are ignored",
