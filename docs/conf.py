@@ -1,8 +1,12 @@
 """Settings of the documentation site: `make docs` builds it from these pages and the docstrings."""
 
+import json
+import pathlib
 import re
 
 import distill_jax
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 project = "distill_jax"
 copyright = "the distill_jax authors; Apache-2.0"
@@ -76,6 +80,29 @@ def _short_types(app, what, name, obj, options, signature, returns) -> tuple:
     )
 
 
+def _output(output: dict) -> str:
+    """What a notebook's cell printed or drew, as Markdown."""
+    data = output.get("data", {})
+    if "image/png" in data:
+        return f"![Figure](data:image/png;base64,{''.join(data['image/png']).strip()})"
+    text = "".join(output.get("text", data.get("text/plain", ""))).rstrip()
+    return f"```text\n{text}\n```"
+
+
+def _notebook(app, docname: str, source: list[str]) -> None:
+    """Puts the executed notebook of examples/ into its page."""
+    folder, _, name = docname.rpartition("/")
+    if folder != "notebooks":
+        return
+    parts = []
+    for cell in json.loads((ROOT / "examples" / f"{name}.ipynb").read_text())["cells"]:
+        text = "".join(cell["source"])
+        parts.append(text if cell["cell_type"] == "markdown" else f"```python\n{text}\n```")
+        parts += map(_output, cell.get("outputs", []))
+    source[0] = "\n\n".join(parts)
+    app.env.note_dependency(str(ROOT / "examples" / f"{name}.ipynb"))
+
+
 def _links(app, docname: str, source: list[str]) -> None:
     """Makes links of the repository links of the site."""
     up = "../" * docname.count("/")
@@ -88,8 +115,9 @@ def _included_links(app, relative_path, parent_docname: str, content: list[str])
 
 
 def setup(app) -> None:
-    """Converts docstrings before napoleon reads their sections, and links of the repository."""
-    app.connect("source-read", _links)
+    """Notebooks become pages, links those of the site, docstrings what napoleon reads."""
+    app.connect("source-read", _notebook)
+    app.connect("source-read", _links, priority=600)
     app.connect("include-read", _included_links)
     app.connect("autodoc-process-signature", _short_types)
     app.connect("autodoc-process-docstring", _to_rest, priority=400)
