@@ -13,7 +13,7 @@ from distill_jax.models import vision as _vision  # noqa: F401  (registers the i
 from distill_jax.models.files.model_folder import Saved, fingerprint, fingerprint_of, load, save
 from distill_jax.models.files.pytorch import from_pytorch
 from distill_jax.models.files.state_dict import read_state_dict
-from distill_jax.models.functional import Flat, apply, merge, parameter_count, split
+from distill_jax.models.functional import Flat, apply, merge, output_shapes, parameter_count, split
 from distill_jax.models.outputs import Outputs
 from distill_jax.models.registry import abstract, check_options, create, names, options, register
 from distill_jax.models.spec import Spec, normalise
@@ -35,6 +35,7 @@ __all__ = [
     "names",
     "normalise",
     "options",
+    "output_shapes",
     "parameter_count",
     "read_state_dict",
     "register",

@@ -10,6 +10,7 @@ argument of `jit`. A network holds no random state: randomness is the `key` of a
 import math
 from collections.abc import Mapping
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
@@ -87,6 +88,25 @@ def apply(
     module = merge(graphdef, {**params, **stats})
     outputs = module(images, train=train, key=key)
     return outputs, _flat(nnx.state(module, nnx.BatchStat)) if train else dict(stats)
+
+
+def output_shapes(
+    graphdef: nnx.GraphDef,
+    params: Mapping[str, Array],
+    stats: Mapping[str, Array],
+    input_shape: tuple[int, ...],
+) -> Outputs:
+    """The outputs on one image, as `jax.ShapeDtypeStruct`s [1, ...]; nothing is computed.
+
+    Args:
+      graphdef, params, stats: from `split`; the arrays may be `jax.ShapeDtypeStruct`s.
+      input_shape: (H, W, C).
+    """
+    images = jax.ShapeDtypeStruct((1, *input_shape), jnp.float32)
+    outputs, _ = jax.eval_shape(
+        lambda p, s, x: apply(graphdef, p, s, x, train=False), dict(params), dict(stats), images
+    )
+    return outputs
 
 
 def parameter_count(params: Mapping[str, Array]) -> int:

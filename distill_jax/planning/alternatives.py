@@ -11,9 +11,10 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from distill_jax import config as configs
+from distill_jax import tasks
 from distill_jax.config import schema
 from distill_jax.errors import UsageError
-from distill_jax.planning import abstract, memory
+from distill_jax.planning import memory
 from distill_jax.planning.plan import Plan, make_plan
 from distill_jax.planning.targets import Target
 
@@ -101,7 +102,7 @@ def _cheaper(config: ConfigDict, target: Target) -> Iterator[Changes]:
 def _may_fit(config: ConfigDict, target: Target, change: Changes) -> bool:
     """Whether a setting is valid, and its arguments alone are less than the memory."""
     try:
-        run = abstract.prepare(changed(config, change), target.devices)
+        run = tasks.abstract_step(changed(config, change), target.devices)
     except UsageError:
         return False
     held = memory.argument_bytes(run.state, run.frozen, run.resident, run.batches)

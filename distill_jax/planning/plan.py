@@ -11,12 +11,13 @@ from jax.stages import Compiled
 from ml_collections import ConfigDict
 
 from distill_jax import config as configs
-from distill_jax import parallel
+from distill_jax import parallel, tasks
 from distill_jax.config import schema
 from distill_jax.errors import UsageError
-from distill_jax.planning import abstract, gpus, hlo, memory, roofline, step_flops
+from distill_jax.planning import gpus, hlo, memory, roofline, step_flops
 from distill_jax.planning.collectives import Collective, collectives
 from distill_jax.planning.targets import Target
+from distill_jax.tasks import AbstractStep
 from distill_jax.training.step import compile_steps
 
 # The TPU compiler's errors for a program that does not fit. They state what the program needs in
@@ -92,7 +93,7 @@ def make_plan(config: ConfigDict, target: Target) -> Plan:
       UsageError: the config does not fit the target's devices, or the teacher the student.
     """
     config, attention_notes = _compilable_attention(config, target)
-    run = abstract.prepare(config, target.devices)
+    run = tasks.abstract_step(config, target.devices)
     plan = plan_without_program(run, target, attention_notes)
     shardings = jax.tree.map(lambda a: a.sharding, run.state)
     arguments = (run.state, run.frozen, run.resident, run.batches)
@@ -113,7 +114,7 @@ def make_plan(config: ConfigDict, target: Target) -> Plan:
     return _with_program(plan, run, compiled, taken)
 
 
-def plan_without_program(run: abstract.Abstract, target: Target, notes: Sequence[str] = ()) -> Plan:
+def plan_without_program(run: AbstractStep, target: Target, notes: Sequence[str] = ()) -> Plan:
     """A plan that knows only the arguments and the gradients of a step, and does not fit.
 
     Args:
@@ -142,7 +143,7 @@ def plan_without_program(run: abstract.Abstract, target: Target, notes: Sequence
     )
 
 
-def _with_program(plan: Plan, run: abstract.Abstract, compiled: Compiled, taken: int) -> Plan:
+def _with_program(plan: Plan, run: AbstractStep, compiled: Compiled, taken: int) -> Plan:
     """The plan with the figures of its compiled step.
 
     Args:
@@ -229,7 +230,7 @@ def _out_of_memory(message: str, held: int, most: int) -> tuple[int, int] | None
     return None
 
 
-def notes_of(run: abstract.Abstract, target: Target) -> list[str]:
+def notes_of(run: AbstractStep, target: Target) -> list[str]:
     """Remarks on a plan's figures, and the arrays that are not divided over an axis."""
     found = []
     if run.config.training.compute_dtype == "float32" and target.chip is not None:

@@ -11,11 +11,12 @@ import jax
 import jax.numpy as jnp
 
 from distill_jax import config as configs
-from distill_jax import models
+from distill_jax import models, tasks
 from distill_jax.planning import flops
-from distill_jax.planning.abstract import Abstract, prepare
+from distill_jax.tasks import AbstractStep
 from distill_jax.tasks.images.recipe import ImageRecipe
-from distill_jax.tasks.language.recipe import Comparison, TextRecipe
+from distill_jax.tasks.language.comparison import Comparison
+from distill_jax.tasks.language.recipe import TextRecipe
 from distill_jax.teachers import Teachers
 from distill_jax.training.step import train_step
 
@@ -46,7 +47,7 @@ class StepFlops:
         return sum(parts)
 
 
-def count_step(run: Abstract) -> StepFlops:
+def count_step(run: AbstractStep) -> StepFlops:
     """The FLOPs of a step of a run."""
     recipe = run.recipe
     text = isinstance(recipe, TextRecipe)
@@ -61,7 +62,9 @@ def count_step(run: Abstract) -> StepFlops:
     if text and run.config.training.remat != "none":
         changed = configs.apply_overrides(run.config, {"training.remat": "none"})
         devices = list(run.mesh.devices.flat)
-        without_remat = _count_train_step(prepare(configs.resolve(changed), devices)) - view
+        without_remat = (
+            _count_train_step(tasks.abstract_step(configs.resolve(changed), devices)) - view
+        )
     rollout = round(run.config.rollout.probability * view) if text else view
     return StepFlops(
         teacher_forward=teacher,
@@ -77,23 +80,23 @@ def _single_step(tree: Any) -> Any:
     return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), tree)
 
 
-def _count_train_step(run: Abstract) -> int:
+def _count_train_step(run: AbstractStep) -> int:
     def step(state, frozen, resident, batch):
         return train_step(run.recipe, run.mesh, state, frozen, resident, batch)
 
     return flops.count(step, run.state, run.frozen, run.resident, _single_step(run.batches))
 
 
-def _count_view(run: Abstract) -> int:
+def _count_view(run: AbstractStep) -> int:
     """The FLOPs of making a batch's view: a rollout of the student, or transforms of images."""
 
     def view(state, frozen, resident, batch):
-        return run.recipe.shown(state, frozen, resident, batch, None)
+        return run.recipe.inputs(state, frozen, resident, batch, None)
 
     return flops.count(view, run.state, run.frozen, run.resident, _single_step(run.batches))
 
 
-def _text_forward(run: Abstract, comparison: Comparison) -> tuple[int, int]:
+def _text_forward(run: AbstractStep, comparison: Comparison) -> tuple[int, int]:
     """FLOPs of the forward passes of teacher and student on text."""
     batch = _single_step(run.batches)
     alone = dataclasses.replace(comparison, teachers=(), stored=None, divergences=(), terms=())
@@ -101,7 +104,7 @@ def _text_forward(run: Abstract, comparison: Comparison) -> tuple[int, int]:
     def count(chosen: Comparison) -> int:
         def forward(params, frozen, batch):
             weights = jnp.ones(batch["tokens"].shape, jnp.float32)
-            return chosen.summed(params, frozen, batch, weights)[0]
+            return chosen.token_sums(params, frozen, batch, weights)[0]
 
         return flops.count(forward, run.state.params, run.frozen, batch)
 
@@ -110,7 +113,7 @@ def _text_forward(run: Abstract, comparison: Comparison) -> tuple[int, int]:
     return both - student, student
 
 
-def _image_forward(run: Abstract, recipe: ImageRecipe) -> tuple[int, int]:
+def _image_forward(run: AbstractStep, recipe: ImageRecipe) -> tuple[int, int]:
     """FLOPs of the forward passes of teacher and student on images."""
     teachers = recipe.teachers
     shape = (run.config.training.batch_size, *recipe.spec.input_shape)

@@ -11,7 +11,7 @@ import jax
 from ml_collections import ConfigDict
 
 from distill_jax import config as configs
-from distill_jax import parallel, reports, storage
+from distill_jax import parallel, reports, storage, tasks
 from distill_jax.config import schema
 from distill_jax.errors import UsageError
 from distill_jax.evaluation.text_metrics import METRICS
@@ -21,8 +21,6 @@ from distill_jax.runs import training, workdir
 from distill_jax.runs.session import Session
 from distill_jax.runs.workdir import Workdir
 from distill_jax.tasks.base import Parts
-from distill_jax.tasks.images import parts as image_parts
-from distill_jax.tasks.language import parts as text_parts
 from distill_jax.training import checkpoints, loop
 from distill_jax.training.logging.progress import Progress
 
@@ -46,8 +44,7 @@ def prepare(config: ConfigDict) -> Parts:
     Raises:
       UsageError: when the data, the teacher, the mesh or the method do not fit.
     """
-    task = text_parts if config.data.name == schema.TEXT else image_parts
-    return task.prepare(config)
+    return tasks.prepare(config)
 
 
 def run(config: Mapping[str, Any] | ConfigDict, path: str | os.PathLike) -> Result:
@@ -173,7 +170,7 @@ def evaluate(
     if split not in parts.evaluators:
         raise UsageError(f"--split={split}: the run held out no such split (data.validation=0)")
     watchdog.mark(0, f"evaluating {which}", long=True)
-    params, stats = parts.load(paths.saved_model(which))
+    params, stats = parts.files.load(paths.saved_model(which))
     return parts.evaluators[split](params, stats)
 
 

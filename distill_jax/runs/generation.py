@@ -22,7 +22,7 @@ from distill_jax.generation.responses import Responses
 from distill_jax.models import language
 from distill_jax.runs.generation_settings import CONFIG_KEYS, Settings
 from distill_jax.runs.manifest import describe_run
-from distill_jax.tasks.language.objective import folder_of
+from distill_jax.tasks.language.networks import decoder_folder
 
 # Settings that do not decide what the responses are: for files their content counts, the teacher's
 # fingerprint covers its 8-bit weights, and a mesh changes no more than the rounding.
@@ -146,7 +146,7 @@ class _Job:
 def _open_job(settings: Settings, teacher_path: str | os.PathLike, mesh: Mesh) -> _Job:
     """Opens and checks prompts, tokenizer and teacher."""
     parallel.check_divides(mesh, "generate.batch_size", settings.batch_size)
-    folder = folder_of(teacher_path)
+    folder = decoder_folder(teacher_path)
     tokenizer = _load_tokenizer(settings, folder)
     prompts, ids = generation.encode_prompts(
         generation.read_prompts(settings.prompts, fields=settings.fields), tokenizer

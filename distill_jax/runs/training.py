@@ -44,7 +44,7 @@ def train(session: Session, stop_requested: Callable[[], bool]) -> dict[str, Any
         now,
         at,
         advance=_compile_stages(parts),
-        batches=parts.batches(position),
+        batches=parts.feed.at(position),
         timetable=make_timetable(parts),
         hooks=session,
         stop_requested=stop_requested,
@@ -82,7 +82,7 @@ def _select(
     parts = session.parts
     best_step = coordination.broadcast_from_first(session.checkpoints.best_step)
     if best_step == parts.total_steps:  # often so, and evaluating again is not free
-        parts.save(session.paths.selected, *now.evaluated)
+        parts.files.save(session.paths.selected, *now.evaluated)
         return final
     if "validation" not in parts.evaluators:
         return None
@@ -99,7 +99,7 @@ def _save_and_evaluate(
     parts = session.parts
     folder = session.paths.saved_model(which)
     watchdog.mark(parts.total_steps, f"writing {folder.name}", long=True)
-    fingerprint = parts.save(folder, *now.evaluated)
+    fingerprint = parts.files.save(folder, *now.evaluated)
     watchdog.mark(parts.total_steps, f"evaluating {folder.name}", long=True)
     metrics = {name: evaluator(*now.evaluated) for name, evaluator in parts.evaluators.items()}
     return {"step": step_of, "parameters_sha256": fingerprint, "validation": None, **metrics}

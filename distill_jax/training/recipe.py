@@ -1,7 +1,12 @@
-"""Everything about a step that does not change during a stage of the training."""
+"""What a step is made from, and does not change during a stage of the training.
 
+`Recipe` has the fields that every step needs; `distill_jax.tasks` has one subclass for images and
+one for text, which say what a step reads and what it costs.
+"""
+
+import abc
 import dataclasses
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +22,7 @@ Batch = dict[str, jax.Array]
 
 @dataclasses.dataclass(frozen=True)
 class Moment:
-    """Where the training stands: what the schedules say.
+    """How far the training is, and what the schedules give there.
 
     Attributes:
       progress: fraction of the stage that is done.
@@ -30,12 +35,21 @@ class Moment:
     temperature: jax.Array
 
 
-@dataclasses.dataclass(frozen=True)
-class Recipe:
-    """What a compiled step is made from; one for each stage of a method.
+class ForwardState(NamedTuple):
+    """The arrays that a forward pass replaces, rather than the optimizer.
 
-    What is shown in a step and what that costs is the matter of a kind of data: `images` has one
-    subclass, `text` the other.
+    Attributes:
+      stats: the student's batch statistics.
+      memory: the method's, such as a memory bank.
+    """
+
+    stats: Flat
+    memory: Flat
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe(abc.ABC):
+    """What a compiled step is made from; one for each stage of a method.
 
     Attributes:
       begin: the first step of the stage.
@@ -48,8 +62,8 @@ class Recipe:
       learning_rate: the rate in the optimizer, as a function of the step within the stage.
       max_norm: constraint on dense units' incoming weights; 0 for none.
       ema_decay: of the moving average; 0 for none.
-      accumulate: parts of a batch, one after the other.
-      log_every: the sums of the metrics start anew after this many steps.
+      accumulate: how many parts a batch is computed in, one after the other.
+      log_every: the sums of the metrics are reset after this many steps.
     """
 
     begin: int
@@ -66,13 +80,13 @@ class Recipe:
     log_every: int
 
     @property
+    @abc.abstractmethod
     def metrics(self) -> tuple[str, ...]:
         """Names of what `loss` measures, "loss" and "accuracy" among them."""
-        raise NotImplementedError
 
     @property
     def ahead(self) -> int:
-        """Steps whose teacher answers are computed in one forward pass; 1 for none ahead."""
+        """Steps whose teacher outputs are computed in one forward pass; 1 for none ahead."""
         return 1
 
     def trains(self, group: str, name: str) -> bool:
@@ -81,15 +95,15 @@ class Recipe:
         return True
 
     def moment(self, step: jax.Array) -> Moment:
-        """Where the training stands at a step, counted from the start of the run."""
+        """How far the training is at a step, which is counted from the start of the run."""
         done = jnp.asarray(step - self.begin, jnp.float32)
         progress = done / self.steps
         return Moment(progress, done / self.steps_per_epoch, self.temperature.at(progress))
 
-    def answers_ahead(
+    def outputs_ahead(
         self, state: TrainState, frozen: Frozen, resident: Batch, batches: Batch
     ) -> Any:
-        """The teachers' answers to the next K steps; called where `ahead` is above 1.
+        """The teachers' outputs on the next K steps; called where `ahead` is above 1.
 
         Args:
           state: before the first of the steps.
@@ -98,7 +112,7 @@ class Recipe:
           batches: of the K steps, [K, B, ...].
 
         Returns:
-          Arrays [K, B, ...] for `shown`.
+          Arrays [K, B, ...] for `inputs`.
         """
         raise NotImplementedError
 
@@ -107,40 +121,45 @@ class Recipe:
         del state
         return frozen
 
-    def shown(
-        self, state: TrainState, frozen: Frozen, resident: Batch, batch: Batch, answers: Any
+    @abc.abstractmethod
+    def inputs(
+        self,
+        state: TrainState,
+        frozen: Frozen,
+        resident: Batch,
+        batch: Batch,
+        teacher_outputs: Any,
     ) -> dict[str, Any]:
-        """What a step shows to `loss`: arrays of B examples, [B, ...].
+        """What `loss` reads of a batch: arrays of its B examples, [B, ...].
 
         Args:
           state: before the step.
           frozen: the parameters that the step does not change.
           resident: the data set on the devices, or {}.
           batch: of the step.
-          answers: the teachers' on this step, where they are known already, else None.
+          teacher_outputs: on this batch, where they are computed already, else None.
         """
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def loss(
         self,
-        now: Moment,
+        moment: Moment,
         frozen: Frozen,
         trainable: dict[str, Flat],
-        kept: tuple[Flat, Flat],
-        part: dict[str, Any],
+        forward: ForwardState,
+        inputs: dict[str, Any],
         key: jax.Array,
-    ) -> tuple[jax.Array, tuple[tuple[Flat, Flat], dict[str, jax.Array]]]:
+    ) -> tuple[jax.Array, tuple[ForwardState, dict[str, jax.Array]]]:
         """The loss of a part of a batch.
 
         Args:
-          now: where the training stands.
+          moment: how far the training is.
           frozen: the parameters that the step does not change.
           trainable: {"student", "adapters"}.
-          kept: the student's batch statistics and the method's memory, before.
-          part: what `shown` gave, of some of the examples.
-          key: of the dropout and of the method's draws.
+          forward: batch statistics and memory before the part.
+          inputs: what `inputs` gave, of the examples of the part.
+          key: of dropout and of the method's draws.
 
         Returns:
-          (loss, ((statistics, memory), measures)), the measures by `metrics`.
+          (loss, (batch statistics and memory after the part, the values of `metrics`)).
         """
-        raise NotImplementedError

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Collection, Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +13,22 @@ from jax.sharding import Mesh
 from distill_jax import parallel
 
 Flat = dict[str, jax.Array]
+
+
+class InitialArrays(NamedTuple):
+    """What a run begins with: the student's arrays and the method's.
+
+    Attributes:
+      params: the student's parameters that are trained.
+      stats: its batch statistics.
+      adapters: the method's arrays that are trained with the student.
+      memory: the method's arrays that each step replaces.
+    """
+
+    params: Flat
+    stats: Flat
+    adapters: Flat
+    memory: Flat
 
 
 @jax.tree_util.register_dataclass
@@ -67,7 +83,7 @@ class TrainState:
         return self.params, self.stats
 
 
-def placed(state: TrainState, layout: Any) -> TrainState:
+def copy_to(state: TrainState, layout: Any) -> TrainState:
     """The same state in buffers of its own, so that a step may be given it and the other kept.
 
     Args:
@@ -77,11 +93,8 @@ def placed(state: TrainState, layout: Any) -> TrainState:
     return parallel.put(jax.tree.map(lambda a: np.array(a, copy=True), state), layout)
 
 
-def initial(
-    params: Flat,
-    stats: Flat,
-    adapters: Flat,
-    memory: Flat,
+def initial_state(
+    arrays: InitialArrays,
     optimizer: optax.GradientTransformation,
     *,
     mesh: Mesh,
@@ -92,22 +105,20 @@ def initial(
 ) -> TrainState:
     """The state before the first step, on the devices, in buffers of its own.
 
-    Of `jax.ShapeDtypeStruct`s it makes such a state: shapes, dtypes and shardings.
+    From `jax.ShapeDtypeStruct`s it makes a state of shapes, dtypes and shardings.
 
     Args:
-      params: the student's initial parameters.
-      stats: its initial batch statistics.
-      adapters: the method's initial arrays that are trained.
-      memory: its initial arrays that are not.
+      arrays: of the student and the method.
       optimizer: gives its state.
-      mesh: the devices, over which it lies as `parallel.shardings` says.
+      mesh: the devices; `parallel.shardings` splits the state over them.
       replicate: what is whole on every device: "student", "adapters", "optimizer" or "average".
       seed: of the run.
       averaged: whether a moving average is kept; it starts as a copy of the student.
       metrics: names of what a step measures.
     """
 
-    def make(params, stats, adapters, memory):
+    def make(arrays):
+        params, stats, adapters, memory = arrays
         return TrainState(
             step=jnp.int32(0),
             seed=jnp.int32(seed),
@@ -121,15 +132,19 @@ def initial(
             bad_step=jnp.int32(-1),
         )
 
-    given = (params, stats, adapters, memory)
-    abstract = jax.eval_shape(make, *given)
+    abstract = jax.eval_shape(make, arrays)
     whole = {"params" if part == "student" else part for part in replicate}
-    layout = parallel.shardings(abstract, mesh, whole)
-    if any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(given)):
-        return jax.tree.map(
-            lambda a, where: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=where),
-            abstract,
-            layout,
-        )
-    # Moments of arrays in shards come in the same shards: no device ever holds them whole.
-    return jax.tree.map(jnp.copy, parallel.put(make(*given), layout))
+    shardings = parallel.shardings(abstract, mesh, whole)
+    if any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(arrays)):
+        return with_shardings(abstract, shardings)
+    # Moments of sharded arrays have the same shardings: no device ever holds them whole.
+    return jax.tree.map(jnp.copy, parallel.put(make(arrays), shardings))
+
+
+def with_shardings(shapes: Any, shardings: Any) -> Any:
+    """A tree of `jax.ShapeDtypeStruct`s with these shardings."""
+    return jax.tree.map(
+        lambda a, sharding: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding),
+        shapes,
+        shardings,
+    )

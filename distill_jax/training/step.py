@@ -17,7 +17,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from distill_jax.optim import optimizers
 from distill_jax.parallel import batch_sharding, put, put_rows, replicated, shardings
-from distill_jax.training.recipe import Batch, Recipe
+from distill_jax.training.recipe import Batch, ForwardState, Recipe
 from distill_jax.training.state import Frozen, TrainState
 
 
@@ -28,7 +28,7 @@ def train_step(
     frozen: Frozen,
     resident: Batch,
     batch: Batch,
-    answers: Any = None,
+    teacher_outputs: Any = None,
 ) -> TrainState:
     """One step of training.
 
@@ -39,35 +39,35 @@ def train_step(
       frozen: the parameters that no step changes: of the teachers, and of the student's base.
       resident: the data set on the devices, or {}.
       batch: arrays [B, ...] of its examples.
-      answers: the teachers' on this step, where they are known already.
+      teacher_outputs: on this batch, where they are computed already.
 
     Returns:
       The state after it.
     """
-    now = recipe.moment(state.step)
+    moment = recipe.moment(state.step)
     frozen = recipe.frozen_at(state, frozen)
-    shown = recipe.shown(state, frozen, resident, batch, answers)
+    inputs = recipe.inputs(state, frozen, resident, batch, teacher_outputs)
 
     # Every part takes every accumulate-th example, so that each device keeps a share of each part.
     parts = jax.tree.map(
-        lambda a: jnp.moveaxis(a.reshape(-1, recipe.accumulate, *a.shape[1:]), 1, 0), shown
+        lambda a: jnp.moveaxis(a.reshape(-1, recipe.accumulate, *a.shape[1:]), 1, 0), inputs
     )
     sharding = NamedSharding(mesh, PartitionSpec(None, *batch_sharding(mesh).spec))
     parts = jax.lax.with_sharding_constraint(parts, sharding)
     trainable = {"student": state.params, "adapters": state.adapters}
     shards = shardings(trainable, mesh)
 
-    def accumulate(carry, inputs):
-        kept, totals = carry
-        part, key = inputs
+    def accumulate(carry, item):
+        forward, totals = carry
+        part, key = item
 
         def loss(trainable):
-            return recipe.loss(now, frozen, trainable, kept, part, key)
+            return recipe.loss(moment, frozen, trainable, forward, part, key)
 
-        (_, (kept, metrics)), gradient = jax.value_and_grad(loss, has_aux=True)(trainable)
+        (_, (forward, metrics)), gradient = jax.value_and_grad(loss, has_aux=True)(trainable)
         gradient = jax.lax.with_sharding_constraint(gradient, shards)
         new = {"gradient": gradient, "metrics": metrics}
-        return kept, jax.tree.map(lambda a, b: a + b / recipe.accumulate, totals, new)
+        return forward, jax.tree.map(lambda a, b: a + b / recipe.accumulate, totals, new)
 
     nothing = {
         "gradient": jax.lax.with_sharding_constraint(
@@ -78,8 +78,9 @@ def train_step(
     # The first of the two is the view's; the second is for dropout and the method's draws.
     own_key = jax.random.split(jax.random.fold_in(jax.random.key(state.seed), state.step))[1]
     keys = jax.random.split(own_key, recipe.accumulate)
-    kept, totals = _fold(mesh, accumulate, ((state.stats, state.memory), nothing), (parts, keys))
-    return _updated(recipe, state, trainable, kept, totals["gradient"], totals["metrics"])
+    forward = ForwardState(state.stats, state.memory)
+    forward, totals = _fold(mesh, accumulate, (forward, nothing), (parts, keys))
+    return _updated(recipe, state, forward, totals["gradient"], totals["metrics"])
 
 
 def _only_trained(recipe: Recipe, tree: dict[str, Any]) -> dict[str, Any]:
@@ -93,9 +94,16 @@ def _only_trained(recipe: Recipe, tree: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _updated(recipe, state, trainable, kept, gradient, metrics) -> TrainState:
+def _updated(
+    recipe: Recipe,
+    state: TrainState,
+    forward: ForwardState,
+    gradient: dict[str, Any],
+    metrics: dict[str, jax.Array],
+) -> TrainState:
     """The optimizer's update, the moving average, the sums of metrics and the finiteness check."""
-    stats, memory = kept
+    stats, memory = forward
+    trainable = {"student": state.params, "adapters": state.adapters}
     gradient = _only_trained(recipe, gradient)
     updates, optimizer = recipe.optimizer.update(gradient, state.optimizer, trainable)
     trainable = optax.apply_updates(trainable, _only_trained(recipe, updates))
@@ -147,15 +155,19 @@ def _fold(mesh: Mesh, body: Callable[[Any, Any], Any], carry: Any, items: Any) -
 
 
 def compile_steps(
-    recipe: Recipe, mesh: Mesh, where: TrainState | None = None
+    recipe: Recipe, mesh: Mesh, layout: TrainState | None = None
 ) -> jax.stages.Wrapped:
-    """The jitted function of several steps: (state, frozen, resident, batches) -> state.
+    """The jitted function of n steps: (state, frozen, resident, batches [n, B, ...]) -> state.
 
-    Its batches are [n, B, ...].
+    It donates the state. One program is compiled for every n that it is called with. The teachers'
+    outputs are computed for `recipe.ahead` steps at a time, or for the largest number below it that
+    divides n.
 
-    The state is donated, and comes back as it lay: in shards by `where`, the tree of shardings, or
-    whole on every device. One program is compiled for every n that it is called with. The teachers
-    answer for `recipe.ahead` steps at a time, or for the largest number below it that divides n.
+    Args:
+      recipe: of the stage.
+      mesh: the devices.
+      layout: the shardings of the state, before and after; None where all of it is whole on every
+        device.
     """
 
     def steps(state, frozen, resident, batches):
@@ -163,40 +175,40 @@ def compile_steps(
         group = max(k for k in range(1, min(recipe.ahead, count) + 1) if count % k == 0)
 
         def one(state, item):
-            batch, answers = item
-            return train_step(recipe, mesh, state, frozen, resident, batch, answers)
+            batch, teacher_outputs = item
+            return train_step(recipe, mesh, state, frozen, resident, batch, teacher_outputs)
 
         def several(state, batches):
-            answers = None
+            teacher_outputs = None
             if group > 1:
-                answers = recipe.answers_ahead(state, frozen, resident, batches)
-            return _fold(mesh, one, state, (batches, answers))
+                teacher_outputs = recipe.outputs_ahead(state, frozen, resident, batches)
+            return _fold(mesh, one, state, (batches, teacher_outputs))
 
         if group == count:
             return several(state, batches)
         grouped = jax.tree.map(lambda a: a.reshape(-1, group, *a.shape[1:]), batches)
         return _fold(mesh, several, state, grouped)
 
-    return jax.jit(steps, donate_argnums=0, out_shardings=where or replicated(mesh))
+    return jax.jit(steps, donate_argnums=0, out_shardings=layout or replicated(mesh))
 
 
 def compile_reset(
-    recipe: Recipe, mesh: Mesh, where: TrainState | None = None
+    recipe: Recipe, mesh: Mesh, layout: TrainState | None = None
 ) -> Callable[[TrainState], TrainState]:
-    """The jitted function that begins a stage: the optimizer forgets the stage before."""
+    """The jitted function that begins a stage: it initialises the optimizer again."""
 
     def reset(state):
         trainable = {"student": state.params, "adapters": state.adapters}
         return dataclasses.replace(state, optimizer=recipe.optimizer.init(trainable))
 
-    return jax.jit(reset, donate_argnums=0, out_shardings=where or replicated(mesh))
+    return jax.jit(reset, donate_argnums=0, out_shardings=layout or replicated(mesh))
 
 
 def put_batches(batches: Sequence[dict[str, Any]], mesh: Mesh) -> Batch:
     """Host batches stacked along a new leading axis [n, B, ...] and split over the mesh.
 
-    Of many processes each gives its own rows of every batch. A "view_key" is not of an example but
-    of a whole batch, and stands on every device.
+    Each process gives its own rows of every batch. A "view_key" belongs to a whole batch rather
+    than to an example, and is replicated.
     """
     split = NamedSharding(mesh, PartitionSpec(None, *batch_sharding(mesh).spec))
     whole = replicated(mesh)

@@ -51,9 +51,9 @@ def answers(config: ConfigDict, folder: pathlib.Path) -> dict[str, Answers]:
         key: config.data[key]
         for key in ("validation", "split_seed", "fraction", "only_classes", "exclude_classes")
     }
-    validation_ids = data.splits(parts.train, **chosen)[1]
+    validation_ids = data.splits(parts.feed.examples, **chosen)[1]
     test = data.load(config.data.name, "test", tfds_dir=config.data.tfds_dir, path=config.data.path)
-    images = {"validation": parts.train.batch(validation_ids)[0], "test": test.arrays()[0]}
+    images = {"validation": parts.feed.examples.batch(validation_ids)[0], "test": test.arrays()[0]}
     return {
         split: Answers(images[split], *parts.evaluators[split].logits(*variables))
         for split in images

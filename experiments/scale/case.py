@@ -12,6 +12,7 @@ import sys
 import time
 from typing import Any
 
+from distill_jax import tasks
 from distill_jax.errors import UsageError
 from distill_jax.planning import targets
 from experiments.scale import plan
@@ -43,10 +44,10 @@ def make(case: plan.Case) -> dict[str, Any]:
 
 def _ruled_out(config: Any, target: Any) -> Any:
     """A plan without a compiled step if the step's arguments do not fit; else None."""
-    from distill_jax.planning import abstract, memory
+    from distill_jax.planning import memory
     from distill_jax.planning import plan as planned
 
-    run = abstract.prepare(config, target.devices)
+    run = tasks.abstract_step(config, target.devices)
     held = memory.argument_bytes(run.state, run.frozen, run.resident, run.batches)
     if sum(held.values()) < target.memory:
         return None

@@ -26,11 +26,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from distill_jax import config as configs
+from distill_jax import tasks
 from distill_jax.config import schema
 from distill_jax.errors import UsageError
 from distill_jax.parallel import describe_devices
-from distill_jax.planning import abstract, plan, report, targets
+from distill_jax.planning import plan, report, targets
 from distill_jax.runs import workdir
+from distill_jax.tasks import AbstractStep
 from distill_jax.training.step import compile_steps
 from experiments import study
 from experiments.provenance import git_revision, versions
@@ -46,7 +48,7 @@ def _made(leaf: jax.ShapeDtypeStruct, make: Callable[[], jax.Array]) -> jax.Arra
     return jax.jit(lambda: make().astype(leaf.dtype), out_shardings=leaf.sharding)()
 
 
-def _arguments(run: abstract.Abstract) -> tuple[Any, ...]:
+def _arguments(run: AbstractStep) -> tuple[Any, ...]:
     """The arguments of a step: random networks and tokens, and an optimizer at its start."""
     number = itertools.count()
 
@@ -91,7 +93,7 @@ def measure(config: Any, steps: int) -> dict[str, Any]:
       "peak_bytes" of the first device, None where its backend counts none; "finite".
     """
     planned = plan.make_plan(config, targets.open_target("local"))
-    run = abstract.prepare(config, jax.devices())
+    run = tasks.abstract_step(config, jax.devices())
     where = jax.tree.map(lambda a: a.sharding, run.state)
     compiled = compile_steps(run.recipe, run.mesh, where)
     state, *rest = _arguments(run)

@@ -11,8 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from distill_jax import config as configs
-from distill_jax import models, parallel
-from distill_jax.commands import precompute
+from distill_jax import models, parallel, tasks
 from distill_jax.runs import training
 from distill_jax.tasks.images.parts import prepare as parts_of
 from distill_jax.training import loop, state, step
@@ -73,7 +72,7 @@ def prepare(name: str, task: Mapping[str, Any], folder: pathlib.Path) -> tuple[T
     about: dict[str, Any] = {}
     if name == "ours_stored":
         began = time.perf_counter()
-        made = precompute.write(config, folder / "store", taps=())
+        made = tasks.precompute(config, folder / "store", taps=())
         about["store"] = {
             **{key: made[key] for key in ("images", "views", "bytes")},
             "seconds": round(time.perf_counter() - began, 1),
@@ -81,9 +80,9 @@ def prepare(name: str, task: Mapping[str, Any], folder: pathlib.Path) -> tuple[T
         with config.unlocked():
             config.teacher.path, config.teacher.store = (), str(folder / "store")
     parts = parts_of(config)
-    timetable, batches = training.make_timetable(parts), parts.batches(0)
+    timetable, batches = training.make_timetable(parts), parts.feed.at(0)
     compiled = step.compile_steps(parts.recipe, parts.mesh)
-    hooks = _Hooks(state.placed(parts.initial, parallel.replicated(parts.mesh)))
+    hooks = _Hooks(state.copy_to(parts.initial, parallel.replicated(parts.mesh)))
 
     def advance(now: state.TrainState, at: int, group: list[Any]) -> state.TrainState:
         placed = step.put_batches(group, parts.mesh)

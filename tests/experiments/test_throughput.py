@@ -311,7 +311,7 @@ def test_two_steps_end_in_the_same_network(peers, task, tmp_path, kind):
     params, stats = models.from_pytorch(_arrays(student), spec)
     initial = jax.device_get(dataclasses.replace(parts.initial, params=params, stats=stats))
     whole = parallel.replicated(parts.mesh)
-    now = state.placed(initial, whole)
+    now = state.copy_to(initial, whole)
     batches = [{"id": np.arange(16 * n, 16 * n + 16, dtype=np.int32)} for n in range(2)]
     compiled = step.compile_steps(parts.recipe, parts.mesh)
     for batch in batches:
@@ -320,7 +320,7 @@ def test_two_steps_end_in_the_same_network(peers, task, tmp_path, kind):
 
     config, device = task["config"], torch.device("cpu")
     trainer = peers.Trainer(peers.KINDS[kind], teacher, student, config, device)
-    images, labels = parts.train.arrays()
+    images, labels = parts.feed.examples.arrays()
     mean, std = (np.asarray(config[f"data.{key}"], np.float32) for key in ("mean", "std"))
     values = []
     for batch in batches:

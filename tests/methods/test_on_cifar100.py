@@ -17,7 +17,7 @@ from distill_jax import data, methods, models, parallel
 from distill_jax.runs import experiment
 from distill_jax.tasks.images.parts import prepare
 from distill_jax.training import step
-from distill_jax.training.state import placed
+from distill_jax.training.state import copy_to
 
 BATCH, STEPS = 32, 20
 # Two batches an epoch, four steps a line of the log: every line is over the same images.
@@ -129,11 +129,11 @@ def config_of(row: str, cifar100: str, teacher: str, **changes) -> dict:
 def few_steps(config: dict, count: int):
     """The state before and after the first steps of the last stage."""
     parts = prepare(configs.resolve(config))
-    order = data.Order(parts.train_ids, parts.config.seed)
-    feed = data.training_feed(parts.train, order, BATCH, resident=True, workers=0).at(0)
+    order = parts.order
+    feed = data.training_feed(parts.feed.examples, order, BATCH, resident=True, workers=0).at(0)
     recipe = parts.recipe_at(0)
     compiled = step.compile_steps(recipe, parts.mesh)
-    now = placed(parts.initial, parallel.replicated(parts.mesh))
+    now = copy_to(parts.initial, parallel.replicated(parts.mesh))
     for _ in range(count):
         batch = step.put_batches([next(feed)], parts.mesh)
         now = compiled(now, parts.frozen, parts.resident, batch)

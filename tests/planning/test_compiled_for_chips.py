@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from small_plans import LLAMA, config, folder
 
+from distill_jax import tasks
 from distill_jax.errors import UsageError
-from distill_jax.planning import abstract, alternatives, gpus, memory, plan, step_flops, targets
+from distill_jax.planning import alternatives, gpus, memory, plan, step_flops, targets
 from distill_jax.training.step import compile_steps
 
 needs_libtpu = pytest.mark.skipif(
@@ -52,7 +53,7 @@ def test_gpus_are_compiled_for(tmp_path, kept_environment):
     targets.prepare_process("gpu:h100:8")
     opened = targets.open_target("gpu:h100:8")
     settings = config(tmp_path, training__compute_dtype="bfloat16", mesh__fsdp=4, mesh__tensor=2)
-    run, found = abstract.prepare(settings, opened.devices), plan.make_plan(settings, opened)
+    run, found = tasks.abstract_step(settings, opened.devices), plan.make_plan(settings, opened)
     assert found.memory.limit == 60 * 10**9  # three quarters: what JAX takes of a GPU
     assert found.memory.padding == 0 and found.fits
     assert found.flops.student_backward == 2 * found.flops.student_forward
@@ -81,7 +82,7 @@ def test_attention_on_gpus_is_cudnns_where_that_is_here(
     monkeypatch.setattr(gpus, "cudnn", lambda: installed)
     settings = config(tmp_path, training__compute_dtype="bfloat16", mesh__fsdp=2)
     found = plan.make_plan(settings, opened)
-    plain = abstract.prepare(
+    plain = tasks.abstract_step(
         alternatives.changed(settings, {"training.attention": "xla"}), jax.devices()[:2]
     )
     assert found.flops == step_flops.count_step(plain)
@@ -117,7 +118,7 @@ def test_on_a_tpu_the_kernel_keeps_no_logits(tmp_path, kept_environment, attenti
         training__attention=attention,
         training__remat=remat,
     )
-    run = abstract.prepare(settings, opened.devices)
+    run = tasks.abstract_step(settings, opened.devices)
     where = jax.tree.map(lambda a: a.sharding, run.state)
     given = (run.state, run.frozen, run.resident, run.batches)
     lowered = compile_steps(run.recipe, run.mesh, where).lower(*given)

@@ -11,9 +11,9 @@ from jax.sharding import PartitionSpec
 from small_plans import LLAMA, STUDENT, config, folder
 
 from distill_jax import config as configs
-from distill_jax import models, parallel
+from distill_jax import models, parallel, tasks
 from distill_jax.models import language
-from distill_jax.planning import abstract, flops, step_flops
+from distill_jax.planning import flops, step_flops
 
 
 def shape(*sizes, dtype=jnp.float32):
@@ -206,7 +206,7 @@ def test_a_vision_model_costs_what_xla_says(name):
 
 @pytest.mark.parametrize("mesh", [{}, {"mesh__fsdp": 2, "mesh__tensor": 2}])
 def test_a_step_is_split_into_teacher_student_and_backward(tmp_path, mesh):
-    run = abstract.prepare(config(tmp_path, training__remat="full", **mesh), jax.devices())
+    run = tasks.abstract_step(config(tmp_path, training__remat="full", **mesh), jax.devices())
     found = step_flops.count_step(run)
     teacher, student = (
         by_formula(language.from_huggingface(content), 8, 32) for content in (LLAMA, STUDENT)
@@ -233,7 +233,7 @@ def test_the_splash_kernel_counts_as_the_attention_that_it_stands_for(tmp_path, 
 
     def found(attention):
         chosen = configs.apply_overrides(settings, {"training.attention": attention})
-        return step_flops.count_step(abstract.prepare(configs.resolve(chosen), jax.devices()))
+        return step_flops.count_step(tasks.abstract_step(configs.resolve(chosen), jax.devices()))
 
     plain, kernel = found("xla"), found("splash")
     assert kernel.teacher_forward == plain.teacher_forward
@@ -264,7 +264,7 @@ def test_a_kernel_of_another_kind_counts_what_its_body_does_in_each_turn():
 
 
 def test_adapters_save_the_gradients_of_what_is_frozen(tmp_path):
-    run = abstract.prepare(config(tmp_path, student__lora_rank=2), jax.devices())
+    run = tasks.abstract_step(config(tmp_path, student__lora_rank=2), jax.devices())
     found = step_flops.count_step(run)
     assert found.student_forward < found.student_backward < 1.7 * found.student_forward
 

@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import pytest
 from small_plans import config
 
-from distill_jax import cli, planning
+from distill_jax import cli, planning, tasks
 from distill_jax import config as configs
 from distill_jax.errors import UsageError
-from distill_jax.planning import abstract, alternatives, gpus, memory, plan, report, targets
+from distill_jax.planning import alternatives, gpus, memory, plan, report, targets
 from distill_jax.planning.chips import CHIPS
 from distill_jax.training.step import compile_steps
 
@@ -47,7 +47,7 @@ def arguments(where, settings, mesh: dict) -> list[str]:
     ],
 )
 def test_the_parts_are_the_arguments_of_the_compiled_step(tmp_path, mesh):
-    run = abstract.prepare(config(tmp_path, **mesh), jax.devices())
+    run = tasks.abstract_step(config(tmp_path, **mesh), jax.devices())
     given = (run.state, run.frozen, run.resident, run.batches)
     where = jax.tree.map(lambda a: a.sharding, run.state)
     compiled = compile_steps(run.recipe, run.mesh, where).lower(*given).compile()
@@ -58,7 +58,7 @@ def test_the_parts_are_the_arguments_of_the_compiled_step(tmp_path, mesh):
 
 
 def test_the_parts_are_what_live_arrays_take(tmp_path):
-    run = abstract.prepare(config(tmp_path, mesh__fsdp=4, mesh__tensor=2), jax.devices())
+    run = tasks.abstract_step(config(tmp_path, mesh__fsdp=4, mesh__tensor=2), jax.devices())
     made = jax.tree.map(
         lambda a: jax.device_put(jnp.zeros(a.shape, a.dtype), a.sharding), run.state
     )
@@ -101,7 +101,7 @@ def test_methods_with_arrays_of_their_own_are_planned_without_values(method):
         "method.name": method,
         "evaluation.batch_size": 8,
     }
-    run = abstract.prepare(configs.resolve(configs.unflatten(flat)), jax.devices())
+    run = tasks.abstract_step(configs.resolve(configs.unflatten(flat)), jax.devices())
     own = jax.tree.leaves((run.state.adapters, run.state.memory))
     assert own and all(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in own)
     assert memory.bytes_per_device((run.state.adapters, run.state.memory)) > 0
@@ -116,11 +116,11 @@ def test_a_teacher_that_is_neither_workdir_nor_model_is_refused(local):
 
 def test_a_shape_that_does_not_divide_is_told(tmp_path, local):
     settings = config(tmp_path, mesh__fsdp=1, mesh__tensor=8)
-    notes = plan.notes_of(abstract.prepare(settings, local.devices), local)
+    notes = plan.notes_of(tasks.abstract_step(settings, local.devices), local)
     assert not any("embedding" in note for note in notes)
     uneven = json.loads((tmp_path / "student" / "config.json").read_text()) | {"vocab_size": 508}
     (tmp_path / "student" / "config.json").write_text(json.dumps(uneven))
-    notes = plan.notes_of(abstract.prepare(settings, local.devices), local)
+    notes = plan.notes_of(tasks.abstract_step(settings, local.devices), local)
     assert "embedding [508, 32] is whole over tensor=8" in notes
 
 
@@ -145,7 +145,7 @@ def test_what_does_not_fit_names_a_change_that_does(tmp_path, local):
 
 def test_the_cheapest_change_is_tried_first_and_all_together_last(tmp_path, local):
     settings = config(tmp_path, teacher__compute_dtype="float32")
-    run = abstract.prepare(settings, local.devices)
+    run = tasks.abstract_step(settings, local.devices)
     given = (run.state, run.frozen, run.resident, run.batches)
     roomy = dataclasses.replace(local, memory=sum(memory.argument_bytes(*given).values()) + 1)
     tried = []

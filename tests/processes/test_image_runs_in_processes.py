@@ -201,9 +201,9 @@ def test_a_process_that_hangs_ends_all(long, tmp_path, target):
 
 STUCK = """
 import sys, time
-from distill_jax.tasks.images.parts import ImageParts
+from distill_jax.data.images.feed import TrainingFeed
 
-batches = ImageParts.batches
+batches = TrainingFeed.at
 
 def stuck(self, position):
     for number, batch in enumerate(batches(self, position)):
@@ -211,7 +211,7 @@ def stuck(self, position):
             time.sleep(600)
         yield batch
 
-ImageParts.batches = stuck
+TrainingFeed.at = stuck
 """
 
 

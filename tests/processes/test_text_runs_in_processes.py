@@ -9,8 +9,7 @@ import small_texts
 from local_processes import Run, finished, records, result, written
 from small_runs import changed
 
-from distill_jax import models
-from distill_jax.commands import precompute
+from distill_jax import models, tasks
 from distill_jax.models import language
 
 KINDS = {
@@ -60,7 +59,7 @@ def test_two_processes_take_the_steps_of_one(config, tmp_path, kind):
     own = dict(KINDS[kind])
     config = {**config, "student": own.pop("student", config["student"])}
     if kind == "stored":
-        precompute.write(config, tmp_path / "answers", answers=own["teacher__store"])
+        tasks.precompute(config, tmp_path / "answers", answers=own["teacher__store"])
         own = {"teacher__store": str(tmp_path / "answers")}
     file = written(changed(config, **own), tmp_path)
     for name, processes in (("one", 1), ("two", 2)):

@@ -12,7 +12,7 @@ from distill_jax import config as configs
 from distill_jax.models import language, split
 from distill_jax.runs import experiment
 from distill_jax.training import step
-from distill_jax.training.state import placed
+from distill_jax.training.state import copy_to
 
 # Sentences are drawn from these; no page of the project, whose edits would move every number.
 WORDS = (
@@ -89,8 +89,8 @@ def first_step(config: dict):
     """The parts of a run, its first batch, and its state after one step."""
     parts = experiment.prepare(configs.resolve(config))
     compiled = step.compile_steps(parts.recipe, parts.mesh, parts.layout)
-    batch = next(parts.batches(0))
-    now = placed(parts.initial, parts.layout)
+    batch = next(parts.feed.at(0))
+    now = copy_to(parts.initial, parts.layout)
     batches = step.put_batches([batch], parts.mesh)
     return parts, batch, compiled(now, parts.frozen, {}, batches)
 

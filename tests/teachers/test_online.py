@@ -51,7 +51,7 @@ def values(two_teachers, combine: str, weights) -> tuple[np.ndarray, list[np.nda
         teacher__combine=combine,
     )
     parts = prepare(configs.resolve(config))
-    images = jnp.asarray(parts.train.arrays()[0][:9], jnp.float32) / 255
+    images = jnp.asarray(parts.feed.examples.arrays()[0][:9], jnp.float32) / 255
     answers = parts.recipe.teachers(parts.frozen.teachers, images)
     student = Outputs(logits=jnp.asarray(np.random.default_rng(0).normal(size=(9, 10))), taps={})
     now = context(temperature=jnp.float32(3))

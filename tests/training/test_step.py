@@ -13,15 +13,17 @@ from distill_jax import data, models, parallel
 from distill_jax.runs import experiment
 from distill_jax.tasks.images.parts import prepare
 from distill_jax.training import step
-from distill_jax.training.state import placed as placed_state
+from distill_jax.training.state import copy_to as placed_state
 
 
 def trained(config: dict, steps: int, per_call: int = 1):
     """(parts, state after `steps`, compiled function)."""
     parts = prepare(configs.resolve(config))
     size = parts.config.training.batch_size
-    order = data.Order(parts.train_ids, parts.config.seed)
-    feed = data.training_feed(parts.train, order, size, resident=bool(parts.resident), workers=0)
+    order = parts.order
+    feed = data.training_feed(
+        parts.feed.examples, order, size, resident=bool(parts.resident), workers=0
+    )
     batches = feed.at(0)
     compiled = step.compile_steps(parts.recipe_at(0), parts.mesh, parts.layout)
     now = placed_state(parts.initial, parts.layout)
@@ -130,7 +132,7 @@ def test_the_teacher_answers_in_evaluation_mode(convolutional_teacher):
     config = changed(TEACHER, method__name="logit_mse", teacher__path=str(convolutional_teacher))
     parts = prepare(configs.resolve(config))
     saved = models.load(convolutional_teacher, key="teacher.path")
-    images = jnp.asarray(parts.train.arrays()[0][:32], jnp.float32) / 255
+    images = jnp.asarray(parts.feed.examples.arrays()[0][:32], jnp.float32) / 255
     together = parts.recipe.teachers(parts.frozen.teachers, images)[0].logits
     alone = parts.recipe.teachers(parts.frozen.teachers, images[:1])[0].logits
     np.testing.assert_allclose(together[:1], alone, atol=1e-5)  # no batch statistics, no dropout
@@ -143,7 +145,7 @@ def test_the_teacher_answers_in_evaluation_mode(convolutional_teacher):
 def test_no_gradient_reaches_the_teacher(digits_teacher):
     config = changed(TEACHER, method__name="logit_mse", teacher__path=str(digits_teacher))
     parts = prepare(configs.resolve(config))
-    images = jnp.asarray(parts.train.arrays()[0][:4], jnp.float32) / 255
+    images = jnp.asarray(parts.feed.examples.arrays()[0][:4], jnp.float32) / 255
     gradient = jax.grad(
         lambda variables: sum(
             jnp.sum(a.logits**2) for a in parts.recipe.teachers(variables, images)
@@ -169,8 +171,8 @@ def test_student_and_teacher_see_the_same_view(digits_teacher):
     saved = models.load(digits_teacher, key="teacher.path")
     assert parts.recipe.spec.mean == saved.spec.mean
     compiled = step.compile_steps(parts.recipe, parts.mesh)
-    order = data.Order(parts.train_ids, 0)
-    feed = data.training_feed(parts.train, order, 64, resident=True, workers=0).at(0)
+    order = parts.order
+    feed = data.training_feed(parts.feed.examples, order, 64, resident=True, workers=0).at(0)
     copied = dataclasses.replace(parts.initial, params=jax.device_get(dict(saved.params)))
     now = placed_state(copied, parallel.replicated(parts.mesh))
     for _ in range(3):
@@ -223,6 +225,6 @@ def test_runs_of_other_seeds_share_one_program(digits_teacher):
         parts = prepare(configs.resolve(changed(config, seed=seed)))
         compiled = step.compile_steps(parts.recipe, parts.mesh)
         now = placed_state(parts.initial, parallel.replicated(parts.mesh))
-        batch = step.put_batches([{"id": parts.train_ids[:64]}], parts.mesh)
+        batch = step.put_batches([{"id": parts.order.ids(0, 64)}], parts.mesh)
         texts.append(compiled.lower(now, parts.frozen, parts.resident, batch).as_text())
     assert texts[0] == texts[1]

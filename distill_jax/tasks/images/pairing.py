@@ -1,21 +1,21 @@
-"""Where a student meets its teacher: the method's arrays, and which of the teacher's taps it reads.
+"""Matches a student with its teacher: the method's arrays, and the teacher's taps that it uses.
 
 Everything comes from shapes; neither network is computed here.
 """
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from distill_jax import models
 from distill_jax.errors import UsageError
 from distill_jax.methods import Context, Method, Pair, Stage
-from distill_jax.models import Flat, Outputs, Spec
+from distill_jax.models import Flat, Outputs
 
-# Outside the numbers of steps, so that no step draws from the same key.
+# No step has these numbers, so that no step draws from the same keys.
 _ADAPTERS, _MEMORY = np.uint32(2**32 - 1), np.uint32(2**32 - 2)
 
 
@@ -27,7 +27,7 @@ class Paired:
       params: the student's parameters.
       adapters: trainable arrays.
       memory: arrays that the steps replace.
-      teacher_taps: for each stage, the taps of the teacher that it reads.
+      teacher_taps: for each stage, the taps of the teacher that its loss depends on.
     """
 
     params: Flat
@@ -38,46 +38,33 @@ class Paired:
 
 def pair_up(
     method: Method,
-    name: str,
-    student: tuple[Spec, Outputs, Flat],
-    answers: Sequence[Outputs],
-    teacher_params: Flat,
-    labels: np.ndarray,
-    seed: int,
+    pair: Pair,
     *,
+    name: str,
+    teachers: Sequence[Outputs],
+    seed: int,
     sum_losses: bool,
 ) -> Paired:
     """Makes the arrays of a method.
 
     Args:
       method: the method.
-      name: of it, for errors.
-      student: what it is, the shapes of its outputs [1, ...], its initial parameters.
-      answers: the shapes of the teachers' outputs, one a teacher; empty without one.
-      teacher_params: the first teacher's parameters; {} where its answers are stored.
-      labels: of the training split, by id.
+      pair: the student, and the first teacher if the method needs one.
+      name: of the method, for errors.
+      teachers: the shapes of the teachers' outputs, one each; empty for a method without teacher.
       seed: of the run.
-      sum_losses: whether several teachers have a loss each.
+      sum_losses: whether each of several teachers has a loss of its own.
 
     Raises:
       UsageError: the pair cannot be matched, with the reason.
     """
-    spec, outputs, params = student
-    pair = Pair(
-        student=outputs,
-        teacher=answers[0] if answers else None,
-        student_spec=spec,
-        student_params=params,
-        teacher_params=teacher_params,
-        labels=labels,
-    )
     key = jax.random.key(seed)
     adapters = method.adapters(pair, jax.random.fold_in(key, _ADAPTERS))
     memory = method.memory(pair, jax.random.fold_in(key, _MEMORY))
-    stages = method.stages()
-    read = [_taps_read(stage, pair, adapters, memory) for stage in stages]
-    if len(answers) > 1 and any(read):
-        shapes = [{tap: answer.taps[tap].shape for tap in set().union(*read)} for answer in answers]
+    used = [taps_used(stage, pair, adapters, memory) for stage in method.stages()]
+    if len(teachers) > 1 and any(used):
+        wanted = frozenset().union(*used)
+        shapes = [{tap: outputs.taps[tap].shape for tap in wanted} for outputs in teachers]
         if any(shape != shapes[0] for shape in shapes):
             raise UsageError(
                 f"method.name={name!r}: it reads features of teachers of one shape; expected "
@@ -88,38 +75,25 @@ def pair_up(
                 f"teacher.combine='mean_probabilities': {name} reads features, which have no mean "
                 "distribution; expected 'sum_losses'"
             )
-    return Paired(method.student_params(pair), adapters, memory, tuple(read))
+    return Paired(method.student_params(pair), adapters, memory, tuple(used))
 
 
-class _Noted(dict):
-    """A dictionary of taps that notes which were read."""
+def taps_used(stage: Stage, pair: Pair, adapters: Flat, memory: Flat) -> frozenset[str]:
+    """The teacher's taps on which the values or the memory of a stage depend.
 
-    def __init__(self, taps: dict, noted: set[str]):
-        super().__init__(taps)
-        self._noted = noted
-
-    def __getitem__(self, name):
-        self._noted.add(name)
-        return super().__getitem__(name)
-
-    def get(self, name, default=None):
-        if name in self:
-            return self[name]
-        return default
-
-
-def _taps_read(stage: Stage, pair: Pair, adapters: Flat, memory: Flat) -> frozenset[str]:
-    """The teacher's taps that a stage reads, by tracing it on shapes."""
+    The stage is traced on shapes, and its jaxpr followed from the outputs back to the taps. How a
+    method gets at a tap (by name, in a loop over all of them, through `jax.tree`) is therefore
+    irrelevant. A tap that is not in the result can hold anything without changing the loss.
+    """
     if stage.values is None or pair.teacher is None:
         return frozenset()
-    noted: set[str] = set()
     # Two examples: some losses are trivial for one.
     student, teacher = jax.tree.map(
         lambda a: jax.ShapeDtypeStruct((2, *a.shape[1:]), a.dtype), (pair.student, pair.teacher)
     )
     spec = pair.student_spec
 
-    def trace(student, teacher, images, adapters, memory, teacher_params, key):
+    def values(taps, logits, student, strong, images, adapters, memory, teacher_params, key):
         context = Context(
             labels=jnp.zeros(2, jnp.int32),
             targets=jnp.zeros((2, spec.num_classes)),
@@ -132,21 +106,36 @@ def _taps_read(stage: Stage, pair: Pair, adapters: Flat, memory: Flat) -> frozen
             epoch=jnp.float32(0),
             key=key,
             spec=spec,
-            strong=(student, teacher),
+            strong=strong,
         )
-        return stage.values(student, Outputs(teacher.logits, _Noted(teacher.taps, noted)), context)
+        return stage.values(student, Outputs(logits, taps), context)
 
     images = jax.ShapeDtypeStruct((2, *spec.input_shape), jnp.float32)
-    jax.eval_shape(
-        trace, student, teacher, images, adapters, memory, pair.teacher_params, jax.random.key(0)
+    jaxpr = jax.make_jaxpr(values)(
+        teacher.taps,
+        teacher.logits,
+        student,
+        (student, teacher),
+        images,
+        adapters,
+        memory,
+        pair.teacher_params,
+        jax.random.key(0),
+    ).jaxpr
+    names = [path[0].key for path, _ in jax.tree_util.tree_leaves_with_path(teacher.taps)]
+    live = _live_variables(jaxpr)
+    return frozenset(
+        name for name, variable in zip(names, jaxpr.invars, strict=False) if variable in live
     )
-    return frozenset(noted)
 
 
-def outputs_of(graphdef, params: Flat, stats: Flat, input_shape: tuple[int, ...]) -> Outputs:
-    """Shapes of a network's outputs for one image."""
-    images = jax.ShapeDtypeStruct((1, *input_shape), jnp.float32)
-    outputs, _ = jax.eval_shape(
-        lambda p, s, x: models.apply(graphdef, p, s, x, train=False), params, stats, images
-    )
-    return outputs
+def _live_variables(jaxpr: Any) -> set[Any]:
+    """The variables of a jaxpr that its outputs or its effects depend on.
+
+    An equation that contains a jaxpr of its own counts as using all of its operands.
+    """
+    live = {variable for variable in jaxpr.outvars if not hasattr(variable, "val")}
+    for equation in reversed(jaxpr.eqns):
+        if equation.effects or any(variable in live for variable in equation.outvars):
+            live.update(operand for operand in equation.invars if not hasattr(operand, "val"))
+    return live

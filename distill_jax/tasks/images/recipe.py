@@ -1,4 +1,4 @@
-"""Steps on images: the view of a batch, what the networks answer to it, and what that costs."""
+"""A step on images: the view of a batch, the networks' outputs on it, and the loss."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -12,8 +12,8 @@ from distill_jax import data, losses, models, parallel, teachers
 from distill_jax.data.images import augment
 from distill_jax.methods import Context, Method, Stage
 from distill_jax.models import Outputs, Spec
-from distill_jax.teachers import Teacher, View, mean_probabilities
-from distill_jax.training.recipe import Batch, Flat, Moment, Recipe
+from distill_jax.teachers import StoredTeacher, Teacher, View, mean_probabilities
+from distill_jax.training.recipe import Batch, Flat, ForwardState, Moment, Recipe
 from distill_jax.training.state import Frozen, TrainState
 
 
@@ -34,10 +34,11 @@ class ImageRecipe(Recipe):
       augment: how a view is drawn.
       method: the loss against the teacher.
       stage: which stage of it.
-      teachers: where the answers come from, or None.
-      teacher_taps: the teacher's taps that the stage reads.
+      teachers: computes or looks up the teachers' outputs; None without teachers.
+      teacher_shapes: the shapes of the teachers' outputs on one image, one each.
+      teacher_taps: the teacher's taps on which the loss of the stage depends.
       sum_losses: with several teachers, a loss to each instead of one to their mean.
-      look_ahead: steps whose teacher answers may be computed in one forward pass.
+      look_ahead: steps whose teacher outputs may be computed in one forward pass.
       mesh: the devices.
       label_smoothing: of the hard targets, in [0, 1).
     """
@@ -48,6 +49,7 @@ class ImageRecipe(Recipe):
     method: Method
     stage: Stage
     teachers: Teacher | None
+    teacher_shapes: tuple[Outputs, ...]
     teacher_taps: frozenset[str]
     sum_losses: bool
     look_ahead: int
@@ -65,8 +67,8 @@ class ImageRecipe(Recipe):
     def ahead(self) -> int:
         source = self.teachers
         online = source is not None and not (source.own_average or source.precomputed)
-        asked = self.method.needs_teacher and self.stage.values is not None
-        return self.look_ahead if online and asked else 1
+        needed = self.method.needs_teacher and self.stage.values is not None
+        return self.look_ahead if online and needed else 1
 
     def frozen_at(self, state: TrainState, frozen: Frozen) -> Frozen:
         if self.teachers is not None and self.teachers.own_average:
@@ -77,7 +79,7 @@ class ImageRecipe(Recipe):
     def view(
         self, seed: jax.Array, step: jax.Array, batch: Batch, resident: Batch
     ) -> dict[str, Any]:
-        """The view of a step: "images", "targets", "labels", "ids", "draws", "strong" if asked."""
+        """The view of a step: "images", "targets", "labels", "ids", "draws", and maybe "strong"."""
         view_key = teachers.view_key(seed, step)
         if "view_key" in batch:  # the view of a stored answer, not of this run's own seed
             view_key = jax.random.wrap_key_data(batch["view_key"])
@@ -90,136 +92,161 @@ class ImageRecipe(Recipe):
             view["strong"] = data.strong_view(raw, more, self.augment)
         return {**view, "draws": draws}
 
-    def _answers(self, frozen: Frozen, view: View) -> list[Outputs]:
+    def _teachers_on(self, frozen: Frozen, view: View) -> list[Outputs]:
+        assert self.teachers is not None
         return self.teachers.outputs(parallel.gather_tree(frozen.teachers, self.mesh), view)
 
-    def answers_ahead(
+    def outputs_ahead(
         self, state: TrainState, frozen: Frozen, resident: Batch, batches: Batch
     ) -> list[Outputs]:
-        """One `Outputs` a teacher, [K, B, ...], with the taps that the stage reads."""
+        """One `Outputs` a teacher, [K, B, ...], with the taps on which the loss depends."""
         count = jax.tree.leaves(batches)[0].shape[0]
         steps = state.step + jnp.arange(count)
-        shown = jax.vmap(lambda step, batch: self.view(state.seed, step, batch, resident))(
+        views = jax.vmap(lambda step, batch: self.view(state.seed, step, batch, resident))(
             steps, batches
         )
 
         # Examples first, steps second: each device keeps the examples that it has.
-        def merged(a):
+        def flattened(a):
             a = jnp.moveaxis(a, 0, 1)
             return a.reshape(-1, *a.shape[2:])
 
-        def apart(a):
+        def by_step(a):
             return jnp.moveaxis(a.reshape(-1, count, *a.shape[1:]), 1, 0)
 
-        view = View(merged(shown["images"]), merged(shown["ids"]), {}, {})
-        answers = self._answers(frozen, view)
+        view = View(flattened(views["images"]), flattened(views["ids"]), {}, {})
         kept = [
-            Outputs(a.logits, {name: a.taps[name] for name in a.taps if name in self.teacher_taps})
-            for a in answers
+            Outputs(o.logits, {name: o.taps[name] for name in o.taps if name in self.teacher_taps})
+            for o in self._teachers_on(frozen, view)
         ]
-        return jax.tree.map(apart, kept)
+        return jax.tree.map(by_step, kept)
 
-    def shown(
-        self, state: TrainState, frozen: Frozen, resident: Batch, batch: Batch, answers: Any
+    def _with_all_taps(self, outputs: Sequence[Outputs]) -> list[Outputs]:
+        """Outputs that were computed ahead, with zeros for the taps that were not kept.
+
+        The loss does not depend on those, so their values are irrelevant; but a method may loop
+        over the taps of its teacher, and must then find the same names as without looking ahead.
+        """
+        completed = []
+        for found, shapes in zip(outputs, self.teacher_shapes, strict=True):
+            batch = found.logits.shape[0]
+            zeros = {
+                name: jnp.zeros((batch, *shape.shape[1:]), shape.dtype)
+                for name, shape in shapes.taps.items()
+                if name not in found.taps
+            }
+            completed.append(Outputs(found.logits, {**zeros, **found.taps}))
+        return completed
+
+    def inputs(
+        self,
+        state: TrainState,
+        frozen: Frozen,
+        resident: Batch,
+        batch: Batch,
+        teacher_outputs: Any,
     ) -> dict[str, Any]:
-        """The view of a step without its draws, and "answers" where they are known already."""
-        shown = self.view(state.seed, state.step, batch, resident)
-        draws = shown.pop("draws")
-        if answers is None and self.teachers is not None and self.teachers.precomputed:
-            view = View(shown["images"], shown["ids"], draws, batch)
-            answers = self._answers(frozen, view)
-        return shown if answers is None else {**shown, "answers": answers}
+        """The view of a step without its draws, and "teacher_outputs" where they are known."""
+        view = self.view(state.seed, state.step, batch, resident)
+        draws = view.pop("draws")
+        if teacher_outputs is not None:
+            teacher_outputs = self._with_all_taps(teacher_outputs)
+        elif isinstance(self.teachers, StoredTeacher):
+            stored = View(view["images"], view["ids"], draws, batch)
+            found = self._teachers_on(frozen, stored)
+            teacher_outputs = [self.teachers.guarded(outputs) for outputs in found]
+        return view if teacher_outputs is None else {**view, "teacher_outputs": teacher_outputs}
 
     def loss(
         self,
-        now: Moment,
+        moment: Moment,
         frozen: Frozen,
         trainable: dict[str, Flat],
-        kept: tuple[Flat, Flat],
-        part: dict[str, Any],
+        forward: ForwardState,
+        inputs: dict[str, Any],
         key: jax.Array,
-    ) -> tuple[jax.Array, tuple[tuple[Flat, Flat], dict[str, jax.Array]]]:
-        stats, memory = kept
+    ) -> tuple[jax.Array, tuple[ForwardState, dict[str, jax.Array]]]:
+        stats, memory = forward
         trainable = parallel.gather_tree(trainable, self.mesh)
-        spec, method = self.spec, self.method
         strong_key, method_key = (jax.random.fold_in(key, n) for n in range(2))
 
         def student_on(images, stats, key):
-            inputs = models.normalise(images, spec.mean, spec.std)
+            pixels = models.normalise(images, self.spec.mean, self.spec.std)
             return models.apply(
-                self.graphdef, trainable["student"], stats, inputs, train=True, key=key
+                self.graphdef, trainable["student"], stats, pixels, train=True, key=key
             )
 
         def teachers_on(images):
-            view = View(images, part["ids"], {}, {})
-            return self._answers(frozen, view)
+            return self._teachers_on(frozen, View(images, inputs["ids"], {}, {}))
 
-        def hard_values(student):
-            return losses.cross_entropy(
-                method.hard_logits(student), part["targets"], label_smoothing=self.label_smoothing
-            )
-
-        student, stats = student_on(part["images"], stats, key)
-        hard = losses.mean(hard_values(student))
+        student, stats = student_on(inputs["images"], stats, key)
+        hard = losses.mean(self._hard_values(student, inputs["targets"]))
         soft = jnp.float32(0)
         if self.stage.values is not None:
-            answers, strong = [], None
-            if method.needs_teacher:
-                answers = part["answers"] if "answers" in part else teachers_on(part["images"])
-            if method.strong_view:
-                second, stats = student_on(part["strong"], stats, strong_key)
-                hard += losses.mean(hard_values(second))
-                strong = second, teachers_on(part["strong"])[0]
+            outputs, strong = [], None
+            if self.method.needs_teacher:
+                known = "teacher_outputs" in inputs
+                outputs = inputs["teacher_outputs"] if known else teachers_on(inputs["images"])
+            if self.method.strong_view:
+                second, stats = student_on(inputs["strong"], stats, strong_key)
+                hard += losses.mean(self._hard_values(second, inputs["targets"]))
+                strong = second, teachers_on(inputs["strong"])[0]
             context = Context(
-                labels=part["labels"],
-                targets=part["targets"],
-                ids=part["ids"],
-                images=part["images"],
+                labels=inputs["labels"],
+                targets=inputs["targets"],
+                ids=inputs["ids"],
+                images=inputs["images"],
                 adapters=trainable["adapters"],
                 memory=memory,
-                teacher_params=self.teachers.params(frozen.teachers) if answers else {},
-                temperature=now.temperature,
-                epoch=now.epoch,
+                teacher_params=self.teachers.params(frozen.teachers) if outputs else {},
+                temperature=moment.temperature,
+                epoch=moment.epoch,
                 key=method_key,
-                spec=spec,
+                spec=self.spec,
                 strong=strong,
             )
-            values, memory = soft_values(self, student, answers, context)
+            values, memory = soft_values(self, student, outputs, context)
             soft = losses.mean(values)
-        weights = self.hard_weight.at(now.progress), self.soft_weight.at(now.progress)
+        weights = self.hard_weight.at(moment.progress), self.soft_weight.at(moment.progress)
         loss = weights[0] * hard + weights[1] * soft
-        hit = jnp.argmax(student.logits, axis=-1) == part["labels"]
+        hit = jnp.argmax(student.logits, axis=-1) == inputs["labels"]
         metrics = {"loss": loss, "hard_loss": hard, "soft_loss": soft, "accuracy": jnp.mean(hit)}
-        return loss, ((stats, memory), metrics)
+        return loss, (ForwardState(stats, memory), metrics)
+
+    def _hard_values(self, student: Outputs, targets: jax.Array) -> jax.Array:
+        logits = self.method.hard_logits(student)
+        return losses.cross_entropy(logits, targets, label_smoothing=self.label_smoothing)
 
 
 def soft_values(
-    recipe: ImageRecipe, student: Outputs, answers: Sequence[Outputs], context: Context
+    recipe: ImageRecipe, student: Outputs, outputs: Sequence[Outputs], context: Context
 ) -> tuple[jax.Array, Flat]:
     """The method's values [B] and its memory: against one teacher, several, or their mean.
 
     Args:
       recipe: of the stage.
       student: the student's outputs.
-      answers: one a teacher; empty for a method that needs none.
+      outputs: the teachers', one each; empty for a method that needs none.
       context: all else that a method reads.
     """
+    compute = recipe.stage.values
+    assert compute is not None
 
-    def one(answer: Outputs | None, context: Context) -> tuple[jax.Array, Flat]:
-        found = recipe.stage.values(student, answer, context)
+    def values_of(teacher: Outputs | None, context: Context) -> tuple[jax.Array, Flat]:
+        found = compute(student, teacher, context)
         return found if isinstance(found, tuple) else (found, context.memory)
 
-    if not answers:
-        return one(None, context)
+    if not outputs or recipe.teachers is None:
+        return values_of(None, context)
     weights = recipe.teachers.weights
-    if len(answers) > 1 and not recipe.sum_losses:
-        logits = [answer.logits for answer in answers]
+    if len(outputs) > 1 and not recipe.sum_losses:
+        logits = [each.logits for each in outputs]
         mean = mean_probabilities(logits, weights, context.temperature)
-        answers, weights = [Outputs(logits=mean, taps={})], (1.0,)
+        outputs, weights = [Outputs(logits=mean, taps={})], (1.0,)
     total = jnp.float32(0)
-    for weight, answer in zip(weights, answers, strict=True):
+    for weight, teacher in zip(weights, outputs, strict=True):
         if weight > 0:
-            values, memory = one(answer, context)
+            values, memory = values_of(teacher, context)
             context = dataclasses.replace(context, memory=memory)
             total = total + weight * values
     return total, context.memory

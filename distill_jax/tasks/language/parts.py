@@ -1,15 +1,14 @@
-"""From a resolved config to the parts of a run on text: decoders, tokenizer, packed rows.
-
-Nothing is written here; what does not fit is said in one line each, as in `assembly`.
-"""
+"""Opens, checks and places on the mesh all that a run on text is made of; writes no file."""
 
 import dataclasses
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from distill_jax import data, models, parallel, storage, teachers
@@ -20,131 +19,152 @@ from distill_jax.models.language import lora
 from distill_jax.optim import schedules
 from distill_jax.processes import coordination
 from distill_jax.tasks.base import Evaluate, Parts
-from distill_jax.tasks.images.parts import initial_state, mesh_of
-from distill_jax.tasks.language import objective, prompts, questions
-from distill_jax.tasks.language.recipe import TextEvaluator
+from distill_jax.tasks.language import build, networks
+from distill_jax.tasks.language.comparison import Comparison
+from distill_jax.tasks.language.data import check_vocabulary, load_splits, open_tokenizer
+from distill_jax.tasks.language.evaluation import TextEvaluator
+from distill_jax.tasks.language.open_prompts import describe, open_prompts
+from distill_jax.tasks.language.prompts import PromptEvaluator, with_answers
+from distill_jax.tasks.setup import frozen_shardings, initial_state, make_mesh
+from distill_jax.training.state import Frozen, InitialArrays
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class TextParts(Parts):
-    """The parts of a run on text.
+@dataclasses.dataclass(frozen=True)
+class StoredAnswers:
+    """What a store has of the training rows.
 
     Attributes:
-      rows: the packed training documents.
-      answers: what a store keeps of each token, and its files; None without one.
+      format: what it keeps of each token.
+      store: its files.
+      entry: what the manifest records of it.
     """
 
-    rows: text.Rows
-    answers: tuple[teachers.SparseFormat, teachers.AnswerStore] | None = None
+    format: teachers.SparseFormat
+    store: teachers.AnswerStore
+    entry: dict[str, Any]
 
-    @property
-    def _order(self) -> data.Order:
-        return data.Order(np.arange(len(self.rows), dtype=np.int32), self.config.seed)
 
-    def ids(self, step: int) -> np.ndarray:
-        size = self.config.training.batch_size
-        return self._order.ids(step * size, size)
+@dataclasses.dataclass(frozen=True)
+class StoredAnswersFeed:
+    """Batches of rows with the stored answers to their tokens."""
 
-    def batches(self, position: int) -> Iterator[dict[str, np.ndarray]]:
-        process, processes = parallel.process_share(self.mesh)
-        size = self.config.training.batch_size
-        feed = text.training_feed(
-            self.rows, self._order, size, process=process, processes=processes
-        )
-        if self.answers is None:
-            return feed.at(position)
-        sparse, files = self.answers
-        return (
-            {**batch, **teachers.gather_answers(files, tuple(sparse.arrays), batch["id"])}
-            for batch in feed.at(position)
-        )
+    feed: text.TrainingFeed
+    answers: StoredAnswers
 
-    def save(self, folder: str | os.PathLike, params: Any, stats: Any) -> str:
-        """Of an adapted student a plain one, with the adapters merged, in float32."""
+    def at(self, position: int) -> Iterator[dict[str, np.ndarray]]:
+        """Batches without end, from the row at `position` of the training order on."""
+        names = tuple(self.answers.format.arrays)
+        for batch in self.feed.at(position):
+            found = teachers.gather_answers(self.answers.store, names, batch["id"])
+            yield {**batch, **found}
+
+
+@dataclasses.dataclass(frozen=True)
+class DecoderFiles:
+    """Students as Hugging Face folders; those with low-rank adapters are merged, in float32.
+
+    Attributes:
+      config: resolved.
+      mesh: the devices.
+      decoder: the student's.
+      base: the frozen part of an adapted student, else {}.
+      trained: the shapes and shardings of the student's parameters that are trained.
+    """
+
+    config: ConfigDict
+    mesh: Mesh
+    decoder: language.DecoderConfig
+    base: models.Flat
+    trained: dict[str, jax.ShapeDtypeStruct]
+
+    def save(self, folder: str | os.PathLike, params: models.Flat, stats: models.Flat) -> str:
         del stats  # a decoder has none
-        config = self.recipe.comparison.student.config
-        base, options = self.frozen.student, self.config.student
-        if base:
-            params = lora.merge_adapters(params, base, options.lora_alpha / options.lora_rank)
-        with storage.staging_folder(folder, "config.json") as here:
-            language.save_params(here, config, params)
-        definition = dataclasses.asdict(config)
-        fingerprint = models.fingerprint_of(definition, params, parallel.fetch_to_first)
+        options, whole = self.config.student, dict(params)
+        if self.base:
+            scale = options.lora_alpha / options.lora_rank
+            whole = lora.merge_adapters(params, self.base, scale)
+        with storage.staging_folder(folder, "config.json") as staging:
+            language.save_params(staging, self.decoder, whole)
+        definition = dataclasses.asdict(self.decoder)
+        fingerprint = models.fingerprint_of(definition, whole, parallel.fetch_to_first)
         return coordination.broadcast_from_first(lambda: fingerprint)
 
     def load(self, folder: str | os.PathLike) -> tuple[models.Flat, models.Flat]:
-        """Of an adapted student the merged kernels, and adapters that add nothing to them."""
-        layout = objective.placement(self.config, self.mesh, "student")
-        params = models.split(language.load(folder, key="--workdir", sharding_fn=layout))[1]
-        params |= {
-            name: jnp.zeros_like(value)
-            for name, value in self.initial.params.items()
+        """For an adapted student: the merged kernels, and adapters that add nothing to them."""
+        params = models.split(networks.load_saved(self.config, self.mesh, folder))[1]
+        zeros = {
+            name: parallel.put(jnp.zeros(shape.shape, shape.dtype), shape.sharding)
+            for name, shape in self.trained.items()
             if name not in params
         }
-        return params, {}
+        return params | zeros, {}
 
 
-def prepare(config: ConfigDict) -> TextParts:
+def prepare(config: ConfigDict) -> Parts:
     """Opens and checks all that a resolved config of text names; writes nothing.
 
     Raises:
       UsageError: when the text, the tokenizer, the teacher, the mesh or the method do not fit.
     """
-    mesh = mesh_of(config)
-    opened = objective.open_teachers(config, mesh)
-    tokenizer, shared = tokenizer_of(config)
-    first = opened[0] if opened else None
-    student = objective.open_own(config, mesh, first, tokenizer.vocab_size)
-    paired = list(zip(config.teacher.path, opened, strict=True))
-    named = {f"teacher {path!r}": model for path, model in paired}
+    mesh = make_mesh(config)
+    decoders = networks.open_teachers(config, mesh)
+    tokenizer, shared = open_tokenizer(config)
+    student = networks.open_student(config, mesh, decoders, tokenizer.vocab_size)
+    named = {
+        f"teacher {path!r}": decoder
+        for path, decoder in zip(config.teacher.path, decoders, strict=True)
+    }
     check_vocabulary(tokenizer, shared, {"student": student, **named})
-    splits = splits_of(config, tokenizer)
-    entries = [described(config, path, teacher) for path, teacher in paired]
-    answers, sparse = None, None
+    splits = load_splits(config, tokenizer)
+    rows = splits["train"]
+    entries = [
+        describe_teacher(config, path, decoder)
+        for path, decoder in zip(config.teacher.path, decoders, strict=True)
+    ]
+    answers = None
     if config.teacher.store:
-        answers, entries = _stored(config, tokenizer, shared, splits["train"], entries)
-        sparse = answers[0]
-    comparison, params, frozen = objective.compare(config, mesh, opened, student, shared, sparse)
-    about = {}
-    if frozen.student:
-        about["base"] = {
-            "path": config.student.path or str(config.teacher.path[0]),
-            "fingerprint": _fingerprint(student.config, frozen.student),
-            "parameters": models.parameter_count(frozen.student),
-        }
-        where = objective.where(config, mesh, frozen.student, "student")
-        frozen = dataclasses.replace(frozen, student=parallel.put(frozen.student, where))
-    measured = objective.measured(config, comparison, opened)
-    adapters = comparison.adapters(objective.adapters_key(config))
-    asked = questions.prepare(config, tokenizer, measured, frozen, mesh)
-    if "validation" in asked and "validation" not in splits:
+        answers = _open_answers(config, tokenizer, shared, rows, entries)
+        entries = [answers.entry]
+    comparison, params, frozen = build.build_comparison(
+        config,
+        mesh,
+        decoders,
+        student,
+        vocab_size=shared,
+        stored=answers.format if answers else None,
+    )
+    base = _describe_base(config, student, frozen)
+    frozen = _on_devices(config, mesh, frozen)
+    compared = build.for_evaluation(config, comparison, decoders)
+    adapters = comparison.adapters(build.adapters_key(config))
+    prompts = open_prompts(config, tokenizer, compared, frozen, mesh)
+    if "validation" in prompts and "validation" not in splits:
         raise UsageError(
             f"evaluation.prompts={config.evaluation.prompts!r}: data.validation="
-            f"{config.data.validation} holds out no text beside them; expected more, or "
+            f"{config.data.validation} holds out no text for them; expected more, or "
             "evaluation.test_prompts"
         )
-    summaries = {name: text.summary(packed) for name, packed in splits.items()}
-    rows = splits.pop("train")
     steps_per_epoch = len(rows) / config.training.batch_size
-    rollout = objective.rollout_of(config, comparison, tokenizer.stop_ids, mesh)
-    recipe = objective.recipe_of(config, comparison, steps_per_epoch, rollout)
-
-    process, processes = parallel.process_share(mesh)
-
-    def evaluator(name: str, held_out: text.Rows) -> Evaluate:
-        size = config.evaluation.batch_size
-        feed = text.evaluation_feed(held_out, size, process=process, processes=processes)
-        evaluate = TextEvaluator(measured, frozen, mesh, lambda: feed)
-        return prompts.beside(evaluate, asked[name]) if name in asked else evaluate
-
-    return TextParts(
+    rollout = build.build_rollout(config, comparison, tokenizer.stop_ids, mesh)
+    recipe = build.build_recipe(config, comparison, steps_per_epoch, rollout)
+    feed = _training_feed(config, mesh, rows)
+    held_out = {name: packed for name, packed in splits.items() if name != "train"}
+    initial = initial_state(config, mesh, recipe, InitialArrays(params, {}, adapters, {}))
+    trained = {
+        name: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding)
+        for name, a in initial.params.items()
+    }
+    return Parts(
         config=config,
         mesh=mesh,
         recipes=(recipe,),
-        initial=initial_state(config, mesh, recipe, (params, {}, adapters, {})),
+        initial=initial,
         frozen=frozen,
         resident={},
-        evaluators={name: evaluator(name, held_out) for name, held_out in splits.items()},
+        order=feed.order,
+        feed=StoredAnswersFeed(feed, answers) if answers else feed,
+        evaluators=_evaluators(config, mesh, held_out, compared, frozen, prompts),
+        files=DecoderFiles(config, mesh, student.config, frozen.student, trained),
         steps_per_epoch=steps_per_epoch,
         description={
             "teachers": entries,
@@ -152,51 +172,84 @@ def prepare(config: ConfigDict) -> TextParts:
                 "name": config.data.name,
                 "fingerprint": text.fingerprint(rows),
                 "tokenizer": {"path": tokenizer.path, "fingerprint": tokenizer.fingerprint},
-                **summaries,
-                "prompts": questions.described(asked),
+                **{name: text.summary(packed) for name, packed in splits.items()},
+                "prompts": describe(prompts),
                 "class_names": None,
             },
-            **about,
+            **base,
         },
-        rows=rows,
-        answers=answers,
     )
 
 
-def check_vocabulary(
-    tokenizer: text.Tokenizer, shared: int, named: Mapping[str, language.Decoder]
-) -> None:
-    """UsageError where a decoder has fewer ids than are shared."""
-    for whose, model in named.items():
-        if model.config.vocab_size < shared:
-            raise UsageError(
-                f"data.tokenizer={tokenizer.path!r}: has {shared} ids, the {whose} "
-                f"{model.config.vocab_size}; expected the tokenizer that it was trained with"
-            )
+def _training_feed(config: ConfigDict, mesh: Mesh, rows: text.Rows) -> text.TrainingFeed:
+    process, processes = parallel.process_share(mesh)
+    order = data.Order(np.arange(len(rows), dtype=np.int32), config.seed)
+    size = config.training.batch_size
+    return text.training_feed(rows, order, size, process=process, processes=processes)
 
 
-def described(
-    config: ConfigDict, path: str | os.PathLike, teacher: language.Decoder
+def _on_devices(config: ConfigDict, mesh: Mesh, frozen: Frozen) -> Frozen:
+    """The student's base in its shardings; the teachers were loaded into theirs."""
+    if not frozen.student:
+        return frozen
+    shardings = frozen_shardings(config, mesh, frozen.student, "student")
+    return dataclasses.replace(frozen, student=parallel.put(frozen.student, shardings))
+
+
+def _evaluators(
+    config: ConfigDict,
+    mesh: Mesh,
+    splits: dict[str, text.Rows],
+    comparison: Comparison,
+    frozen: Frozen,
+    prompts: dict[str, PromptEvaluator],
+) -> dict[str, Evaluate]:
+    process, processes = parallel.process_share(mesh)
+    size = config.evaluation.batch_size
+    found: dict[str, Evaluate] = {}
+    for name, rows in splits.items():
+        batches = text.evaluation_feed(rows, size, process=process, processes=processes)
+        evaluate = TextEvaluator(comparison, frozen, mesh, batches)
+        found[name] = with_answers(evaluate, prompts[name]) if name in prompts else evaluate
+    return found
+
+
+def describe_teacher(
+    config: ConfigDict, path: str | os.PathLike, decoder: language.Decoder
 ) -> dict[str, Any]:
-    """What a manifest says of a teacher that was read."""
+    """What a manifest records of a teacher that was loaded."""
+    counted = models.split(language.abstract(decoder.config))[1]
     return {
         "path": str(path),
-        "fingerprint": _fingerprint(teacher.config, models.split(teacher)[1]),
-        "parameters": models.parameter_count(models.split(language.abstract(teacher.config))[1]),
+        "fingerprint": _fingerprint(decoder.config, models.split(decoder)[1]),
+        "parameters": models.parameter_count(counted),
         "quantize": config.teacher.quantize,
     }
 
 
-def _stored(
+def _describe_base(config: ConfigDict, student: language.Decoder, frozen: Frozen) -> dict[str, Any]:
+    """What a manifest records of the base under a student's adapters; {} without adapters."""
+    if not frozen.student:
+        return {}
+    return {
+        "base": {
+            "path": config.student.path or str(config.teacher.path[0]),
+            "fingerprint": _fingerprint(student.config, frozen.student),
+            "parameters": models.parameter_count(frozen.student),
+        }
+    }
+
+
+def _open_answers(
     config: ConfigDict,
     tokenizer: text.Tokenizer,
     vocab_size: int,
     rows: text.Rows,
     entries: list[dict[str, Any]],
-) -> tuple[tuple[teachers.SparseFormat, teachers.AnswerStore], list[dict[str, Any]]]:
-    """The answers of a store, and what a manifest says of them; `entries` of the teacher beside."""
+) -> StoredAnswers:
+    """Opens `teacher.store`; `entries` describe the teachers that the config also names."""
     path = config.teacher.store
-    sparse, files = teachers.open_text_store(
+    sparse, store = teachers.open_text_store(
         path,
         rows=text.fingerprint(rows),
         tokenizer=tokenizer.fingerprint,
@@ -204,85 +257,14 @@ def _stored(
         temperature=schedules.parse(config.method.temperature).start,
         teacher=entries[0]["fingerprint"] if entries else None,
     )
-    manifest = files.manifest
+    manifest = store.manifest
     entry = {
         "path": path,
         **manifest["teacher"],
         "quantize": manifest["quantize"],
         "answers": {**manifest["scheme"], "dtype": manifest["dtype"]},
     }
-    return (sparse, files), [entry]
-
-
-def tokenizer_of(config: ConfigDict) -> tuple[text.Tokenizer, int]:
-    """The tokenizer of the data, and how many ids teachers and student share."""
-    given = [("data.tokenizer", config.data.tokenizer), ("student.path", config.student.path)]
-    given += [("teacher.path", str(objective.folder_of(p))) for p in config.teacher.path]
-    found = [
-        (key, text.load_tokenizer(path, key=key))
-        for key, path in given
-        if path and (key == "data.tokenizer" or _has_tokenizer(path))
-    ]
-    if not found:
-        raise UsageError(
-            "data.tokenizer='': neither teacher nor student comes with one; expected the folder or "
-            "file of the tokenizer"
-        )
-    (key, chosen), *others = found
-    shared = []
-    for name, other in others:
-        if name == "teacher.path" != key:
-            shared.append(text.same_vocabulary(other, chosen, key=key))
-        else:  # the other one is said to differ, be it a second teacher
-            shared.append(text.same_vocabulary(chosen, other, key=name))
-    return chosen, min([chosen.vocab_size, *shared])
-
-
-def _has_tokenizer(folder: str) -> bool:
-    return any(
-        (storage.resolve_path(folder, "teacher.path") / name).is_file()
-        for name in ("tokenizer.json", "tokenizer.model")
-    )
-
-
-def _has_template(tokenizer: text.Tokenizer) -> bool:
-    beside = storage.resolve_path(tokenizer.path, "data.tokenizer").with_name("chat_template.jinja")
-    return "chat_template" in tokenizer.settings or beside.is_file()
-
-
-def splits_of(config: ConfigDict, tokenizer: text.Tokenizer) -> dict[str, text.Rows]:
-    """Packed rows of "train", "validation" (where held out) and "test"."""
-
-    def documents_of(path: str) -> text.Documents:
-        records = text.read(path, fields=config.data.fields, documents=config.data.documents)
-        chat = text.load_chat_template(tokenizer) if _has_template(tokenizer) else None
-        return text.tokenize(records, tokenizer, chat=chat, eos=tokenizer.eos is not None)
-
-    if not config.data.path:
-        raise UsageError("data.path='': expected the file of the training documents")
-    chosen = {"validation": config.data.validation, "split_seed": config.data.split_seed}
-    train = documents_of(config.data.path)
-    if config.data.test_path:
-        test = documents_of(config.data.test_path)
-    else:
-        if not config.data.validation:
-            raise UsageError(
-                "data.test_path='': with data.validation=0 nothing is held out; expected a file of "
-                "test documents"
-            )
-        # Another seed than that of the validation documents, which are chosen from what is left.
-        train, test = text.split(
-            train, validation=config.data.validation, split_seed=config.data.split_seed + 1
-        )
-    train, validation = text.split(train, **chosen, fraction=config.data.fraction)
-    found = {"train": train, "validation": validation, "test": test}
-    return {
-        name: text.pack(
-            documents, config.data.length, strategy=config.data.packing, long=config.data.long
-        )
-        for name, documents in found.items()
-        if len(documents)
-    }
+    return StoredAnswers(sparse, store, entry)
 
 
 def _fingerprint(config: language.DecoderConfig, params: models.Flat) -> str:

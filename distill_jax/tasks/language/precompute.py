@@ -1,4 +1,4 @@
-"""From a config to a store of what its teacher says of each training token."""
+"""Writes the answer store of a run on text: what a teacher predicts at each training token."""
 
 import os
 import sys
@@ -11,21 +11,19 @@ from ml_collections import ConfigDict
 from distill_jax import models, parallel, teachers
 from distill_jax.data import text
 from distill_jax.errors import UsageError
-from distill_jax.losses.vocab import Readout
 from distill_jax.optim import schedules
-from distill_jax.tasks.images.parts import mesh_of
-from distill_jax.tasks.language import objective
-from distill_jax.tasks.language import parts as text_parts
-from distill_jax.tasks.language.recipe import Network, states
+from distill_jax.tasks.language import networks
+from distill_jax.tasks.language.comparison import Network, hidden_and_head
+from distill_jax.tasks.language.data import check_vocabulary, load_splits, open_tokenizer
+from distill_jax.tasks.language.parts import describe_teacher
+from distill_jax.tasks.setup import make_mesh
 
-DEFAULT = "sampled"
 
-
-def write(
+def precompute(
     config: ConfigDict,
-    where: str | os.PathLike,
+    folder: str | os.PathLike,
     *,
-    answers: str = DEFAULT,
+    answers: str = "sampled",
     dtype: str = "float16",
     part_size: int = 0,
 ) -> dict[str, Any]:
@@ -33,8 +31,8 @@ def write(
 
     Args:
       config: resolved, of the later runs: data, tokenizer, teacher and its temperature; draws come
-        from its seed, whatever the later runs have.
-      where: the folder of the store.
+        from its seed, whatever seed the later runs have.
+      folder: of the store.
       answers: "sampled:DRAWS" or "top_k:IDS", as `teachers.SparseFormat.parse` reads it.
       dtype: of the log-probabilities of "top_k".
       part_size: rows a part; 0 for about 64 MiB.
@@ -43,41 +41,30 @@ def write(
       {"path", "scheme", "rows", "bytes", "bytes_a_token"}.
 
     Raises:
-      UsageError: the config has another method, no single teacher or no single temperature,
-        something does not fit, or as `teachers.precompute_text`.
+      UsageError: the config has another method or no single temperature, something does not fit,
+        or as `teachers.precompute_text`.
     """
-    if config.method.name != "soft_target":
-        raise UsageError(
-            f"method.name={config.method.name!r}: stored answers are for the forward KL; expected "
-            "the config of the later runs, soft_target"
-        )
-    temperature = schedules.parse(config.method.temperature)
-    if temperature.extremes[0] != temperature.extremes[1]:
-        raise UsageError(
-            f"method.temperature={config.method.temperature!r}: stored answers are of one "
-            "temperature; expected a number"
-        )
-    mesh = mesh_of(config)
-    (teacher,) = objective.open_teachers(config, mesh)
-    tokenizer, shared = text_parts.tokenizer_of(config)
-    text_parts.check_vocabulary(tokenizer, shared, {f"teacher {config.teacher.path[0]!r}": teacher})
-    rows = text_parts.splits_of(config, tokenizer)["train"]
+    temperature = _temperature(config)
+    mesh = make_mesh(config)
+    (teacher,) = networks.open_teachers(config, mesh)
+    tokenizer, shared = open_tokenizer(config)
+    check_vocabulary(tokenizer, shared, {f"teacher {config.teacher.path[0]!r}": teacher})
+    rows = load_splits(config, tokenizer)["train"]
     sparse = teachers.SparseFormat.parse(answers, shared, dtype, key="--answers")
     graphdef, params, _ = models.split(teacher)
     network = Network(teacher.config, graphdef)
-    entry = text_parts.described(config, config.teacher.path[0], teacher)
 
     @jax.jit
     def answer(params, batch):
-        hidden, head = states(network.read(params, batch))
+        hidden, head = hidden_and_head(network.read(params, batch))
         length = batch["tokens"].shape[1]
         found = teachers.compute_sparse_answers(
             sparse,
             hidden,
             head,
             sparse.uniforms(config.seed, batch["id"], length),
-            readout=Readout(teacher.config.logit_cap, teacher.config.logit_scale),
-            temperature=temperature.start,
+            readout=network.readout(),
+            temperature=temperature,
             mesh=mesh,
         )
         return {name: a.reshape(-1, length, *a.shape[1:]) for name, a in found.items()}
@@ -86,6 +73,7 @@ def write(
         batch = {"id": ids, **rows.batch(ids)}
         return answer(params, parallel.put_rows(batch, parallel.batch_sharding(mesh)))
 
+    entry = describe_teacher(config, config.teacher.path[0], teacher)
     source = teachers.TextSource(
         teacher=entry["fingerprint"],
         parameters=entry["parameters"],
@@ -97,10 +85,10 @@ def write(
         tokenizer=tokenizer.fingerprint,
         sparse=sparse,
         seed=config.seed,
-        temperature=temperature.start,
+        temperature=temperature,
     )
     manifest = teachers.precompute_text(
-        where,
+        folder,
         source,
         compute=of_rows,
         batch_size=config.evaluation.batch_size,
@@ -108,9 +96,25 @@ def write(
         note=lambda line: print(line, file=sys.stderr, flush=True),
     )
     return {
-        "path": str(where),
+        "path": str(folder),
         "scheme": str(sparse),
         "rows": len(rows),
         "bytes": manifest["answer_bytes"],
         "bytes_a_token": sparse.nbytes,
     }
+
+
+def _temperature(config: ConfigDict) -> float:
+    """The one temperature of the later runs, which must minimise the forward KL."""
+    if config.method.name != "soft_target":
+        raise UsageError(
+            f"method.name={config.method.name!r}: stored answers are for the forward KL; expected "
+            "the config of the later runs, soft_target"
+        )
+    temperature = schedules.parse(config.method.temperature)
+    if temperature.extremes[0] != temperature.extremes[1]:
+        raise UsageError(
+            f"method.temperature={config.method.temperature!r}: stored answers are of one "
+            "temperature; expected a number"
+        )
+    return temperature.start

@@ -1,15 +1,15 @@
-"""Evaluation by answers: a student continues prompts, and what it writes is scored by references.
+"""Evaluation by answers: a student continues prompts, and references score what it writes.
 
 Decoding is greedy, so that the same parameters give the same answers at any evaluation, on any
-number of devices (but for logits that are equal to rounding). The teacher's answers never change:
-they are written once, at the first evaluation, and kept. Several teachers answer nothing: what
-they agree on is a mean of distributions, which none of them would write.
+number of devices (except for logits that are equal up to rounding). The teacher's answers never
+change: they are computed at the first evaluation, and kept. Several teachers answer nothing: they
+are one mean of distributions, from which none of them would decode.
 """
 
 import dataclasses
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,8 @@ from jax.sharding import Mesh
 from distill_jax import generation, models
 from distill_jax.data import text
 from distill_jax.evaluation.text_metrics import METRICS
-from distill_jax.tasks.language.recipe import Comparison, Network
+from distill_jax.tasks.base import Evaluate
+from distill_jax.tasks.language.comparison import Comparison, Network
 from distill_jax.training.recipe import Flat
 from distill_jax.training.state import Frozen
 
@@ -26,7 +27,7 @@ SAMPLES = 5  # answers that are kept for a reader: those to the first prompts
 
 
 @dataclasses.dataclass(frozen=True)
-class Questions:
+class PromptSet:
     """N prompts with their references.
 
     Attributes:
@@ -47,13 +48,13 @@ class Questions:
 
 
 class PromptEvaluator:
-    """Has a student answer the same prompts again and again during a run.
+    """Has a student answer the same prompts at each evaluation of a run.
 
     Args:
-      questions: at least one.
-      tokenizer: of the questions' ids.
+      prompts: at least one.
+      tokenizer: of the prompts' ids.
       comparison: the networks, and how many ids are real.
-      frozen: as in `Comparison.summed`, on the devices.
+      frozen: as in `Comparison.token_sums`, on the devices.
       mesh: the devices that share a batch.
       metrics: names of `METRICS`.
       max_new_tokens: of the longest answer.
@@ -62,7 +63,7 @@ class PromptEvaluator:
 
     def __init__(
         self,
-        questions: Questions,
+        prompts: PromptSet,
         tokenizer: text.Tokenizer,
         comparison: Comparison,
         frozen: Frozen,
@@ -72,7 +73,7 @@ class PromptEvaluator:
         max_new_tokens: int,
         batch_size: int,
     ):
-        self.questions = questions
+        self.prompts = prompts
         self._tokenizer = tokenizer
         self._comparison = comparison
         self._frozen = frozen
@@ -105,7 +106,7 @@ class PromptEvaluator:
                 teacher = self._comparison.teacher
                 self._of_teacher = self._answers(teacher, self._frozen.teachers[0])
             answers["teacher"] = self._of_teacher
-        asked = self.questions
+        asked = self.prompts
         figures: dict[str, Any] = {"prompts": len(asked.prompts)}
         for name, prefix in (("student", ""), ("teacher", "teacher_")):
             for metric in self._metrics if name in answers else ():
@@ -120,16 +121,14 @@ class PromptEvaluator:
     def _answers(self, network: Network, params: Flat) -> list[str]:
         decoder = models.merge(network.graphdef, params)
         found = generation.generate(
-            decoder, self.questions.ids, self._decoding, batch_size=self._batch_size
+            decoder, self.prompts.ids, self._decoding, batch_size=self._batch_size
         )
         return [
             generation.response_text(self._tokenizer, ids, response)
-            for ids, response in zip(self.questions.ids, found, strict=True)
+            for ids, response in zip(self.prompts.ids, found, strict=True)
         ]
 
 
-def beside(
-    evaluate: Callable[[Flat, Flat], Mapping[str, Any]], asked: PromptEvaluator
-) -> Callable[[Flat, Flat], dict[str, Any]]:
-    """An evaluation whose figures have those of the answers too."""
-    return lambda params, stats: {**evaluate(params, stats), **asked(params)}
+def with_answers(evaluate: Evaluate, prompts: PromptEvaluator) -> Evaluate:
+    """An evaluation whose figures include those of the answers."""
+    return lambda params, stats: {**evaluate(params, stats), **prompts(params)}

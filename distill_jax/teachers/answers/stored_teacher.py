@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from distill_jax import data
+from distill_jax import data, models
 from distill_jax.models import Outputs, Spec
 from distill_jax.storage.sharded import Manifest
 from distill_jax.teachers.answers.manifest import (
@@ -33,6 +33,7 @@ from distill_jax.teachers.answers.store import (
     check_finished,
     open_store,
 )
+from distill_jax.teachers.answers.stored_taps import StoredTaps
 from distill_jax.teachers.views import View
 
 Scheme = TypeVar("Scheme", Finite, Seeded)
@@ -62,6 +63,8 @@ class StoredTeacher:
       parameters: its number of parameters, one entry.
       scheme: which views the store has.
       store: the files.
+      missing_taps: the teacher's taps that the store does not hold; None where its network is
+        not registered, so that they are unknown.
     """
 
     specs: tuple[Spec, ...]
@@ -69,6 +72,7 @@ class StoredTeacher:
     parameters: tuple[int, ...]
     scheme: Finite | Seeded
     store: AnswerStore
+    missing_taps: frozenset[str] | None = frozenset()
 
     own_average = False
     precomputed = True
@@ -95,6 +99,11 @@ class StoredTeacher:
             return Outputs(logits=arrays.pop("logits"), taps=arrays)
 
         return jax.eval_shape(zeros)
+
+    def guarded(self, outputs: Outputs) -> Outputs:
+        """The same answer for a method to read, which may not overlook taps that are missing."""
+        taps = StoredTaps(outputs.taps, self.missing_taps, str(self.store.path))
+        return Outputs(outputs.logits, taps)
 
     def params(self, variables: Sequence[Any]) -> dict[str, jax.Array]:
         """{}: a store has answers and no parameters."""
@@ -269,13 +278,26 @@ def open_image_store(
                 f"made for the views that jax {manifest['software'][0]['jax']} draws; jax "
                 f"{jax.__version__} draws others from the same keys",
             )
+    spec = Spec.from_json(manifest["teacher"]["spec"])
     return StoredTeacher(
-        specs=(Spec.from_json(manifest["teacher"]["spec"]),),
+        specs=(spec,),
         fingerprints=(manifest["teacher"]["fingerprint"],),
         parameters=(manifest["teacher"]["parameters"],),
         scheme=scheme,
         store=open_store(path, manifest, verify),
+        missing_taps=_missing_taps(spec, manifest["taps"]),
     )
+
+
+def _missing_taps(spec: Spec, held: Sequence[str]) -> frozenset[str] | None:
+    """The teacher's taps that a store does not hold; None where its network is not registered."""
+    if spec.name not in models.names():
+        return None
+    network = models.abstract(
+        spec.name, input_shape=spec.input_shape, num_classes=spec.num_classes, **spec.options
+    )
+    outputs = models.output_shapes(*models.split(network), spec.input_shape)
+    return frozenset(outputs.taps) - frozenset(held)
 
 
 def _scheme_of(manifest: Manifest) -> Finite | Seeded:

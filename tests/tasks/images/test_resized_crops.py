@@ -11,10 +11,8 @@ from PIL import Image
 from small_runs import changed
 
 from distill_jax import config as configs
-from distill_jax import models
-from distill_jax.commands import precompute
+from distill_jax import models, tasks
 from distill_jax.errors import UsageError
-from distill_jax.planning import abstract
 from distill_jax.runs import experiment
 from distill_jax.runs.session import Session
 from distill_jax.tasks.images.parts import prepare
@@ -99,13 +97,13 @@ def test_stored_steps_are_seen_with_the_crops_that_were_answered(config, undistu
         method__name="soft_target",
         training__steps=2,
     )
-    made = precompute.write(student, tmp_path / "steps", dtype="float32")
+    made = tasks.precompute(student, tmp_path / "steps", dtype="float32")
     assert made["scheme"] == "seeded" and made["steps"] == 2
     stored = changed(student, teacher__store=str(tmp_path / "steps"))
     # A run of another seed goes over the steps of the store again and again: crops with them.
     parts = prepare(configs.resolve(changed(stored, seed=7)))
-    batches = list(itertools.islice(parts.batches(0), 3))
-    online = prepare(configs.resolve(student)).batches(0)
+    batches = list(itertools.islice(parts.feed.at(0), 3))
+    online = prepare(configs.resolve(student)).feed.at(0)
     saved = models.load(undisturbed)
 
     @jax.jit
@@ -128,12 +126,12 @@ def test_stored_steps_are_seen_with_the_crops_that_were_answered(config, undistu
 
 def test_a_plan_of_crops_has_streamed_images():
     config = changed(CONFIG, data__name="cifar10", data__image_size=0)
-    streamed = abstract.prepare(configs.resolve(config), jax.devices()[:1])
+    streamed = tasks.abstract_step(configs.resolve(config), jax.devices()[:1])
     assert not streamed.resident
     image = streamed.batches["image"]
     assert (image.shape, image.dtype) == ((1, 8, 32, 32, 3), jnp.uint8)
     resident = changed(config, data__augment__resized_crop=0.0)
-    assert abstract.prepare(configs.resolve(resident), jax.devices()[:1]).resident
+    assert tasks.abstract_step(configs.resolve(resident), jax.devices()[:1]).resident
 
 
 @pytest.mark.parametrize(

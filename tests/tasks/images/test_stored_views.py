@@ -7,9 +7,8 @@ import numpy as np
 import pytest
 from small_runs import STUDENT, TEACHER, changed
 
-from distill_jax import cli
+from distill_jax import cli, tasks
 from distill_jax import config as configs
-from distill_jax.commands import precompute
 from distill_jax.errors import UsageError
 from distill_jax.runs import experiment
 from distill_jax.tasks.images.parts import prepare
@@ -49,7 +48,7 @@ def close(one, other, tolerance):
 def store(digits_teacher, tmp_path_factory):
     """All 18 views of every digit, in float32."""
     folder = tmp_path_factory.mktemp("store") / "answers"
-    made = precompute.write(student(digits_teacher), folder, dtype="float32")
+    made = tasks.precompute(student(digits_teacher), folder, dtype="float32")
     assert made["scheme"] == "finite" and made["views"] == 18
     return folder
 
@@ -104,7 +103,7 @@ def test_resident_and_streamed_answers_are_the_same_bits(digits_teacher, store, 
 
 @pytest.mark.slow
 def test_half_precision_is_close(digits_teacher, online, tmp_path):
-    precompute.write(student(digits_teacher), tmp_path / "half", dtype="float16")
+    tasks.precompute(student(digits_teacher), tmp_path / "half", dtype="float16")
     stored = student(digits_teacher, teacher__store=str(tmp_path / "half"))
     close(run(stored, tmp_path / "run"), online, 5e-3)
 
@@ -112,7 +111,7 @@ def test_half_precision_is_close(digits_teacher, online, tmp_path):
 @pytest.mark.slow
 def test_mixed_views_are_stored_with_their_seeds(digits_teacher, tmp_path):
     config = student(digits_teacher, data__augment__mixup=0.4)
-    made = precompute.write(config, tmp_path / "steps", dtype="float32")
+    made = tasks.precompute(config, tmp_path / "steps", dtype="float32")
     assert made == {**made, "scheme": "seeded", "steps": 12}
     live = run(config, tmp_path / "live")
     stored = changed(config, teacher__store=str(tmp_path / "steps"))
@@ -126,12 +125,18 @@ def test_mixed_views_are_stored_with_their_seeds(digits_teacher, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"method__name": "at"}, "the taps of this network are: pooled"),
+        (
+            {"method__name": "at"},
+            "the method reads all taps of the teacher; the store has pooled; ",
+        ),
         ({"data__augment__crop_padding": 2}, "made for data.augment.crop_padding=1"),
         ({"data__augment__mixup": 0.4}, "made for data.augment.mixup=0.0"),
         ({"teacher__path": "other"}, "made for teacher="),
         ({"method__name": "mlkd", "data__augment__strong_ops": 2}, "shows a second view"),
-        ({"teacher__own_average": True, "training__ema_decay": 0.9}, "expected no teacher.path"),
+        (
+            {"teacher__own_average": True, "training__ema_decay": 0.9},
+            "expected neither teacher.path nor teacher.store",
+        ),
         ({"teacher__store": "nowhere"}, "teacher.store='nowhere'"),
     ],
 )

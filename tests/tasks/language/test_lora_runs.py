@@ -21,7 +21,7 @@ from distill_jax.models import language
 from distill_jax.runs import experiment
 from distill_jax.runs.session import Session
 from distill_jax.training import loop, step
-from distill_jax.training.state import placed
+from distill_jax.training.state import copy_to
 
 RANK, ALPHA = 2, 4.0
 
@@ -152,7 +152,7 @@ def after_steps(config, count):
     parts = experiment.prepare(configs.resolve(config))
     compiled = step.compile_steps(parts.recipe, parts.mesh)
     whole = jax.sharding.NamedSharding(parts.mesh, jax.sharding.PartitionSpec())
-    now, batches = placed(parts.initial, whole), parts.batches(0)
+    now, batches = copy_to(parts.initial, whole), parts.feed.at(0)
     held = jax.tree.map(lambda a: np.array(a, copy=True), parts.frozen)
     for _ in range(count):
         now = compiled(now, parts.frozen, {}, step.put_batches([next(batches)], parts.mesh))
@@ -196,7 +196,7 @@ def test_a_teacher_of_8_bits_is_scored_as_its_rounded_weights_say(config, folder
     rounded = language.from_params(small_texts.TEACHER, dense)
     student = language.load(folders / "base")
     total = count = 0.0
-    for batch in parts.evaluators["test"]._batches():
+    for batch in parts.evaluators["test"]._batches:
         z_s, z_t = (
             np.float64(
                 model.logits(

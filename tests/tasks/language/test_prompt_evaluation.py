@@ -16,7 +16,7 @@ from distill_jax.data import text
 from distill_jax.errors import UsageError
 from distill_jax.runs import experiment
 from distill_jax.runs.session import Session
-from distill_jax.tasks.language import questions
+from distill_jax.tasks.language.open_prompts import open_prompts
 from distill_jax.training import loop
 
 # Common words of answer and reference twice, over the words of both; in the order of the prompts.
@@ -311,7 +311,7 @@ def test_a_prompt_that_leaves_no_room_is_refused(config, short):
         r"^evaluation.prompts=.*: line 3: 8 tokens and a response of up to 8; expected at most 15"
     )
     with pytest.raises(UsageError, match=words):
-        questions.prepare(parts.config, tokenizer, networks, parts.frozen, parts.mesh)
+        open_prompts(parts.config, tokenizer, networks, parts.frozen, parts.mesh)
 
 
 def test_prompts_that_do_not_fit_the_run_are_refused(config, tmp_path):

@@ -47,7 +47,7 @@ def parts(config):
 def shown(parts, batch, at=0):
     state = dataclasses.replace(parts.initial, step=jnp.int32(at))
     batch = {name: jnp.asarray(value) for name, value in batch.items()}
-    found = jax.jit(parts.recipe.shown)(state, parts.frozen, {}, batch, None)
+    found = jax.jit(parts.recipe.inputs)(state, parts.frozen, {}, batch, None)
     return {name: np.asarray(value) for name, value in found.items()}
 
 
@@ -78,7 +78,7 @@ def greedy_rows(parts, batch):
 
 
 def test_a_row_is_its_prompt_and_what_the_student_writes(parts):
-    batch = next(parts.batches(0))
+    batch = next(parts.feed.at(0))
     found = shown(parts, batch)
     rows = greedy_rows(parts, batch)
     assert any(rows)
@@ -102,7 +102,7 @@ def test_a_row_is_its_prompt_and_what_the_student_writes(parts):
 
 
 def test_the_teacher_judges_what_the_student_wrote_and_no_label_does(parts, config):
-    batch = next(parts.batches(0))
+    batch = next(parts.feed.at(0))
     student, teacher = (
         small_texts.alone(lambda ids, model=model: model.logits(model(ids).hidden)[0, :, :300])
         for model in small_texts.networks(parts)
@@ -137,7 +137,7 @@ def test_devices_and_accumulation_change_no_parameter(config):
 def test_some_batches_are_the_students_and_the_others_stay(config):
     config = changed(config, rollout__probability=0.5, rollout__temperature=1.0)
     parts = experiment.prepare(configs.resolve(config))
-    batch = next(parts.batches(0))
+    batch = next(parts.feed.at(0))
     flags, texts = [], set()
     for at in range(12):
         found = shown(parts, batch, at)

@@ -13,9 +13,9 @@ from scipy.special import log_softmax, softmax
 from small_runs import changed
 
 from distill_jax import config as configs
-from distill_jax import models
+from distill_jax import models, tasks
 from distill_jax.errors import UsageError
-from distill_jax.planning import abstract, memory, step_flops
+from distill_jax.planning import memory, step_flops
 from distill_jax.runs import experiment
 
 LARGER = small_texts.TEACHER.replace(dim=24, heads=3, head_dim=8, vocab_size=352)
@@ -113,7 +113,7 @@ def test_a_plan_counts_both(tmp_path):
     found = []
     for chosen in (paths[:1], paths[1:], paths):
         flat = configs.flatten(settings) | {"teacher.path": chosen}
-        run = abstract.prepare(configs.resolve(configs.unflatten(flat)), jax.devices()[:1])
+        run = tasks.abstract_step(configs.resolve(configs.unflatten(flat)), jax.devices()[:1])
         held = memory.argument_bytes(run.state, run.frozen, run.resident, run.batches)
         done = step_flops.count_step(run)
         found.append(

@@ -10,15 +10,14 @@ import small_texts
 from small_runs import changed
 from test_text_shards import assert_close, trained
 
-from distill_jax import cli, parallel
+from distill_jax import cli, parallel, tasks
 from distill_jax import config as configs
-from distill_jax.commands import precompute
 from distill_jax.errors import UsageError
-from distill_jax.planning import abstract, memory, step_flops
+from distill_jax.planning import memory, step_flops
 from distill_jax.runs import experiment
 from distill_jax.runs import manifest as run_manifest
 from distill_jax.storage import sharded
-from distill_jax.tasks.language import precompute as store_text
+from distill_jax.tasks.language import precompute as text_answers
 from distill_jax.teachers import ANSWER_PREFIX
 from distill_jax.teachers.answers import manifest as manifests
 from distill_jax.teachers.answers import text
@@ -39,7 +38,7 @@ def config(tmp_path_factory):
 def whole(config, tmp_path_factory):
     """All ids of every token, in float32."""
     folder = tmp_path_factory.mktemp("whole") / "answers"
-    precompute.write(config, folder, answers=f"top_k:{REAL}", dtype="float32")
+    tasks.precompute(config, folder, answers=f"top_k:{REAL}", dtype="float32")
     return folder
 
 
@@ -74,7 +73,7 @@ def test_a_run_with_all_ids_takes_the_steps_of_the_run_online(config, whole):
 
 def test_a_store_is_the_same_however_it_was_cut_or_resumed(config, tmp_path, monkeypatch):
     config = configs.resolve(changed(config, seed=5))
-    store_text.write(config, tmp_path / "whole", answers="sampled:7", part_size=5)
+    text_answers.precompute(config, tmp_path / "whole", answers="sampled:7", part_size=5)
 
     class Killed(Exception):
         pass
@@ -92,27 +91,26 @@ def test_a_store_is_the_same_however_it_was_cut_or_resumed(config, tmp_path, mon
     for count in (2, 4):
         with monkeypatch.context() as patch, pytest.raises(Killed):
             patch.setattr(sharded, "write_atomically", kill(count))
-            store_text.write(config, tmp_path / "killed", answers="sampled:7", part_size=5)
-    store_text.write(config, tmp_path / "killed", answers="sampled:7")
+            text_answers.precompute(config, tmp_path / "killed", answers="sampled:7", part_size=5)
+    text_answers.precompute(config, tmp_path / "killed", answers="sampled:7")
     assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
-    store_text.write(config, tmp_path / "other", answers="sampled:7")
+    text_answers.precompute(config, tmp_path / "other", answers="sampled:7")
     found, same = arrays(tmp_path / "other"), arrays(tmp_path / "whole")
     for name, array in found.items():
         np.testing.assert_array_equal(array, same[name])
     assert (found["counts"].sum(-1) == 7).all() and found["counts"].dtype == np.uint8
     with pytest.raises(UsageError, match="made for seed=5; this run has 6"):
-        store_text.write(
+        text_answers.precompute(
             configs.resolve(changed(config, seed=6)), tmp_path / "whole", answers="sampled:7"
         )
 
 
 def test_each_process_reads_the_answers_of_its_own_rows(config, whole, monkeypatch):
-    parts = experiment.prepare(configs.resolve(changed(config, teacher__store=str(whole))))
-    stored, rows = arrays(whole), parts.ids(3)
-    size = config["training"]["batch_size"]
+    stored, size = arrays(whole), config["training"]["batch_size"]
     for process in (0, 1):
         monkeypatch.setattr(parallel, "process_share", lambda mesh, process=process: (process, 2))
-        batch = next(parts.batches(3 * size))
+        parts = experiment.prepare(configs.resolve(changed(config, teacher__store=str(whole))))
+        rows, batch = parts.ids(3), next(parts.feed.at(3 * size))
         own = rows[process * size // 2 : (process + 1) * size // 2]
         np.testing.assert_array_equal(batch["id"], own)
         for name, array in stored.items():
@@ -122,17 +120,17 @@ def test_each_process_reads_the_answers_of_its_own_rows(config, whole, monkeypat
 @pytest.mark.parametrize("kept", ["sampled:50", "store"])
 def test_a_plan_has_the_answers_in_place_of_the_teacher(config, whole, kept):
     settings = changed(config, teacher__store=str(whole) if kept == "store" else kept)
-    run = abstract.prepare(configs.resolve(settings), jax.devices()[:1])
+    run = tasks.abstract_step(configs.resolve(settings), jax.devices()[:1])
     held = memory.argument_bytes(run.state, run.frozen, run.resident, run.batches)
     done = step_flops.count_step(run)
     assert held["teacher"] == 0 and "teacher" not in run.parameters
-    online = step_flops.count_step(abstract.prepare(configs.resolve(config), jax.devices()[:1]))
+    online = step_flops.count_step(tasks.abstract_step(configs.resolve(config), jax.devices()[:1]))
     assert done.teacher_forward == 0 < online.teacher_forward
     assert (done.student_forward, done.student_backward) == (
         online.student_forward, online.student_backward,
     )  # fmt: skip
     if kept == "store":
-        batch = next(experiment.prepare(configs.resolve(settings)).batches(0))
+        batch = next(experiment.prepare(configs.resolve(settings)).feed.at(0))
         for name, planned in run.batches.items():
             assert (planned.shape[1:], planned.dtype) == (batch[name].shape, batch[name].dtype)
     else:
@@ -177,7 +175,7 @@ def test_what_cannot_be_stored_is_said_before_anything_is_written(
 ):
     config = changed({**config, "method": {"name": "soft_target", "temperature": 2.0}}, **values)
     with pytest.raises(UsageError) as caught:
-        precompute.write(config, tmp_path / "answers", **options)
+        tasks.precompute(config, tmp_path / "answers", **options)
     assert words in str(caught.value) and not (tmp_path / "answers").exists()
 
 

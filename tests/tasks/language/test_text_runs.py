@@ -19,7 +19,7 @@ from distill_jax.models import language
 from distill_jax.runs import experiment
 from distill_jax.runs.session import Session
 from distill_jax.training import loop, step
-from distill_jax.training.state import placed
+from distill_jax.training.state import copy_to
 
 
 @pytest.fixture(scope="module")
@@ -175,7 +175,7 @@ def test_a_run_learns_and_its_figures_are_those_of_its_saved_model(undisturbed, 
     sums = {"kl": 0.0, "hard": 0.0, "count": 0.0}
     fresh = type(parts.initial)(**{**vars(parts.initial), "params": saved})
     object.__setattr__(parts, "initial", fresh)
-    feed = parts.evaluators["test"]._batches()
+    feed = parts.evaluators["test"]._batches
     for batch in feed:
         found = by_documents(parts, batch, temperature=1.0)
         sums = {name: value + found[name] for name, value in sums.items()}
@@ -253,7 +253,7 @@ def test_conversations_are_read_by_the_template_beside_the_tokenizer(config, tmp
     path.write_text((json.dumps({"messages": turns}) + "\n") * 60)
     values = {"data__path": str(path), "data__tokenizer": str(tmp_path)}
     parts = experiment.prepare(configs.resolve(changed(config, **values)))
-    batch = next(parts.batches(0))
+    batch = next(parts.feed.at(0))
     learned = batch["targets"][0][batch["mask"][0] & (batch["segments"][0] == 1)]
     tokenizer = text.load_tokenizer(tmp_path)
     assert learned.tolist() == [*tokenizer.encode("a river"), tokenizer.eos]
@@ -263,7 +263,7 @@ def test_the_rows_are_those_of_the_documents(config):
     parts = experiment.prepare(configs.resolve(config))
     data = parts.description["data"]
     assert data["train"]["documents"] + 16 == 60
-    assert data["fingerprint"] == text.fingerprint(parts.rows)
+    assert data["fingerprint"] == text.fingerprint(parts.feed.rows)
 
 
 @pytest.mark.slow
@@ -272,7 +272,7 @@ def test_a_teacher_beside_the_text_alone_is_measured_and_trains_nothing(config, 
     assert parts.recipe.metrics == ("loss", "hard_loss", "student_entropy", "accuracy")
     assert parts.description["teachers"][0]["path"] == str(folders[0])
     compiled = step.compile_steps(parts.recipe, parts.mesh)
-    now = placed(parts.initial, parallel.replicated(parts.mesh))
+    now = copy_to(parts.initial, parallel.replicated(parts.mesh))
     without = compiled(now, {}, {}, step.put_batches([batch], parts.mesh))
     for name, value in after.params.items():
         np.testing.assert_array_equal(without.params[name], value, err_msg=name)

@@ -15,7 +15,7 @@ from distill_jax import config as configs
 from distill_jax.runs import experiment
 from distill_jax.runs.session import Session
 from distill_jax.training import loop, step
-from distill_jax.training.state import placed
+from distill_jax.training.state import copy_to
 
 MESHES = [
     (2, 2, 2),
@@ -39,7 +39,7 @@ def trained(config, steps=5):
     """Parts, and the state after some steps."""
     parts = experiment.prepare(configs.resolve(config))
     compiled = step.compile_steps(parts.recipe, parts.mesh, parts.layout)
-    now, feed = placed(parts.initial, parts.layout), parts.batches(0)
+    now, feed = copy_to(parts.initial, parts.layout), parts.feed.at(0)
     for _ in range(steps):
         batches = step.put_batches([next(feed)], parts.mesh)
         now = compiled(now, parts.frozen, {}, batches)

@@ -1,4 +1,4 @@
-"""From a resolved config to the prompts that a run on text answers at its evaluations."""
+"""Opens the prompts that a run on text answers at its evaluations."""
 
 from typing import Any
 
@@ -10,28 +10,28 @@ from distill_jax.data import text
 from distill_jax.errors import UsageError
 from distill_jax.evaluation.text_metrics import unscorable
 from distill_jax.generation import decode
-from distill_jax.tasks.language.prompts import PromptEvaluator, Questions
-from distill_jax.tasks.language.recipe import Comparison
+from distill_jax.tasks.language.comparison import Comparison
+from distill_jax.tasks.language.prompts import PromptEvaluator, PromptSet
 from distill_jax.training.state import Frozen
 
 #: The key of the prompts that belong to each split. Those of "test" choose nothing.
 KEYS = {"validation": "prompts", "test": "test_prompts"}
 
 
-def prepare(
+def open_prompts(
     config: ConfigDict,
     tokenizer: text.Tokenizer,
     comparison: Comparison,
     frozen: Frozen,
     mesh: Mesh,
 ) -> dict[str, PromptEvaluator]:
-    """What answers the prompts of each split that has any; writes nothing.
+    """The evaluators of the splits that have prompts; writes nothing.
 
     Args:
       config: resolved.
       tokenizer: of the run.
       comparison: the networks.
-      frozen: as in `Comparison.summed`, on the devices.
+      frozen: as in `Comparison.token_sums`, on the devices.
       mesh: the devices.
 
     Raises:
@@ -46,7 +46,7 @@ def prepare(
             continue
         parallel.check_divides(mesh, "evaluation.prompt_batch_size", chosen.prompt_batch_size)
         found[split] = PromptEvaluator(
-            _questions(config, name, tokenizer, comparison),
+            _read(config, name, tokenizer, comparison),
             tokenizer,
             comparison,
             frozen,
@@ -58,20 +58,20 @@ def prepare(
     return found
 
 
-def described(asked: dict[str, PromptEvaluator]) -> dict[str, Any]:
-    """What a manifest says of the prompts: how many of each split, and their fingerprint."""
+def describe(opened: dict[str, PromptEvaluator]) -> dict[str, Any]:
+    """What a manifest records of the prompts: how many of each split, and their fingerprint."""
     return {
         split: {
-            "count": len(evaluator.questions.prompts),
-            "fingerprint": evaluator.questions.fingerprint,
+            "count": len(evaluator.prompts.prompts),
+            "fingerprint": evaluator.prompts.fingerprint,
         }
-        for split, evaluator in asked.items()
+        for split, evaluator in opened.items()
     }
 
 
-def _questions(
+def _read(
     config: ConfigDict, name: str, tokenizer: text.Tokenizer, comparison: Comparison
-) -> Questions:
+) -> PromptSet:
     chosen = config.evaluation
     fields = config.data.fields if chosen.fields == "same" else chosen.fields
     prompts = generation.read_prompts(
@@ -92,7 +92,7 @@ def _questions(
         for network in (comparison.student, comparison.teacher):
             if network is not None:
                 decode.check_length(network.config, own, chosen.max_new_tokens, prompt.location)
-    return Questions(
+    return PromptSet(
         tuple(prompt.text for prompt in prompts),
         tuple(map(tuple, ids)),
         tuple(prompt.reference for prompt in prompts),

@@ -7,7 +7,7 @@ from ml_collections import ConfigDict
 
 from distill_jax import data
 from distill_jax.errors import UsageError
-from distill_jax.tasks.images.parts import load_splits, train_ids_of
+from distill_jax.tasks.images.data import load_splits, train_ids_of
 
 #: name -> (channels, side of an image where all are alike or 0, classes, training examples)
 KNOWN = {

@@ -1,0 +1,179 @@
+"""From a config to the recipes of a run on images, one for each stage of its method.
+
+No images are read, so that a plan, which has none, builds the very recipe of a run.
+"""
+
+import dataclasses
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from distill_jax import config as configs
+from distill_jax import data, models, teachers
+from distill_jax.methods import Method, Pair, Stage
+from distill_jax.models import Outputs
+from distill_jax.tasks import setup
+from distill_jax.tasks.images.data import Pixels
+from distill_jax.tasks.images.pairing import Paired, pair_up
+from distill_jax.tasks.images.recipe import ImageRecipe
+from distill_jax.tasks.images.teachers import OpenTeachers
+from distill_jax.training import step
+from distill_jax.training.state import InitialArrays
+
+LOOK_AHEAD_EXAMPLES = 512  # in one forward pass of the teacher, where the config leaves it open
+
+
+@dataclasses.dataclass(frozen=True)
+class _Student:
+    """The student of a config before training."""
+
+    spec: models.Spec
+    graphdef: Any
+    params: models.Flat
+    stats: models.Flat
+
+
+def _make_student(config: ConfigDict, info: data.Info, pixels: Pixels) -> _Student:
+    student = models.create(
+        config.student.name,
+        input_shape=info.image_shape,
+        num_classes=info.num_classes,
+        seed=config.seed,
+        dtype=jnp.dtype(config.training.compute_dtype),
+        **configs.student_options(config),
+    )
+    spec = models.Spec(
+        name=config.student.name,
+        options=configs.student_options(config),
+        input_shape=tuple(info.image_shape),
+        num_classes=info.num_classes,
+        mean=pixels.mean,
+        std=pixels.std,
+    )
+    return _Student(spec, *models.split(student))
+
+
+def build_recipes(
+    config: ConfigDict,
+    mesh: Mesh,
+    method: Method,
+    opened: OpenTeachers,
+    *,
+    info: data.Info,
+    pixels: Pixels,
+    labels: np.ndarray,
+    steps_per_epoch: float,
+) -> tuple[tuple[ImageRecipe, ...], InitialArrays]:
+    """Makes the student, pairs it with its teachers, and builds a recipe for each stage.
+
+    Args:
+      config: resolved.
+      mesh: the devices.
+      method: of the config.
+      opened: the teachers; their arrays may be those that `jax.eval_shape` traces.
+      info: of the data.
+      pixels: mean and standard deviation by channel.
+      labels: of the training split, by id.
+      steps_per_epoch: examples over batch size.
+
+    Returns:
+      The recipes in the order of the stages, and what the run begins with.
+
+    Raises:
+      UsageError: the student or the method do not fit the teachers.
+    """
+    student = _make_student(config, info, pixels)
+    shapes = models.output_shapes(
+        student.graphdef, student.params, student.stats, student.spec.input_shape
+    )
+    teacher, outputs = opened.teacher, opened.outputs
+    if config.teacher.own_average:
+        teacher, outputs = teachers.AverageTeacher(student.spec, student.graphdef), [shapes]
+    needed = outputs if method.needs_teacher else []
+    pair = Pair(
+        student=shapes,
+        teacher=needed[0] if needed else None,
+        student_spec=student.spec,
+        student_params=student.params,
+        teacher_params=opened.params,
+        labels=labels,
+    )
+    paired = pair_up(
+        method,
+        pair,
+        name=config.method.name,
+        teachers=needed,
+        seed=config.seed,
+        sum_losses=config.teacher.combine == "sum_losses",
+    )
+    recipes = _by_stage(config, mesh, method, student, teacher, outputs, paired, steps_per_epoch)
+    arrays = InitialArrays(paired.params, student.stats, paired.adapters, paired.memory)
+    return recipes, arrays
+
+
+def _by_stage(
+    config: ConfigDict,
+    mesh: Mesh,
+    method: Method,
+    student: _Student,
+    teacher: teachers.Teacher | None,
+    outputs: list[Outputs],
+    paired: Paired,
+    steps_per_epoch: float,
+) -> tuple[ImageRecipe, ...]:
+    recipes: list[ImageRecipe] = []
+    stages = method.stages()
+    for stage, taps in zip(stages, paired.teacher_taps, strict=True):
+        begin = recipes[-1].begin + recipes[-1].steps if recipes else 0
+        recipes.append(
+            ImageRecipe(
+                **_schedule(config, stage, stage is stages[-1], begin, steps_per_epoch),
+                spec=student.spec,
+                graphdef=student.graphdef,
+                augment=data.Augment(**config.data.augment),
+                method=method,
+                stage=stage,
+                teachers=teacher,
+                teacher_shapes=tuple(outputs),
+                teacher_taps=taps,
+                sum_losses=config.teacher.combine == "sum_losses",
+                look_ahead=_look_ahead(config, mesh),
+                mesh=mesh,
+                label_smoothing=config.method.label_smoothing,
+            )
+        )
+    return tuple(recipes)
+
+
+def _schedule(
+    config: ConfigDict, stage: Stage, main: bool, begin: int, steps_per_epoch: float
+) -> setup.RecipeFields:
+    """The shared fields of a stage's recipe; earlier stages have lengths and rates of their own."""
+    if main:
+        steps = setup.main_steps(config, steps_per_epoch)
+        rate = setup.main_learning_rate(config, steps, steps_per_epoch)
+    else:
+        steps = setup.step_count(stage.epochs, steps_per_epoch)
+        rate = optax.constant_schedule(stage.learning_rate or config.optimizer.learning_rate)
+    return setup.recipe_fields(
+        config,
+        begin=begin,
+        steps=steps,
+        steps_per_epoch=steps_per_epoch,
+        learning_rate=rate,
+        hard_weight=None if stage.hard else 0.0,
+        soft_weight=None if main else 1.0,
+    )
+
+
+def _look_ahead(config: ConfigDict, mesh: Mesh) -> int:
+    """Steps whose teacher outputs are computed together."""
+    if config.teacher.look_ahead:
+        return config.teacher.look_ahead
+    if step.on_cpu(mesh):
+        return 1
+    return max(LOOK_AHEAD_EXAMPLES // config.training.batch_size, 1)

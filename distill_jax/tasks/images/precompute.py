@@ -1,0 +1,68 @@
+"""Writes the answer store of a run on images: to all views, or to the steps of the run."""
+
+import os
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from distill_jax import data, models, parallel, teachers
+from distill_jax.errors import UsageError
+from distill_jax.tasks.images.data import load_splits, train_ids_of
+
+
+def precompute(
+    config: ConfigDict, folder: str | os.PathLike, *, taps: Sequence[str] | None, dtype: str
+) -> dict[str, Any]:
+    """Stores the outputs of a teacher; see `distill_jax.tasks.precompute`."""
+    splits = load_splits(config)
+    augment = data.Augment(**config.data.augment)
+    finite = _has_finitely_many_views(augment)
+    computation = teachers.AnswerComputation(
+        saved=models.load(config.teacher.path[0], key="teacher.path"),
+        train=splits["train"],
+        test=splits["test"],
+        augment=augment,
+        batch_size=config.evaluation.batch_size if finite else config.training.batch_size,
+        dtype=dtype,
+        taps=("pooled",) if taps is None else tuple(taps),
+        compute_dtype=config.teacher.compute_dtype,
+        mesh=parallel.make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor),
+    )
+    if finite:
+        manifest = teachers.precompute_views(folder, computation, note=_note)
+        amount = {"images": manifest["items"], "views": manifest["answers_an_item"]}
+    else:
+        ids, _ = train_ids_of(config, splits["train"])
+        per_epoch = len(ids) / config.training.batch_size
+        steps = config.training.steps or -(-config.training.epochs * per_epoch // 1)
+        manifest = teachers.precompute_steps(
+            folder,
+            computation,
+            train_ids=ids,
+            seed=config.seed,
+            steps=int(steps),
+            note=_note,
+        )
+        amount = {"steps": manifest["items"]}
+    jax.clear_caches()
+    return {
+        "path": str(folder),
+        "scheme": manifest["scheme"]["scheme"],
+        "bytes": manifest["answer_bytes"],
+        **amount,
+    }
+
+
+def _note(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def _has_finitely_many_views(augment: data.Augment) -> bool:
+    try:
+        teachers.Finite.of(augment)
+    except UsageError:
+        return False
+    return True
