@@ -7,8 +7,8 @@ import jax
 import pytest
 
 from distill_jax import config as configs
+from distill_jax import tasks
 from distill_jax.commands import generate
-from distill_jax.planning import abstract
 from distill_jax.training.step import compile_steps
 
 CONFIGS = pathlib.Path(__file__).resolve().parents[2] / "configs"
@@ -48,7 +48,7 @@ SHIPPED = {
 def traced(source: str, overrides: dict[str, str]):
     """The step of a shipped config, traced for eight devices."""
     config = configs.load(f"{CONFIGS}/{source}", overrides)
-    run = abstract.prepare(config, jax.devices())
+    run = tasks.abstract_step(config, jax.devices())
     layout = jax.tree.map(lambda a: a.sharding, run.state)
     steps = compile_steps(run.recipe, run.mesh, layout)
     return run, steps.trace(run.state, run.frozen, run.resident, run.batches).out_info
