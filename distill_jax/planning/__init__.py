@@ -12,19 +12,34 @@ The modules are imported on demand, because `targets` must set the environment b
 """
 
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    from ml_collections import ConfigDict
+
+    from distill_jax.planning.targets import Target
 
 
-def check(config: Any, target: Any) -> tuple[bool, str, dict[str, Any]]:
+class Planned(NamedTuple):
+    """The outcome of planning.
+
+    Attributes:
+      fits: whether the run fits, or any setting of a search.
+      text: the page to print; if nothing fits, it names the cheapest change that makes the run fit.
+      content: the content of plan.json.
+    """
+
+    fits: bool
+    text: str
+    content: dict[str, Any]
+
+
+def check(config: "ConfigDict", target: "Target") -> Planned:
     """Plans a run.
 
     Args:
       config: the resolved config.
       target: from `targets.open_target`.
-
-    Returns:
-      (fits, text, content): whether the run fits; the page to print, which names the cheapest
-      change that makes it fit if it does not; and the content of plan.json.
 
     Raises:
       UsageError: the config does not fit the target's devices.
@@ -34,11 +49,11 @@ def check(config: Any, target: Any) -> tuple[bool, str, dict[str, Any]]:
 
     found = plan.make_plan(config, target)
     advice = None if found.fits else fix(config, target, _print_progress)
-    return found.fits, report.to_text(found, advice), report.to_json(found, advice)
+    return Planned(found.fits, report.to_text(found, advice), report.to_json(found, advice))
 
 
-def search(config: Any, target: Any) -> tuple[bool, str, dict[str, Any]]:
-    """Plans a run with many settings and ranks those that fit; returns the same as `check`."""
+def search(config: "ConfigDict", target: "Target") -> Planned:
+    """Plans a run with many settings and ranks those that fit."""
     from distill_jax.planning import alternatives, report
 
     plans, skipped = alternatives.search(config, target, _print_progress)
@@ -48,12 +63,13 @@ def search(config: Any, target: Any) -> tuple[bool, str, dict[str, Any]]:
         "meshes_not_tried": skipped,
     }
     if not plans:
-        return False, f"{target.name}: no mesh, remat or teacher dtype fits: more chips", content
+        nothing = f"{target.name}: no mesh, remat or teacher dtype fits: more chips"
+        return Planned(False, nothing, content)
     lines = [report.ranking(plans)]
     if skipped:
         lines.append(f"{skipped} meshes were not tried: a search compiles a limited number")
     lines += ["", report.to_text(plans[0]), "", report.settings(plans[0])]
-    return True, "\n".join(lines), content
+    return Planned(True, "\n".join(lines), content)
 
 
 def _print_progress(setting: str) -> None:

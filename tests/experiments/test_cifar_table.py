@@ -1,4 +1,4 @@
-"""The CIFAR table: every row is a config, records are apart by schedule, the report says it all."""
+"""The CIFAR table: every row is a config, records are separated by schedule, and the report has them all."""
 
 import json
 import pathlib
@@ -175,8 +175,8 @@ def test_a_run_that_fails_stops_no_other(tmp_path, monkeypatch, capsys, error, c
     rows = [f"--rows=cifar100:resnet56,resnet20,{method}" for method in ("at", "sp")]
     assert run.main([f"--workdir={tmp_path}", "--epochs=1", *rows]) == code
     assert [name.split("-")[-2] for name in begun] == ["resnet56", "at", "sp"]
-    said = f"cifar_table: cifar100-resnet56-resnet20-at-seed0 is in no table: {error}"
-    assert said in capsys.readouterr().err
+    line = f"cifar_table: cifar100-resnet56-resnet20-at-seed0 is in no table: {error}"
+    assert line in capsys.readouterr().err
     written = {path.stem for path in (tmp_path / "report" / "results").iterdir()}
     assert written == {name for name in begun if "-at-" not in name}
 

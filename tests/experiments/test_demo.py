@@ -128,7 +128,7 @@ def test_the_students_differ_in_nothing_but_the_loss():
 
 
 def _logits(**classes: float) -> np.ndarray:
-    """A row of logits: class0=.. and so on, the others at -9."""
+    """A row of logits: class0=.. and so on, the rest at -9."""
     row = np.full(10, -9.0)
     for name, value in classes.items():
         row[int(name.removeprefix("class"))] = value
@@ -180,8 +180,8 @@ def test_the_readme_shows_the_recorded_results():
         assert tables.markdown(recorded) in readme
     for line in report.conclusions(ten)[1:]:
         for figure in ("accuracy", "NLL", "ECE"):
-            said = line.split(f"{figure} ")[1].split(" points")[0].split(",")[0].rstrip(";")
-            assert said in " ".join(readme.split())
+            value = line.split(f"{figure} ")[1].split(" points")[0].split(",")[0].rstrip(";")
+            assert value in " ".join(readme.split())
 
 
 def test_the_config_holds_the_values_that_validation_chose():

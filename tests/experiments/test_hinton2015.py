@@ -52,7 +52,7 @@ def test_the_digest_of_a_config_does_not_depend_on_where_things_lie():
 
 
 @pytest.mark.parametrize(
-    ("arguments", "says"),
+    ("arguments", "message"),
     [
         (["--parts=hrad"], "--parts='hrad': unknown part; did you mean 'hard'"),
         (["--epochs-scale=0"], "--epochs-scale=0.0: expected a number > 0"),
@@ -61,11 +61,11 @@ def test_the_digest_of_a_config_does_not_depend_on_where_things_lie():
         (["--fast"], "--fast: unknown argument"),
     ],
 )
-def test_a_mistake_is_one_line_and_writes_nothing(tmp_path, capsys, arguments, says):
+def test_a_mistake_is_one_line_and_writes_nothing(tmp_path, capsys, arguments, message):
     workdir = tmp_path / "study"
     assert run.main([f"--workdir={workdir}", *arguments], home=tmp_path / "home") == 2
     error = capsys.readouterr().err
-    assert says in error and error.count("\n") == 1
+    assert message in error and error.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
 
 
@@ -185,7 +185,7 @@ def test_a_tiny_study_runs_resumes_and_reports(small_data, tmp_path, monkeypatch
     assert after[:, 3].sum() > before[:, 3].sum() and without3["biases"]["offset"] > 0
     assert len(without3["teacher_sha256"]) == 1 and by_setting["teacher"]["teacher_sha256"] == []
 
-    # A run that lost its result goes on from its checkpoint; the others are not touched.
+    # A run that lost its result resumes from its checkpoint; no other run is changed.
     lost = root / "hard-seed0"
     (lost / "result.json").unlink()
     prepared = []

@@ -82,9 +82,9 @@ def devices(workdir) -> tuple[int, str]:
 def test_scripts_have_no_fault(script):
     assert os.access(script, os.X_OK)
     subprocess.run(["bash", "-n", script], check=True)
-    # It comes with the extra `test`, beside this Python, which need not be on the PATH.
-    beside = pathlib.Path(sys.executable).parent
-    checker = shutil.which("shellcheck", path=f"{beside}{os.pathsep}{os.environ['PATH']}")
+    # The extra `test` installs it next to this Python, which need not be on the PATH.
+    scripts = pathlib.Path(sys.executable).parent
+    checker = shutil.which("shellcheck", path=f"{scripts}{os.pathsep}{os.environ['PATH']}")
     assert checker, "shellcheck is not installed: pip install '.[test]'"
     subprocess.run([checker, script], check=True)
 
@@ -98,20 +98,20 @@ def test_job_sets_say_one_number_of_pods(name):
     (container,) = spec["template"]["spec"]["containers"]
     assert container["command"][:2] == ["distill-jax", "train"]
     assert spec["parallelism"] == spec["completions"]
-    said = {variable["name"]: variable for variable in container.get("env", [])}
-    if said:
-        assert said["JAX_NUM_PROCESSES"]["value"] == str(spec["completions"])
+    variables = {variable["name"]: variable for variable in container.get("env", [])}
+    if variables:
+        assert variables["JAX_NUM_PROCESSES"]["value"] == str(spec["completions"])
         first = f"{job_set['metadata']['name']}-{job['name']}-0-0.{job_set['metadata']['name']}"
-        assert said["JAX_COORDINATOR_ADDRESS"]["value"].startswith(f"{first}:")
-        assert "job-completion-index" in str(said["JAX_PROCESS_ID"])
+        assert variables["JAX_COORDINATOR_ADDRESS"]["value"].startswith(f"{first}:")
+        assert "job-completion-index" in str(variables["JAX_PROCESS_ID"])
     mounted = {mount["name"] for mount in container["volumeMounts"]}
     assert mounted == {volume["name"] for volume in spec["template"]["spec"]["volumes"]}
 
 
 def test_xpk_is_given_the_command_as_one_word(machine):
-    asked = {"CLUSTER": "mine", "IMAGE": "i", "TPU": "v5litepod-16", "SLICES": "2"}
+    variables = {"CLUSTER": "mine", "IMAGE": "i", "TPU": "v5litepod-16", "SLICES": "2"}
     command = [LAUNCH / "xpk.sh", "run", "--config=a b.py", "--workdir=/shared/r"]
-    subprocess.run(command, env=machine | asked, check=True)
+    subprocess.run(command, env=machine | variables, check=True)
     (arguments,) = noted(machine)
     assert arguments[:2] == ["workload", "create"]
     assert {"--workload=run", "--cluster=mine", "--tpu-type=v5litepod-16"} < set(arguments)

@@ -19,7 +19,7 @@ GIB = 2**30
 
 
 def content(case: plan.Case, *, fits: bool = True, compiled: bool = True) -> dict:
-    """A made-up plan: 2 s of compute, 1 s each of the others, more with the teacher's size."""
+    """A made-up plan: 2 s of compute, 1 s of each of the rest, more with the teacher's size."""
     bare = case.teacher in (plan.ALONE, plan.STORED)
     chips, teacher = plan.TARGETS[case.target], 0 if bare else 70_000_000_000
     compute = 2.0 if teacher else 1.25 if case.teacher == plan.STORED else 0.5
@@ -53,17 +53,17 @@ def content(case: plan.Case, *, fits: bool = True, compiled: bool = True) -> dic
 
 
 def maker(failing: str = ""):
-    """A stand-in for the planning process that notes what it is asked for."""
-    asked = []
+    """A stand-in for the planning process that records the cases."""
+    planned = []
 
     def make(case, out):
-        asked.append(case.name)
+        planned.append(case.name)
         if case.name == failing:
             return "exit code 2: scale: error: no such slice"
         workdir.write_json(out, content(case, fits="v5e" not in case.target))
         return None
 
-    return make, asked
+    return make, planned
 
 
 def cells(table: tables.Table) -> list[dict[str, str]]:
@@ -103,38 +103,38 @@ def test_the_configs_of_all_cases_are_accepted():
 
 def test_a_plan_that_is_there_is_not_made_again(tmp_path):
     cases = plan.cases()[:3]
-    make, asked = maker()
+    make, planned = maker()
     run.make(cases[:2], tmp_path, make)
     run.make(cases, tmp_path, make)
-    assert asked == [case.name for case in cases]
+    assert planned == [case.name for case in cases]
 
 
 def test_a_failing_case_is_named_and_the_others_go_on(tmp_path, monkeypatch, capsys):
     first, second, third = plan.cases()[:3]
-    make, asked = maker(failing=second.name)
+    make, planned = maker(failing=second.name)
     monkeypatch.setattr(run.plan, "cases", lambda: (first, second, third))
     monkeypatch.setattr(run, "in_process", make)
     arguments = [f"--workdir={tmp_path}"]
     assert run.main(arguments, home=tmp_path / "home") == 2
     assert f"{second.name}: exit code 2: scale: error: no such slice" in capsys.readouterr().err
-    assert asked == [first.name, second.name, third.name]
+    assert planned == [first.name, second.name, third.name]
     stored = json.loads((tmp_path / "home" / "results" / report.SUMMARY).read_text())
     assert [one["name"] for one in stored["plans"]] == [first.name, third.name]
     assert [one["name"] for one in stored["failed"]] == [second.name]
     # Tried again, and no longer named once it is there.
-    make, asked = maker()
+    make, planned = maker()
     monkeypatch.setattr(run, "in_process", make)
     assert run.main(arguments, home=tmp_path / "home") == 0
-    assert asked == [second.name]
+    assert planned == [second.name]
 
 
 def test_the_published_plans_are_not_made_again(summary, tmp_path, monkeypatch):
     home = tmp_path / "home"
     report.write(summary, home)
-    make, asked = maker()
+    make, planned = maker()
     monkeypatch.setattr(run, "in_process", make)
     assert run.main([f"--workdir={tmp_path / 'again'}", "--from-results"], home=home) == 0
-    assert asked == summary["not_made"] == [plan.cases()[-1].name]
+    assert planned == summary["not_made"] == [plan.cases()[-1].name]
     stored = json.loads((home / "results" / report.SUMMARY).read_text())
     assert stored["plans"][:-1] == summary["plans"] and not stored["not_made"]
 
@@ -147,12 +147,12 @@ def test_misuse_is_refused_before_anything_is_written(tmp_path, capsys):
 
 
 def test_a_part_of_the_study_is_not_published(tmp_path, monkeypatch):
-    make, asked = maker()
+    make, planned = maker()
     monkeypatch.setattr(run, "in_process", make)
     name = plan.cases()[0].name
     home = tmp_path / "home"
     assert run.main([f"--workdir={tmp_path / 'w'}", f"--only={name}"], home=home) == 0
-    assert asked == [name] and not home.exists()
+    assert planned == [name] and not home.exists()
     assert (tmp_path / "w" / "report" / "README.md").exists()
 
 

@@ -1,4 +1,4 @@
-"""A plan beside measured steps: a tiny pair on the devices of the tests, and its record's table."""
+"""A plan and measured steps of a tiny pair on the devices of the tests, and the table."""
 
 import json
 
@@ -37,8 +37,8 @@ def test_the_step_of_a_plan_is_run_and_the_plan_of_another_is_refused(
     plan = tmp_path / "plan.json"
     plan.write_text(json.dumps(found["planned"] | {"batch_size": 16}))
     assert measured.main([f"--config={config}", f"--plan={plan}", "--steps=1"]) == 2
-    said = capsys.readouterr().err
-    assert "its batch_size is 16; expected 8" in said and said.count("\n") == 1
+    error = capsys.readouterr().err
+    assert "its batch_size is 16; expected 8" in error and error.count("\n") == 1
     assert measured.main([f"--config={config}", "--steps=0"]) == 2
     assert measured.main([f"--config={config}", "--step=1", "--fast"]) == 2
 
@@ -54,7 +54,7 @@ def test_images_are_refused(tmp_path, capsys):
 
 
 def test_the_table_compares_what_was_planned_with_what_was_measured(tmp_path):
-    """2 s measured beside 1.6 s at least, and 44 GiB at the peak beside 40."""
+    """2 s measured and at least 1.6 s planned, 44 GiB at the peak and 40 planned."""
     planned = {
         "seconds_a_step": {"step": 1.6, "step_without_overlap": 2.5},
         "bytes_a_device": {"total": 40 * 2**30},

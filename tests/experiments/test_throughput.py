@@ -1,4 +1,4 @@
-"""The throughput study: turns, refusals, the table; and that both sides compute the same."""
+"""The throughput study: alternation, errors, the table; both libraries compute the same."""
 
 import dataclasses
 import json
@@ -21,19 +21,19 @@ from experiments.throughput import contest, ours, plan, records, report, run
 
 HERE = pathlib.Path(run.__file__).parent
 
-# A contender that trains on nothing: it writes down when it had its turns. At the turn numbered
+# A contender that trains on nothing: it logs its measurements. At the measurement numbered
 # `fails` it ends with an error.
 FAKE = """
 import sys, time
 from experiments.throughput import contest
 
 name, log, platform, fails = sys.argv[1:]
-turns = []
+measurements = []
 
 def turn(seconds):
-    turns.append(seconds)
+    measurements.append(seconds)
     print("what a library prints", flush=True)
-    if len(turns) == int(fails):
+    if len(measurements) == int(fails):
         raise MemoryError("the device is full")
     begin = time.monotonic()
     time.sleep(0.05)
@@ -70,10 +70,10 @@ def test_turns_alternate_and_never_overlap(monkeypatch, tmp_path, capfd):
     _fakes(monkeypatch, log)
     assert _run("--contenders=torch_eager,ours,torchdistill", "--rounds=3", out=out) == 0
     lines = [line.split() for line in log.read_text().splitlines()]
-    warm, turns = lines[:4], lines[4:]
+    warm, measurements = lines[:4], lines[4:]
     assert [line[0] for line in warm] == ["torch_eager"] * 2 + ["ours"] * 2
-    assert [line[0] for line in turns] == ["torch_eager", "ours"] * 3
-    assert {line[1] for line in turns} == {"0.5"}
+    assert [line[0] for line in measurements] == ["torch_eager", "ours"] * 3
+    assert {line[1] for line in measurements} == {"0.5"}
     ends = [float(line[3]) for line in lines]
     begins = [float(line[2]) for line in lines]
     assert all(end <= begin for end, begin in zip(ends[:-1], begins[1:], strict=True))
@@ -120,7 +120,7 @@ def test_devices_of_two_kinds_are_not_compared(monkeypatch, tmp_path, capfd):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "says"),
+    ("arguments", "message"),
     [
         (["--fast"], "--fast: unknown argument"),
         (["--seconds=0"], "--seconds=0: expected a number > 0"),
@@ -137,11 +137,13 @@ def test_devices_of_two_kinds_are_not_compared(monkeypatch, tmp_path, capfd):
         (["--publish", "--out=x"], "--out=x: expected either --out or --publish"),
     ],
 )
-def test_a_mistake_is_one_line_and_writes_nothing(tmp_path, capsys, monkeypatch, arguments, says):
+def test_a_mistake_is_one_line_and_writes_nothing(
+    tmp_path, capsys, monkeypatch, arguments, message
+):
     monkeypatch.chdir(tmp_path)
     assert run.main(arguments, home=tmp_path / "home") == 2
     error = capsys.readouterr().err
-    assert says in error and error.count("\n") == 1 and error.startswith("throughput: error: ")
+    assert message in error and error.count("\n") == 1 and error.startswith("throughput: error: ")
     assert list(tmp_path.iterdir()) == []
 
 

@@ -104,7 +104,7 @@ def test_students_differ_in_what_their_arm_says_alone(prepared):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "says"),
+    ("arguments", "message"),
     [
         (["--steps=2"], "--steps=2: expected an integer >= 4"),
         (["--seeds=0"], "--seeds=0: expected an integer >= 1"),
@@ -112,11 +112,11 @@ def test_students_differ_in_what_their_arm_says_alone(prepared):
         (["--data=/no/such"], "--data=/no/such: has no text/gsm8k_train.jsonl"),
     ],
 )
-def test_a_mistake_is_one_line_and_writes_nothing(tmp_path, capsys, arguments, says):
+def test_a_mistake_is_one_line_and_writes_nothing(tmp_path, capsys, arguments, message):
     workdir = tmp_path / "study"
     assert run.main([f"--workdir={workdir}", *arguments], home=tmp_path / "home") == 2
     error = capsys.readouterr().err
-    assert says in error and error.count("\n") == 1
+    assert message in error and error.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
 
 
@@ -168,7 +168,7 @@ def test_a_tiny_study_runs_resumes_and_reports(source, tmp_path, monkeypatch):
         assert 0 < one["test"]["kl"] and 0 <= one["test"]["agreement"] <= 1
     assert set(summary["samples"][0]) >= {"prompt", "reference", "teacher", "hard", "on_policy"}
 
-    # A run that lost its result goes on from its checkpoint; the others are not touched.
+    # A run that lost its result resumes from its checkpoint; no other run is changed.
     (root / "hard-seed0" / "result.json").unlink()
     began = []
     prepare = experiment.prepare

@@ -168,13 +168,13 @@ def test_draws_follow_the_model_at_both_of_two_positions():
     found = generate("phi3", [prompt] * count, batch_size=1024, seed=1, **options)
     counts = collections.Counter(map(tuple, ids(found)))
 
-    def chances(text: list[int]) -> np.ndarray:
+    def probabilities(text: list[int]) -> np.ndarray:
         weights = np.exp(reference.logits_of(model, text)[-1, :6] / 1.7)
         return weights / weights.sum()
 
     pairs = [(a, b) for a in range(6) for b in range(6)]
-    first = chances(prompt)
-    second = [chances([*prompt, a]) for a in range(6)]
+    first = probabilities(prompt)
+    second = [probabilities([*prompt, a]) for a in range(6)]
     expected = np.array([first[a] * second[a][b] for a, b in pairs]) * count
     often = expected > 5
     observed = np.array([counts[pair] for pair in pairs])

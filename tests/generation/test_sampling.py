@@ -77,14 +77,14 @@ def test_frequencies_are_the_probabilities(temperature, top_k, top_p):
     logits = np.array([1.2, 0.3, -0.5, 0.9, -2.0, 0.0, 0.31, -1.0, 9.0, 9.0], np.float32)
     count, real = 20_000, 8
     (ids,) = kept_by_counting(logits[None], temperature, top_k, top_p, real)
-    chances = np.exp(logits[ids].astype(np.float64) / temperature)
-    chances /= chances.sum()
+    probabilities = np.exp(logits[ids].astype(np.float64) / temperature)
+    probabilities /= probabilities.sum()
     keys = generation.row_keys(3, np.arange(count))
     sampler = generation.Sampler(temperature, top_k, top_p)
     drawn = generation.sample(jnp.tile(logits, (count, 1)), keys, sampler, real)
     counts = np.bincount(np.asarray(drawn), minlength=10)
     assert counts[ids].sum() == count
-    assert scipy.stats.chisquare(counts[ids], chances * count).pvalue > 1e-3
+    assert scipy.stats.chisquare(counts[ids], probabilities * count).pvalue > 1e-3
     # The test has the power to tell another temperature.
     other = np.exp(logits[ids].astype(np.float64) / (temperature * 1.15))
     other /= other.sum()
@@ -111,8 +111,8 @@ def test_keys_depend_on_seed_prompt_and_sample_alone():
 
     whole = data(7, np.arange(6))
     np.testing.assert_array_equal(data(7, [5, 2]), whole[[5, 2]])
-    others = [whole, data(8, np.arange(6)), data(7, np.arange(6), 1)]
-    assert len(np.unique(np.concatenate(others), axis=0)) == 18
+    all_keys = [whole, data(8, np.arange(6)), data(7, np.arange(6), 1)]
+    assert len(np.unique(np.concatenate(all_keys), axis=0)) == 18
 
 
 @pytest.mark.parametrize(

@@ -114,7 +114,7 @@ def test_a_layer_in_shards_gathers_its_weights_and_sums_over_tensor(mesh):
 
 
 @pytest.mark.parametrize(
-    ("said", "group", "axes"),
+    ("attribute", "group", "axes"),
     [
         ("replica_groups={{0,1},{2,3},{4,5},{6,7}}", (0, 1), ("tensor",)),
         ("replica_groups={{0,2},{1,3},{4,6},{5,7}}", (0, 2), ("fsdp",)),
@@ -132,8 +132,8 @@ def test_a_layer_in_shards_gathers_its_weights_and_sums_over_tensor(mesh):
         ("replica_groups={{0,1,2},{3,4,5}}", (0, 1, 2), ()),
     ],
 )
-def test_groups_are_read_in_every_form_and_named_by_axes(mesh, said, group, axes):
-    found = first_group(f"  %x = f32[8] all-gather(%y), {said}, dimensions={{0}}", 8)
+def test_groups_are_read_in_every_form_and_named_by_axes(mesh, attribute, group, axes):
+    found = first_group(f"  %x = f32[8] all-gather(%y), {attribute}, dimensions={{0}}", 8)
     assert found == group
     assert axes_of(found, mesh) == axes
 
@@ -201,7 +201,7 @@ ENTRY %main (x: bf16[4,8], y: f32[16,8]) -> bf16[4,8] {
 
 
 def test_the_fusions_of_the_tpu_compiler_are_read(mesh):
-    # The loop has no count beside it; the gather stands in three fusions, and is one.
+    # XLA annotates no trip count; the all-gather is in three fusions, and counts once.
     found = {(c.kind, c.axes): (c.count, c.bytes) for c in collectives(hlo.parse(TPU), mesh)}
     assert found == {
         ("all-gather", ("data",)): (6, 6 * 8 * 8 * 2 // 2),

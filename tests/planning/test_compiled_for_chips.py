@@ -124,7 +124,7 @@ def test_on_a_tpu_the_kernel_keeps_no_logits(tmp_path, kept_environment, attenti
     lowered = compile_steps(run.recipe, run.mesh, where).lower(*given)
     compiled, taken = memory.compile_step(lowered, "tpu")
     stats = compiled.memory_analysis()
-    within = taken - stats.argument_size_in_bytes  # memory_analysis() says more than is allocated
+    within = taken - stats.argument_size_in_bytes  # memory_analysis() gives more than is allocated
     assert 0 < within < stats.temp_size_in_bytes
     text = compiled.as_text()
     kept = re.findall(r"(?:f32|bf16|pred)\[[\d,]*384,384\]", text)
@@ -158,7 +158,7 @@ def test_bytes_on_a_tpu_are_of_the_compilers_report(written):
 
 
 @pytest.mark.parametrize(
-    ("said", "expected"),
+    ("message", "expected"),
     [
         ("Used 21.50G of 15.75G hbm. Exceeded hbm capacity by 5.75G", (16.5, 15.75)),
         ("temporaries (21.63G) exceeds available HBM (15.75G).", (16.63, 15.75)),
@@ -167,8 +167,8 @@ def test_bytes_on_a_tpu_are_of_the_compilers_report(written):
         ("INTERNAL: something else", None),
     ],
 )
-def test_what_the_tpu_compiler_says_when_there_is_no_room(said, expected):
-    found = plan._out_of_memory(said, held=5 * 2**30, most=16 * 2**30)
+def test_the_tpu_compilers_out_of_memory_errors_are_parsed(message, expected):
+    found = plan._out_of_memory(message, held=5 * 2**30, most=16 * 2**30)
     assert found == (expected and tuple(round(number * 2**30) for number in expected))
 
 

@@ -228,8 +228,8 @@ def test_the_splash_kernel_counts_as_the_attention_that_it_stands_for(tmp_path, 
         f"{part}__path": folder(tmp_path, f"{part}_of_64", content | small)
         for part, content in (("teacher", LLAMA), ("student", STUDENT))
     }
-    asked = {"data__length": 256, "training__remat": remat, "mesh__tensor": 2, **paths}
-    settings = config(tmp_path, **asked)
+    changes = {"data__length": 256, "training__remat": remat, "mesh__tensor": 2, **paths}
+    settings = config(tmp_path, **changes)
 
     def found(attention):
         chosen = configs.apply_overrides(settings, {"training.attention": attention})

@@ -155,12 +155,12 @@ def test_the_cheapest_change_is_tried_first_and_all_together_last(tmp_path, loca
         last = settings.teacher.quantize == "int8" and settings.training.remat == "full"
         return dataclasses.make_dataclass("Judged", ["fits"])(last)
 
-    said = alternatives.fix(settings, roomy, lambda said: None, judge)
+    advice = alternatives.fix(settings, roomy, lambda flags: None, judge)
     assert (tried[0].mesh.fsdp, tried[1].mesh.fsdp, tried[2].mesh.fsdp) == (2, 4, 8)
     assert tried[3].teacher.compute_dtype == "bfloat16" and tried[3].mesh.fsdp == 1
     for flag in ("mesh.fsdp=8", "training.remat=full", "teacher.quantize=int8"):
-        assert f"--config.{flag}" in said
-    assert "batch_size" not in said
+        assert f"--config.{flag}" in advice
+    assert "batch_size" not in advice
 
 
 def test_where_nothing_fits_more_chips_are_the_answer(tmp_path, local):
@@ -169,8 +169,8 @@ def test_where_nothing_fits_more_chips_are_the_answer(tmp_path, local):
     def never(*arguments):
         raise AssertionError("what cannot fit need not be compiled")
 
-    said = alternatives.fix(config(tmp_path), tiny, never, never)
-    assert said.endswith("more chips")
+    advice = alternatives.fix(config(tmp_path), tiny, never, never)
+    assert advice.endswith("more chips")
 
 
 @pytest.mark.slow
@@ -178,9 +178,9 @@ def test_a_search_ranks_what_fits(tmp_path, local):
     settings = config(tmp_path)
     chip = {"kind": "h100", "chip": CHIPS["h100"]}
     chosen = dataclasses.replace(local, devices=local.devices[:2], **chip)
-    told = []
-    plans, skipped = alternatives.search(settings, chosen, told.append, most=2)
-    assert len(plans) == 2 == len(told) and skipped >= 1
+    reported = []
+    plans, skipped = alternatives.search(settings, chosen, reported.append, most=2)
+    assert len(plans) == 2 == len(reported) and skipped >= 1
     steps = [found.times.overlapped for found in plans]
     assert steps == sorted(steps)
     meshes = [tuple(found.mesh.shape.values()) for found in plans]
@@ -215,8 +215,8 @@ def test_the_verb_prints_and_writes(tmp_path, capsys, kept_environment):
 def test_the_verb_exits_1_where_it_does_not_fit(tmp_path, capsys, monkeypatch, kept_environment):
     opened = targets.open_target
 
-    def small(said):
-        return dataclasses.replace(opened(said), memory=1000)
+    def small(target):
+        return dataclasses.replace(opened(target), memory=1000)
 
     monkeypatch.setattr(targets, "open_target", small)
     assert cli.main(arguments(tmp_path, config(tmp_path), {})) == 1
@@ -224,7 +224,7 @@ def test_the_verb_exits_1_where_it_does_not_fit(tmp_path, capsys, monkeypatch, k
 
 
 @pytest.mark.parametrize(
-    ("target", "said"),
+    ("target", "message"),
     [
         ("tpu:v9:2x2", "--target=tpu:v9:2x2: no tpu 'v9'; expected v4, v5e, v5p, v6e"),
         ("gpu:v5p:8", "--target=gpu:v5p:8: no gpu 'v5p'; expected a100, h100, h200, b200"),
@@ -235,11 +235,11 @@ def test_the_verb_exits_1_where_it_does_not_fit(tmp_path, capsys, monkeypatch, k
         ("gpu:h100:12", "--target=gpu:h100:12: expected up to 8 GPUs, or a multiple of 8"),
     ],
 )
-def test_a_target_that_is_none_is_misuse(tmp_path, capsys, kept_environment, target, said):
+def test_a_target_that_is_none_is_misuse(tmp_path, capsys, kept_environment, target, message):
     given = arguments(tmp_path, config(tmp_path), {})
     assert cli.main([f"--target={target}" if "--target" in g else g for g in given]) == 2
     error = capsys.readouterr().err
-    assert said in error and len(error.splitlines()) == 1
+    assert message in error and len(error.splitlines()) == 1
 
 
 def test_a_mesh_that_does_not_fit_the_target_is_misuse(tmp_path, capsys, kept_environment):

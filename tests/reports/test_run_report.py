@@ -105,9 +105,14 @@ def test_finished_run(workdir):
 
 
 def test_answers_are_shown_beside_their_references(workdir):
-    asked = {"prompt": "<why>", "reference": "so " * 1000, "student": "because", "teacher": "hence"}
+    sample = {
+        "prompt": "<why>",
+        "reference": "so " * 1000,
+        "student": "because",
+        "teacher": "hence",
+    }
     figures = {**TEST, "prompts": 70, "rouge_l": 0.2345, "teacher_rouge_l": 0.4321}
-    figures["samples"] = [asked]
+    figures["samples"] = [sample]
     final = {**RESULT["final"], "test": figures}
     (workdir / "result.json").write_text(json.dumps({**RESULT, "final": final}))
     page = page_of(workdir)

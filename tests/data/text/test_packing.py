@@ -234,7 +234,7 @@ def test_the_fingerprint_is_of_every_row():
     base = text.pack(_documents(lists), 4)
     assert text.fingerprint(base) == text.fingerprint(text.pack(_documents(lists), 4))
     assert len(text.fingerprint(base)) == 64
-    others = [
+    changed = [
         text.pack(_documents(lists), 5),
         text.pack(_documents(lists), 4, strategy="concatenate"),
         text.pack(_documents([(lists[0][0], [1, 1, 0, 1, 1, 1]), lists[1]]), 4),
@@ -244,7 +244,7 @@ def test_the_fingerprint_is_of_every_row():
         text.pack(_documents([([1, 2], [1, 1]), *[([i, i + 1], [1, 1]) for i in (2, 3, 4, 5)]]), 4),
         text.pack(_documents(lists[::-1]), 4),
     ]
-    prints = {text.fingerprint(rows) for rows in others}
+    prints = {text.fingerprint(rows) for rows in changed}
     # The last only gives the documents in another order, which best fit makes the same rows of.
-    assert text.fingerprint(others[-1]) == text.fingerprint(base)
+    assert text.fingerprint(changed[-1]) == text.fingerprint(base)
     assert len(prints) == 8
