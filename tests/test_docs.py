@@ -21,6 +21,7 @@ import distill_jax
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 BLOCK = re.compile(r"^```(python|console)[ ]*([^\n]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 PAGES = sorted(path.name for path in (ROOT / "docs").glob("*.md") if BLOCK.search(path.read_text()))
+PROSE = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 RUNNER = """
 import sys, shlex
@@ -89,6 +90,14 @@ def test_links_of_the_pages_outside_the_site_exist():
         links = re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", (ROOT / page).read_text())
         assert links
         assert [link for link in links if not (ROOT / link).exists()] == []
+
+
+@pytest.mark.parametrize("page", PROSE, ids=lambda page: page.name)
+def test_files_that_a_page_names_exist(page):
+    named = re.findall(
+        r"`((?:distill_jax|configs|experiments|examples|tests)/[\w./]*)`", page.read_text()
+    )
+    assert [name for name in named if not (ROOT / name).exists()] == []
 
 
 def test_contributing_names_the_layers_that_are_enforced():
