@@ -118,9 +118,8 @@ class Stage(NamedTuple):
 class Method:
     """A loss between a student and a teacher; subclasses override what they need.
 
-    A method reads features by name, `outputs.taps["stage2"]` or the functions of `taps.py`. The
-    teacher computes only the taps that the method reads in a trace, so a method must not read taps
-    in one step that it does not read in another.
+    A method may get at features in any way: `outputs.taps["stage2"]`, the functions of `taps.py`, a
+    loop. Which taps of the teacher its values depend on is read off its jaxpr.
 
     Attributes:
       needs_teacher: False for training on the labels alone, or with peers.

@@ -9,6 +9,7 @@ argument of `jit`. A network holds no random state: randomness is the `key` of a
 
 import math
 from collections.abc import Mapping
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +19,7 @@ from jax import Array
 from distill_jax.models.outputs import Outputs
 
 Flat = dict[str, Array]
+Module = TypeVar("Module", bound=nnx.Module)
 
 
 def _flat(state: nnx.State) -> Flat:
@@ -57,7 +59,7 @@ def split(module: nnx.Module) -> tuple[nnx.GraphDef, Flat, Flat]:
     return graphdef, _flat(params), _flat(stats)
 
 
-def merge(graphdef: nnx.GraphDef, arrays: Mapping[str, Array]) -> nnx.Module:
+def merge(graphdef: nnx.GraphDef[Module], arrays: Mapping[str, Array]) -> Module:
     """The network of a definition and its arrays: the inverse of `split`."""
     return nnx.merge(graphdef, _state(arrays))
 

@@ -4,6 +4,8 @@ import collections
 import math
 import os
 import pathlib
+from collections.abc import Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -17,7 +19,9 @@ AXES = ("data", "fsdp", "tensor")
 BATCH = ("data", "fsdp")
 
 
-def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, devices: list | None = None) -> Mesh:
+def make_mesh(
+    data: int = -1, fsdp: int = 1, tensor: int = 1, devices: Sequence[Any] | None = None
+) -> Mesh:
     """A mesh with the axes `data`, `fsdp` and `tensor`.
 
     The devices of a process are adjacent, so that each process has its own rows of a batch.

@@ -35,12 +35,19 @@ class Teacher(Protocol):
       precomputed: whether the outputs come from a store, so that the pixels are not read.
     """
 
-    weights: tuple[float, ...]
-    own_average: bool
-    precomputed: bool
+    @property
+    def weights(self) -> tuple[float, ...]: ...
+
+    @property
+    def own_average(self) -> bool: ...
+
+    @property
+    def precomputed(self) -> bool: ...
 
     def outputs(self, variables: Sequence[Any], view: View) -> list[Outputs]:
         """One `Outputs` a teacher for a view, without gradient."""
+        ...
 
     def params(self, variables: Sequence[Any]) -> Flat:
         """The first teacher's parameters, for methods that reuse a part of it; {} without."""
+        ...

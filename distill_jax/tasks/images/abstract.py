@@ -23,6 +23,9 @@ from distill_jax.tasks.images.data import Pixels, is_resident
 from distill_jax.tasks.images.teachers import OpenTeachers
 from distill_jax.training.state import Frozen, with_shardings
 
+#: Name -> (shape, dtype).
+Shapes = dict[str, tuple[tuple[int, ...], Any]]
+
 
 def abstract_step(config: ConfigDict, mesh: Mesh) -> AbstractStep:
     """The step of a resolved config on a mesh.
@@ -79,11 +82,11 @@ def abstract_step(config: ConfigDict, mesh: Mesh) -> AbstractStep:
 
 def _data_shapes(
     config: ConfigDict, mesh: Mesh, info: data.Info, count: int
-) -> tuple[dict[str, tuple[tuple[int, ...], Any]], dict[str, Any]]:
+) -> tuple[Shapes, dict[str, Any]]:
     """The shapes of a batch, and the resident set of `count` examples, or {}."""
     rows, integers = config.training.batch_size, jnp.dtype(jnp.int32)
-    kinds = {"image": (info.image_shape, jnp.dtype(jnp.uint8)), "label": ((), integers)}
-    shapes = {"id": ((rows,), integers)}
+    kinds: Shapes = {"image": (info.image_shape, jnp.dtype(jnp.uint8)), "label": ((), integers)}
+    shapes: Shapes = {"id": ((rows,), integers)}
     bytes_each = int(np.prod(info.image_shape)) + integers.itemsize
     if not is_resident(config, count * bytes_each):
         of_rows = {name: ((rows, *shape), dtype) for name, (shape, dtype) in kinds.items()}

@@ -49,7 +49,7 @@ def _make_student(config: ConfigDict, info: data.Info, pixels: Pixels) -> _Stude
     spec = models.Spec(
         name=config.student.name,
         options=configs.student_options(config),
-        input_shape=tuple(info.image_shape),
+        input_shape=info.image_shape,
         num_classes=info.num_classes,
         mean=pixels.mean,
         std=pixels.std,
@@ -92,7 +92,8 @@ def build_recipes(
     )
     teacher, outputs = opened.teacher, opened.outputs
     if config.teacher.own_average:
-        teacher, outputs = teachers.AverageTeacher(student.spec, student.graphdef), [shapes]
+        teacher = teachers.AverageTeacher(student.spec, student.graphdef)
+        outputs = [shapes]
     needed = outputs if method.needs_teacher else []
     pair = Pair(
         student=shapes,

@@ -85,7 +85,8 @@ def taps_used(stage: Stage, pair: Pair, adapters: Flat, memory: Flat) -> frozens
     method gets at a tap (by name, in a loop over all of them, through `jax.tree`) is therefore
     irrelevant. A tap that is not in the result can hold anything without changing the loss.
     """
-    if stage.values is None or pair.teacher is None:
+    compute = stage.values
+    if compute is None or pair.teacher is None:
         return frozenset()
     # Two examples: some losses are trivial for one.
     student, teacher = jax.tree.map(
@@ -108,7 +109,7 @@ def taps_used(stage: Stage, pair: Pair, adapters: Flat, memory: Flat) -> frozens
             spec=spec,
             strong=strong,
         )
-        return stage.values(student, Outputs(logits, taps), context)
+        return compute(student, Outputs(logits, taps), context)
 
     images = jax.ShapeDtypeStruct((2, *spec.input_shape), jnp.float32)
     jaxpr = jax.make_jaxpr(values)(

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -95,6 +95,10 @@ class ImageRecipe(Recipe):
     def _teachers_on(self, frozen: Frozen, view: View) -> list[Outputs]:
         assert self.teachers is not None
         return self.teachers.outputs(parallel.gather_tree(frozen.teachers, self.mesh), view)
+
+    def _teacher_params(self, frozen: Frozen) -> Flat:
+        assert self.teachers is not None
+        return self.teachers.params(frozen.teachers)
 
     def outputs_ahead(
         self, state: TrainState, frozen: Frozen, resident: Batch, batches: Batch
@@ -198,7 +202,7 @@ class ImageRecipe(Recipe):
                 images=inputs["images"],
                 adapters=trainable["adapters"],
                 memory=memory,
-                teacher_params=self.teachers.params(frozen.teachers) if outputs else {},
+                teacher_params=self._teacher_params(frozen) if outputs else {},
                 temperature=moment.temperature,
                 epoch=moment.epoch,
                 key=method_key,
@@ -233,7 +237,8 @@ def soft_values(
     assert compute is not None
 
     def values_of(teacher: Outputs | None, context: Context) -> tuple[jax.Array, Flat]:
-        found = compute(student, teacher, context)
+        # A method that needs no teacher does not read it.
+        found = compute(student, cast(Outputs, teacher), context)
         return found if isinstance(found, tuple) else (found, context.memory)
 
     if not outputs or recipe.teachers is None:

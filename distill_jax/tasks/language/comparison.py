@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 from distill_jax import losses, models
 from distill_jax.losses.vocab import Readout, VocabDivergence, VocabSettings
 from distill_jax.methods import Term
-from distill_jax.methods.states import Reading
+from distill_jax.methods.states import OnStates, Reading
 from distill_jax.models.language import DecoderConfig
 from distill_jax.teachers import ANSWER_PREFIX, SparseFormat
 from distill_jax.training.recipe import Batch, Flat
@@ -52,6 +52,11 @@ def hidden_and_head(reading: Reading) -> tuple[jax.Array, jax.Array]:
     """Hidden states [B * T, D], and the head [D, V], in the compute dtype."""
     hidden = reading.decoded.hidden
     return hidden.reshape(-1, hidden.shape[-1]), reading.decoder.head.astype(hidden.dtype)
+
+
+def _on_states(term: Term) -> OnStates:
+    assert isinstance(term.method, OnStates)
+    return term.method
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,7 +139,8 @@ class Comparison:
         found: Flat = {}
         for term, own in zip(self.terms, jax.random.split(key, len(self.terms)), strict=True):
             assert self.teacher is not None
-            arrays = term.method.text_adapters(self.student.config, self.teacher.config, own)
+            method = _on_states(term)
+            arrays = method.text_adapters(self.student.config, self.teacher.config, own)
             found |= term.named(arrays)
         return found
 
@@ -170,8 +176,10 @@ class Comparison:
                 name: batch[ANSWER_PREFIX + name].reshape(-1, *shape)
                 for name, (shape, _) in self.stored.arrays.items()
             }
+            hidden, head = hidden_and_head(student)
             return losses.vocab_sparse_kl(
-                *hidden_and_head(student),
+                hidden,
+                head,
                 **self.stored.loss_arguments(answers),
                 temperature=weights.temperature,
                 soft_weight=weights.soft * self.divergences[0].weight,
@@ -192,7 +200,7 @@ class Comparison:
         if adapters is None:
             return loss, metrics
         for term in self.terms:
-            values = term.method.text_values(student, read[0], term.own(adapters))
+            values = _on_states(term).text_values(student, read[0], term.own(adapters))
             value = jnp.sum(token_weights * values)
             loss, soft = loss + weights.soft * term.weight * value, soft + term.weight * value
             metrics[term.name] = value

@@ -81,9 +81,10 @@ def _read(
         references=True,
     )
     prompts, ids = generation.encode_prompts(prompts[: chosen.max_prompts or None], tokenizer)
-    for prompt, own in zip(prompts, ids, strict=True):
+    references = [prompt.reference or "" for prompt in prompts]  # `read_prompts` requires them
+    for prompt, reference, own in zip(prompts, references, ids, strict=True):
         for metric in chosen.metrics:
-            fault = unscorable(metric, prompt.reference)
+            fault = unscorable(metric, reference)
             if fault:
                 raise UsageError(
                     f"{prompt.location}: the response {fault}, so {metric} of any answer is 0; "
@@ -95,5 +96,5 @@ def _read(
     return PromptSet(
         tuple(prompt.text for prompt in prompts),
         tuple(map(tuple, ids)),
-        tuple(prompt.reference for prompt in prompts),
+        tuple(references),
     )

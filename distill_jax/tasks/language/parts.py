@@ -2,7 +2,7 @@
 
 import dataclasses
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -79,7 +79,8 @@ class DecoderFiles:
 
     def save(self, folder: str | os.PathLike, params: models.Flat, stats: models.Flat) -> str:
         del stats  # a decoder has none
-        options, whole = self.config.student, dict(params)
+        options = self.config.student
+        whole: Mapping[str, Any] = params
         if self.base:
             scale = options.lora_alpha / options.lora_rank
             whole = lora.merge_adapters(params, self.base, scale)

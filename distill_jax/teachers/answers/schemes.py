@@ -41,7 +41,7 @@ def view_options(options: data.Augment | Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in fields.items() if not name.startswith("strong_")}
 
 
-def view_key(seed: int, step: Array | int) -> Array:
+def view_key(seed: Array | int, step: Array | int) -> Array:
     """The key of a step's views: what `data.draw` is called with.
 
     Args:

@@ -85,7 +85,7 @@ class SparseFormat:
         """Bytes a token."""
         return sum(math.prod(shape) * dtype.itemsize for shape, dtype in self.arrays.values())
 
-    def loss_arguments(self, stored: Mapping[str, Array]) -> dict[str, Array]:
+    def loss_arguments(self, stored: Mapping[str, Array]) -> dict[str, Any]:
         """The arguments of `losses.vocab_sparse_kl` from stored arrays of N tokens."""
         ids = stored["ids"].astype(jnp.int32)
         if self.kind == "top_k":
