@@ -20,13 +20,13 @@ from distill_jax.models.language.student import STUDENT_NAME as DECODER
 from distill_jax.optim import optimizers
 
 
-def _metric(value: Any) -> str:
+def _check_metric(value: Any) -> str:
     if value not in METRICS:
         raise ValueError
     return value
 
 
-def _part(value: Any) -> str:
+def _check_part(value: Any) -> str:
     if value not in parallel.PARTS:
         raise ValueError
     return value
@@ -38,12 +38,12 @@ IMAGES: Final = "images"
 DTYPES = ("float32", "bfloat16")
 
 SCHEMA: dict[str, keys.Key] = {
-    "seed": keys.integer(0, "seed of the initial parameters, the order, the views and the dropout"),
+    "seed": keys.integer(0, "seed of the initial parameters, order, augmentation and dropout"),
     "imports": keys.several(
         (),
         keys.local_path,
         "module names, or paths of .py files",
-        "modules that register models, methods or data sets of your own",
+        "modules that register your own models, methods or data sets",
     ),
     # data
     "data.name": keys.text(
@@ -62,19 +62,17 @@ SCHEMA: dict[str, keys.Key] = {
         0.1,
         keys.share_or_count,
         "a fraction in [0, 1) or a count",
-        "part of the training split held out to select a model; 0: none",
+        "part of the training split held out to select a model, such as 0.1 or 5000; 0: none",
     ),
-    "data.split_seed": keys.integer(
-        0, "seed of the split: one split for every run, whatever its seed"
-    ),
+    "data.split_seed": keys.integer(0, "seed of the validation split, independent of `seed`"),
     "data.fraction": keys.number(
-        1.0, "part of the training data that is used", high=1.0, open_low=True
+        1.0, "fraction of the training data to use", high=1.0, open_low=True
     ),
     "data.only_classes": keys.several(
         (),
         keys.class_index,
         "class indices >= 0",
-        "train on these classes alone; (): all",
+        "train on these classes only; (): all",
         only=IMAGES,
     ),
     "data.exclude_classes": keys.several(
@@ -87,13 +85,13 @@ SCHEMA: dict[str, keys.Key] = {
     "data.resident": keys.choice(
         "auto",
         ("auto", "yes", "no"),
-        "whole set on the device as uint8, or streamed; auto: up to 4 GiB without resized_crop",
+        "keep the data on the device, as uint8, or stream it; auto: up to 4 GiB, no resized_crop",
         lasting=False,
         only=IMAGES,
     ),
     "data.workers": keys.integer(
         0,
-        "grain worker processes of a streamed set; 0: in this process",
+        "grain worker processes for streamed data; 0: this process",
         lasting=False,
         only=IMAGES,
     ),
@@ -108,18 +106,18 @@ SCHEMA: dict[str, keys.Key] = {
         (),
         keys.positive,
         "numbers > 0, one a channel",
-        "deviation of the pixels; (): measured",
+        "standard deviation of the pixels; (): measured",
         only=IMAGES,
     ),
     "data.augment.crop_padding": keys.integer(
-        0, "pixels of padding before a random crop: shifts by up to this many", only=IMAGES
+        0, "padding in pixels before a random crop, the largest shift", only=IMAGES
     ),
     "data.augment.padding_mode": keys.choice(
-        "zero", ("zero", "reflect"), "what the padding holds", only=IMAGES
+        "zero", ("zero", "reflect"), "content of the padding", only=IMAGES
     ),
     "data.augment.resized_crop": keys.number(
         0.0,
-        "least area of a random crop that is resized, of streamed images; published: 0.08; 0: off",
+        "smallest area of a random resized crop, of streamed images; usually 0.08; 0: off",
         high=1.0,
         only=IMAGES,
     ),
@@ -135,12 +133,12 @@ SCHEMA: dict[str, keys.Key] = {
     ),
     "data.augment.strong_ops": keys.integer(
         0,
-        "RandAugment operations of the strong view; only methods with one (mlkd) read it",
+        "RandAugment operations of the strong view; only for methods that show one (mlkd)",
         only=IMAGES,
     ),
     "data.augment.strong_cutout": keys.number(
         0.5,
-        "side of the grey square in the strong view, a part of the image's; 0: none; mlkd alone",
+        "side of the grey square in the strong view, relative to the image; 0: none; only mlkd",
         high=1.0,
         only=IMAGES,
     ),
@@ -153,46 +151,55 @@ SCHEMA: dict[str, keys.Key] = {
         only=TEXT,
     ),
     "data.length": keys.integer(
-        512, "tokens of a row, T; a batch is training.batch_size rows", low=2, only=TEXT
+        512, "tokens in a row, T; a batch has training.batch_size rows", low=2, only=TEXT
     ),
     "data.packing": keys.choice(
         "whole",
         PACKING,
-        "documents stay whole where they fit, run on from row to row, or have a row each",
+        "whole: no document is split that fits a row; concatenate: rows cut the stream of all "
+        "documents; single: one document a row",
         only=TEXT,
     ),
     "data.long": keys.choice(
-        "split", LONG, "documents longer than a row go on in another, or are cut", only=TEXT
+        "split",
+        LONG,
+        "split: a document longer than a row continues in others; cut: it is truncated",
+        only=TEXT,
     ),
     "data.documents": keys.choice(
         "blank_line",
         DOCUMENTS,
-        "what is a document in a .txt file: up to a blank line, ...",
+        "what separates the documents of a .txt file",
         only=TEXT,
     ),
     "data.fields": keys.text(
         "",
-        "where prompt and response stand in a record: " + ", ".join(FIELDS) + "; empty: as named",
+        "the data set whose fields hold prompt and response: "
+        + ", ".join(FIELDS)
+        + "; empty: the fields prompt or messages, and response",
         only=TEXT,
     ),
     "data.test_path": keys.file(
         "",
-        "file of the test documents; empty: as many as validation, held out",
+        "file of the test documents; empty: hold out as many as for validation",
         lasting=False,
         only=TEXT,
     ),
     # on-policy distillation
     "rollout.probability": keys.number(
         0.0,
-        "probability that the student itself writes the responses of a batch, lambda; 0: never",
+        "probability, lambda, that the student generates the responses of a batch; 0: never",
         high=1.0,
         only=TEXT,
     ),
     "rollout.max_new_tokens": keys.integer(
-        128, "tokens of the longest such response", low=1, only=TEXT
+        128, "length of the longest generated response", low=1, only=TEXT
     ),
     "rollout.prompt_tokens": keys.integer(
-        1, "tokens of a prompt, at least: of a text without one, its first", low=1, only=TEXT
+        1,
+        "tokens of the shortest prompt; a text without a prompt is cut after as many",
+        low=1,
+        only=TEXT,
     ),
     "rollout.temperature": keys.number(
         1.0, "temperature of the student's draws; 0: greedy", only=TEXT
@@ -203,7 +210,7 @@ SCHEMA: dict[str, keys.Key] = {
     ),
     # models
     "student.name": keys.text(
-        "mlp", f"what is trained: {DECODER} (of text), " + ", ".join(models.names())
+        "mlp", f"the model to train: {DECODER} (text), " + ", ".join(models.names())
     ),
     "teacher.path": keys.several(
         (),
@@ -218,7 +225,7 @@ SCHEMA: dict[str, keys.Key] = {
     "teacher.combine": keys.choice(
         "mean_probabilities",
         ("mean_probabilities", "sum_losses"),
-        "several teachers: one mean distribution, or a loss to each",
+        "several teachers: match their mean distribution, or sum the losses against each",
         only=IMAGES,
     ),
     "teacher.store": keys.file(
@@ -230,37 +237,39 @@ SCHEMA: dict[str, keys.Key] = {
     "teacher.resident": keys.choice(
         "auto",
         ("auto", "yes", "no"),
-        "stored answers on the device, or read batch by batch; auto: up to 4 GiB",
+        "keep precomputed answers on the device, or read them for each batch; auto: up to 4 GiB",
         lasting=False,
         only=IMAGES,
     ),
     "teacher.own_average": keys.flag(
-        False, "the teacher is the student's own moving average (training.ema_decay)", only=IMAGES
+        False,
+        "use the student's own moving average (training.ema_decay) as the teacher",
+        only=IMAGES,
     ),
     "teacher.look_ahead": keys.integer(
         0,
-        "steps whose teacher answers are computed at once; 0: 1 on a CPU, more on others",
+        "steps whose teacher outputs are computed at once; 0: 1 on a CPU, more on accelerators",
         only=IMAGES,
     ),
     "teacher.compute_dtype": keys.choice("float32", DTYPES, "dtype of the teachers' computation"),
     "teacher.quantize": keys.choice(
         "none",
         QUANTIZE,
-        "int8: the teacher's matrices, one scale a channel; the rest stays",
+        "int8: quantize the teacher's matrices, one scale for each channel",
         only=TEXT,
     ),
     # method
     "method.name": keys.text(
-        "supervised", "the loss, or several joined by +: " + ", ".join(methods.names())
+        "supervised", "the method, or several joined by +: " + ", ".join(methods.names())
     ),
     "method.hard_weight": keys.scheduled(1.0, "weight of the cross-entropy with the labels"),
     "method.soft_weight": keys.scheduled(
-        1.0, "weight of the loss against the teacher; default: the published one of the method"
+        1.0, "weight of the loss against the teacher; default: the method's published weight"
     ),
     "method.temperature": keys.scheduled(4.0, "temperature T of the soft targets", open_low=True),
     "method.label_smoothing": keys.number(
         0.0,
-        "mass spread over all classes in the hard targets",
+        "probability spread over all classes in the hard targets",
         high=1.0,
         open_high=True,
         only=IMAGES,
@@ -273,112 +282,114 @@ SCHEMA: dict[str, keys.Key] = {
     "optimizer.b1": keys.number(0.9, "first decay rate (adamw, lion)", high=1.0, open_high=True),
     "optimizer.b2": keys.number(0.999, "second decay rate (adamw, lion)", high=1.0, open_high=True),
     "optimizer.weight_decay": keys.number(
-        0.0, "sgd: L2 term in the gradient; others: decoupled, times the learning rate"
+        0.0, "sgd: L2 term in the gradient; other optimizers: decoupled, times the learning rate"
     ),
     "optimizer.decay_mask": keys.choice(
-        "all", ("all", "kernels"), "what decays: everything, or kernels alone (no bias, no norm)"
+        "all",
+        ("all", "kernels"),
+        "the parameters that decay: all, or only kernels (no bias, no norm)",
     ),
-    "optimizer.clip_norm": keys.number(0.0, "largest global norm of the gradient; 0: off"),
+    "optimizer.clip_norm": keys.number(0.0, "clip the global norm of the gradient to this; 0: off"),
     "optimizer.max_norm": keys.number(
-        0.0, "largest norm of a unit's incoming weights, in dense layers; 0: off", only=IMAGES
+        0.0, "largest norm of the incoming weights of a unit in dense layers; 0: off", only=IMAGES
     ),
     # learning-rate schedule
     "schedule.name": keys.choice("cosine", optimizers.SCHEDULES, "shape of the learning rate"),
     "schedule.warmup_epochs": keys.number(0.0, "epochs of linear warm-up from 0"),
     "schedule.milestones": keys.several(
-        (), keys.positive, "epochs > 0", "step: epochs after which the rate is multiplied"
+        (), keys.positive, "epochs > 0", "step: epochs after which the rate is multiplied by factor"
     ),
     "schedule.factor": keys.number(0.1, "step: the multiplier", open_low=True, high=1.0),
     "schedule.end_factor": keys.number(
-        0.0, "cosine, linear: last rate as a part of the first", high=1.0
+        0.0, "cosine, linear: last rate relative to the first", high=1.0
     ),
     # training
     "training.epochs": keys.number(10.0, "passes over the training data", open_low=True),
-    "training.steps": keys.integer(0, "number of steps, in place of epochs; 0: by epochs"),
-    "training.batch_size": keys.integer(128, "examples a step, over all devices", low=1),
-    "training.accumulate": keys.integer(1, "parts of a batch whose gradients add up", low=1),
+    "training.steps": keys.integer(0, "number of steps, overrides epochs; 0: use epochs"),
+    "training.batch_size": keys.integer(128, "examples in a step, over all devices", low=1),
+    "training.accumulate": keys.integer(
+        1, "microbatches whose gradients are accumulated in a step", low=1
+    ),
     "training.ema_decay": keys.number(
         0.0,
-        "decay a step of the averaged student that is evaluated and saved; 0: off",
+        "decay of the moving average of the student, which is evaluated and saved; 0: off",
         high=1.0,
         open_high=True,
     ),
     "training.remat": keys.choice(
         "none",
         REMAT,
-        "what a decoder's layer computes again for its gradient",
+        "what a decoder's layer recomputes for its gradient",
         lasting=False,
         only=TEXT,
     ),
     "training.attention": keys.choice(
         "auto",
         ATTENTION,
-        "what computes the attention of decoders; auto: splash on a TPU, cudnn on a GPU, where "
-        "they fit, else xla",
+        "implementation of the attention of decoders; auto: splash on a TPU, cudnn on a GPU, "
+        "where they support the shapes, else xla",
         lasting=False,
         only=TEXT,
     ),
     "training.compute_dtype": keys.choice("float32", DTYPES, "dtype of the student's computation"),
     "training.steps_per_call": keys.integer(
-        0, "steps in one compiled call; 0: 1 on a CPU, up to 32 on others", lasting=False
+        0, "steps in one compiled call; 0: 1 on a CPU, up to 32 on accelerators", lasting=False
     ),
     "training.deterministic": keys.flag(
-        True, "on a GPU: refuse kernels whose sums have no fixed order", lasting=False
+        True, "on a GPU: exclude kernels that sum in no fixed order", lasting=False
     ),
     # evaluation
     "evaluation.every_epochs": keys.number(
-        1.0, "epochs between evaluations on the validation split; 0: at the end alone"
+        1.0, "epochs between evaluations of the validation split; 0: only at the end"
     ),
-    "evaluation.batch_size": keys.integer(500, "examples a step of evaluation", low=1),
+    "evaluation.batch_size": keys.integer(500, "examples in a batch of evaluation", low=1),
     "evaluation.track_test": keys.flag(
         False, "also evaluate the test split each time: reported, selects nothing"
     ),
     "evaluation.select": keys.choice(
         "accuracy",
         ("accuracy", "nll", *METRICS),
-        "validation figure that chooses the selected model",
+        "validation metric that selects a model",
     ),
     "evaluation.prompts": keys.file(
         "",
-        "JSONL of prompts with responses, answered at each evaluation; empty: none",
+        "JSONL of prompts with references, answered at each evaluation; empty: none",
         lasting=False,
         only=TEXT,
     ),
     "evaluation.test_prompts": keys.file(
-        "", "the same for the figures of the test split; empty: none", lasting=False, only=TEXT
+        "", "the same for the test split; empty: none", lasting=False, only=TEXT
     ),
     "evaluation.fields": keys.choice(
         "same",
         ("same", "named", *FIELDS),
-        "where they stand in a line; same: data.fields, named: prompt or messages, and response",
+        "the fields of such a file; same: data.fields, named: prompt or messages, and response",
         only=TEXT,
     ),
     "evaluation.max_prompts": keys.integer(
-        0, "prompts of a file that are used, the first; 0: all", only=TEXT
+        0, "use only so many prompts of a file, from its start; 0: all", only=TEXT
     ),
     "evaluation.max_new_tokens": keys.integer(
-        256, "tokens of the longest answer", low=1, only=TEXT
+        256, "length of the longest answer in tokens", low=1, only=TEXT
     ),
     "evaluation.prompt_batch_size": keys.integer(
-        32, "prompts that are answered at a time", low=1, only=TEXT
+        32, "prompts in a batch of generation", low=1, only=TEXT
     ),
     "evaluation.metrics": keys.several(
         ("rouge_l",),
-        _metric,
+        _check_metric,
         "names among " + ", ".join(METRICS),
-        "what compares an answer with the response, each in [0, 1]",
+        "metrics of an answer against its reference, each in [0, 1]",
         only=TEXT,
     ),
     # checkpoints
     "checkpoint.every_epochs": keys.number(
-        1.0, "epochs between checkpoints; 0: at the end and on SIGTERM alone", lasting=False
+        1.0, "epochs between checkpoints; 0: only at the end and on SIGTERM", lasting=False
     ),
     "checkpoint.every_steps": keys.integer(
-        0, "also a checkpoint after every so many steps; 0: by epochs alone", lasting=False
+        0, "steps between additional checkpoints; 0: none", lasting=False
     ),
-    "checkpoint.keep_last": keys.integer(
-        2, "newest checkpoints that are kept", low=1, lasting=False
-    ),
+    "checkpoint.keep_last": keys.integer(2, "newest checkpoints to keep", low=1, lasting=False),
     # logging
     "logging.every_steps": keys.integer(50, "steps between lines of metrics.jsonl", low=1),
     "logging.progress": keys.choice(
@@ -388,17 +399,22 @@ SCHEMA: dict[str, keys.Key] = {
     "logging.wandb": keys.text("", "Weights & Biases project; empty: off", lasting=False),
     # mesh
     "mesh.data": keys.integer(
-        -1, "devices along the axis of the batch; -1: all", low=-1, lasting=False
+        -1, "devices along the data axis; -1: all that are left", low=-1, lasting=False
     ),
     "mesh.fsdp": keys.integer(
-        1, "devices that share the batch and the parameters' shards", low=1, lasting=False
+        1,
+        "devices along the fsdp axis, which split the batch and the parameters",
+        low=1,
+        lasting=False,
     ),
-    "mesh.tensor": keys.integer(1, "devices that share a layer", low=1, lasting=False),
+    "mesh.tensor": keys.integer(
+        1, "devices along the tensor axis, which split each layer", low=1, lasting=False
+    ),
     "mesh.replicate": keys.several(
         (),
-        _part,
+        _check_part,
         f"some of {', '.join(parallel.PARTS)}",
-        "what is whole on every device in place of in shards",
+        "parts to replicate on every device instead of sharding them",
         lasting=False,
     ),
 }

@@ -36,7 +36,7 @@ _PROBE = 5.0  # seconds in which a live process sends several heartbeats
 _FOREVER = 7 * 24 * 3600 * 1000  # milliseconds; a heartbeat thread ends whoever waits long before
 
 
-class KeyValueStore(Protocol):
+class CoordinationService(Protocol):
     """What this module uses of the client of JAX's coordination service."""
 
     def key_value_set(self, key: str, value: str, allow_overwrite: bool = False) -> None: ...
@@ -94,11 +94,11 @@ class ProcessGroup:
       step_timeout: seconds without progress of any process after which all abort; 0 for never.
     """
 
-    def __init__(self, store: KeyValueStore, index: int, count: int):
+    def __init__(self, service: CoordinationService, index: int, count: int):
         self.index = index
         self.count = count
         self.step_timeout = 0.0
-        self._store = store
+        self._service = service
         self._broadcasts = itertools.count()  # all processes broadcast in the same order
         self._left = threading.Event()
         self._coordinator_answered = threading.Event()  # since `_watch_coordinator` cleared it
@@ -138,14 +138,14 @@ class ProcessGroup:
         key = _BROADCAST + (key or str(next(self._broadcasts)))
         if self.is_first:
             value = json.dumps(make())
-            self._store.key_value_set(key, value)
+            self._service.key_value_set(key, value)
         else:
-            value = self._store.blocking_key_value_get(key, _FOREVER)
+            value = self._service.blocking_key_value_get(key, _FOREVER)
         return json.loads(value)
 
     def leave(self) -> None:
         """Waits at a barrier for all processes, then stops the heartbeat."""
-        self._store.wait_at_barrier("distill_jax/leave", _FOREVER)
+        self._service.wait_at_barrier("distill_jax/leave", _FOREVER)
         self._left.set()
         if self._heartbeat is not None:
             self._heartbeat.join()
@@ -179,11 +179,11 @@ class ProcessGroup:
 
     def _publish(self, failure: Failure) -> None:
         """Raises where a failure has been published before."""
-        self._store.key_value_set(_FAILURE, json.dumps(dataclasses.asdict(failure)))
+        self._service.key_value_set(_FAILURE, json.dumps(dataclasses.asdict(failure)))
 
     def _published_failure(self) -> Failure | None:
         try:
-            return Failure(**json.loads(self._store.key_value_try_get(_FAILURE)))
+            return Failure(**json.loads(self._service.key_value_try_get(_FAILURE)))
         except Exception:  # none so far, or the coordinator is lost
             return None
 
@@ -217,9 +217,9 @@ class ProcessGroup:
         elif failure.process == self.index:
             awaited = {0}
         deadline = time.monotonic() + _ACKNOWLEDGE_TIMEOUT
-        self._store.key_value_set(f"{_ACKNOWLEDGED}{self.index}", "", allow_overwrite=True)
+        self._service.key_value_set(f"{_ACKNOWLEDGED}{self.index}", "", allow_overwrite=True)
         while awaited and time.monotonic() < deadline:
-            done = {_index_of(key) for key, _ in self._store.key_value_dir_get(_ACKNOWLEDGED)}
+            done = {_index_of(key) for key, _ in self._service.key_value_dir_get(_ACKNOWLEDGED)}
             awaited = {index for index in awaited - done if index != failure.dead}
             time.sleep(0.05)
         return not awaited
@@ -231,7 +231,7 @@ class ProcessGroup:
         for counter in itertools.count():
             try:
                 beat = f"{counter} {watchdog.status()}"
-                self._store.key_value_set(f"{_HEARTBEAT}{self.index}", beat, allow_overwrite=True)
+                self._service.key_value_set(f"{_HEARTBEAT}{self.index}", beat, allow_overwrite=True)
                 if (failure := self._published_failure()) is not None:
                     self._exit_together(failure)
                 self._coordinator_answered.set()
@@ -264,7 +264,7 @@ class ProcessGroup:
 
     def _heartbeats(self) -> dict[int, str]:
         """The last heartbeat of each process that has sent one."""
-        return {_index_of(key): beat for key, beat in self._store.key_value_dir_get(_HEARTBEAT)}
+        return {_index_of(key): beat for key, beat in self._service.key_value_dir_get(_HEARTBEAT)}
 
     def _detect(self, monitor: HeartbeatMonitor, timeout: float) -> Failure | None:
         """A failure that the heartbeats show: a dead process, or no progress in any of them."""
