@@ -7,7 +7,7 @@ import pytest
 from bucket_contents import damage
 
 from distill_jax import storage
-from distill_jax.storage import gcs
+from distill_jax.storage import gcs, paths
 from distill_jax.training.checkpoints import CheckpointError, Checkpoints
 
 
@@ -122,7 +122,7 @@ def test_growing_files_are_copied_and_come_back(bucket, monkeypatch):
     assert gcs.list_objects(bucket) == ["folder/x", "log"]
     told = []
     with monkeypatch.context() as patch:
-        patch.setattr(storage, "_PUSH_SECONDS", 0.0)
+        patch.setattr(paths, "_UPLOAD_SECONDS", 0.0)
         patch.setattr(gcs._system(), "put_file", refusing)
         growing.upload_periodically(told.append)  # nothing has changed
         assert told == []

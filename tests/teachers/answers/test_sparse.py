@@ -114,7 +114,7 @@ def test_rare_ids_are_drawn_as_often_as_they_should_be():
     sparse = SparseFormat("sampled", draws, vocab)
     uniforms = np.random.default_rng(3).uniform(size=(1, draws, 2))
     runs = 1 - np.float64(3e-8 * rare * 0.9) * uniforms[..., :1]
-    found = jax.jit(sparse.of)(
+    found = jax.jit(sparse.compress)(
         jnp.log(jnp.float32(p))[None], jnp.float32(np.concatenate([runs, uniforms[..., 1:]], -1))
     )
     counts = np.zeros(vocab)
