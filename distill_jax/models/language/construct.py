@@ -1,26 +1,32 @@
 """Making decoders: of random parameters, of given ones, of shapes alone, or of another's layers."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Unpack
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 from jax.sharding import Sharding
+from jax.typing import DTypeLike
 
 from distill_jax import parallel
 from distill_jax.errors import UsageError
 from distill_jax.models.functional import split
 from distill_jax.models.language.config import DecoderConfig, layer_locations, layer_runs
-from distill_jax.models.language.decoder import Decoder, projections
+from distill_jax.models.language.decoder import ComputeOptions, Decoder, projections
 
 #: (flat name of a parameter, its shape) -> its sharding; None for JAX's default device.
 ShardingFn = Callable[[str, tuple[int, ...]], Sharding | None]
 
 
 def create(
-    config: DecoderConfig, *, seed: int = 0, sharding_fn: ShardingFn | None = None, **options: Any
+    config: DecoderConfig,
+    *,
+    seed: int = 0,
+    sharding_fn: ShardingFn | None = None,
+    param_dtype: DTypeLike = jnp.float32,
+    **options: Unpack[ComputeOptions],
 ) -> Decoder:
     """A decoder with random parameters: weights N(0, 0.02^2), norms 1, biases 0 (as GPT-2).
 
@@ -29,12 +35,13 @@ def create(
       seed: of the parameters.
       sharding_fn: the sharding of each parameter; all are drawn in host memory and then copied to
         the devices. By default they are drawn on JAX's default device.
-      **options: dtype, param_dtype, remat, attention and mesh of `Decoder`.
+      param_dtype: of the parameters.
+      **options: dtype, remat, attention and mesh of `Decoder`.
     """
 
     def make() -> Decoder:
         rngs = nnx.Rngs(params=jax.random.key(seed, impl="threefry2x32"))
-        return Decoder(config, rngs=rngs, **options)
+        return Decoder(config, param_dtype=param_dtype, rngs=rngs, **options)
 
     if sharding_fn is None:
         return make()
@@ -45,12 +52,21 @@ def create(
     return from_params(config, params, **options)
 
 
-def abstract(config: DecoderConfig, **options: Any) -> Decoder:
+def abstract(
+    config: DecoderConfig,
+    *,
+    param_dtype: DTypeLike = jnp.float32,
+    **options: Unpack[ComputeOptions],
+) -> Decoder:
     """`create` with `jax.ShapeDtypeStruct`s in place of arrays, which takes no memory."""
-    return nnx.eval_shape(lambda: create(config, **options))
+    return nnx.eval_shape(lambda: create(config, param_dtype=param_dtype, **options))
 
 
-def from_params(config: DecoderConfig, params: Mapping[str, Array], **options: Any) -> Decoder:
+def from_params(
+    config: DecoderConfig,
+    params: Mapping[str, Array],
+    **options: Unpack[ComputeOptions],
+) -> Decoder:
     """A decoder with the given parameters.
 
     Args:
@@ -69,7 +85,11 @@ def from_params(config: DecoderConfig, params: Mapping[str, Array], **options: A
 
 
 def from_layers(
-    model: Decoder, layers: Sequence[int], *, key: str = "student.layers", **options: Any
+    model: Decoder,
+    layers: Sequence[int],
+    *,
+    key: str = "student.layers",
+    **options: Unpack[ComputeOptions],
 ) -> Decoder:
     """A smaller decoder of some layers of another, with its embedding, head and final norm.
 
@@ -102,10 +122,7 @@ def from_layers(
         for name in names:
             rows = [params[f"runs/{source}/{name}"][row] for source, row in sources]
             taken[f"runs/{run}/{name}"] = jnp.stack(rows)
-    inherited = {
-        "dtype": model.dtype,
-        "remat": model.remat,
-        "attention": model.implementation,
-        "mesh": model.mesh,
-    }
-    return from_params(smaller, taken, **inherited | options)
+    inherited = ComputeOptions(
+        dtype=model.dtype, remat=model.remat, attention=model.implementation, mesh=model.mesh
+    )
+    return from_params(smaller, taken, **(inherited | options))

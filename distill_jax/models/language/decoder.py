@@ -12,7 +12,7 @@ losses take `hidden` and `head` and never materialise [B, T, V].
 
 import dataclasses
 from collections.abc import Iterator, Mapping
-from typing import NamedTuple
+from typing import NamedTuple, TypedDict
 
 import jax
 import jax.numpy as jnp
@@ -65,6 +65,15 @@ class DecoderOutput:
     hidden: Array
     states: Array
     cache: Cache | None
+
+
+class ComputeOptions(TypedDict, total=False):
+    """Arguments of `Decoder` that say how it computes, which leave its parameters as they are."""
+
+    dtype: DTypeLike
+    remat: str
+    attention: str
+    mesh: Mesh | None
 
 
 class _LayerContext(NamedTuple):

@@ -1,7 +1,7 @@
 """Decoders from the arrays that llama2.c trains (karpathy/llama2.c, a small Llama 2)."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Unpack
 
 import jax.numpy as jnp
 import numpy as np
@@ -10,7 +10,7 @@ from distill_jax.errors import UsageError
 from distill_jax.models.functional import split
 from distill_jax.models.language.config import DecoderConfig
 from distill_jax.models.language.construct import abstract, from_params
-from distill_jax.models.language.decoder import Decoder
+from distill_jax.models.language.decoder import ComputeOptions, Decoder
 
 #: The arrays of a checkpoint.
 ARRAYS = ("tok", "ra", "rf", "wq", "wk", "wv", "wo", "w1", "w2", "w3", "rn", "cls")
@@ -32,7 +32,7 @@ def from_llama2c(
     heads: int,
     max_positions: int = 512,
     key: str = "path",
-    **options: Any,
+    **options: Unpack[ComputeOptions],
 ) -> Decoder:
     """A decoder with the arrays of a llama2.c checkpoint.
 

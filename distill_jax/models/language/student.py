@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax.numpy as jnp
+from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
 from distill_jax.errors import UsageError, unknown
@@ -11,7 +12,7 @@ from distill_jax.models.functional import split
 from distill_jax.models.language import int8, lora
 from distill_jax.models.language.config import DecoderConfig
 from distill_jax.models.language.construct import ShardingFn, create, from_layers, from_params
-from distill_jax.models.language.decoder import Decoder
+from distill_jax.models.language.decoder import ComputeOptions, Decoder
 from distill_jax.models.language.huggingface.reading import load
 from distill_jax.models.registry import typed_options
 from distill_jax.storage import path_problem
@@ -113,7 +114,9 @@ def open_student(
     dtype: DTypeLike,
     sharding_fn: ShardingFn | None = None,
     load: Callable[..., Decoder] = load,
-    **decoder_options: Any,
+    remat: str = "none",
+    attention: str = "auto",
+    mesh: Mesh | None = None,
 ) -> Decoder:
     """Makes the student.
 
@@ -125,7 +128,9 @@ def open_student(
       dtype: the compute dtype. Trained parameters are float32, frozen ones have this dtype.
       sharding_fn: the sharding of each parameter; by default all are on JAX's default device.
       load: reads a folder; `load_zeros` where only shapes are needed.
-      **decoder_options: remat, attention and mesh of `Decoder`.
+      remat: of `Decoder`, as are `attention` and `mesh`.
+      attention: which implementation computes the attention.
+      mesh: over which activations are sharded.
 
     Raises:
       UsageError: the folder cannot be used, layers are to be taken from a teacher that is missing
@@ -133,25 +138,25 @@ def open_student(
     """
     rank = options["lora_rank"]
     param_dtype = dtype if rank else jnp.float32
-    decoder_options = {"dtype": dtype, **decoder_options}
+    compute = ComputeOptions(dtype=dtype, remat=remat, attention=attention, mesh=mesh)
     if options["path"]:
         model = load(
             options["path"],
             key="student.path",
             param_dtype=param_dtype,
             sharding_fn=sharding_fn,
-            **decoder_options,
+            **compute,
         )
         if options["layers"]:
-            model = from_layers(model, options["layers"], **decoder_options)
+            model = from_layers(model, options["layers"], **compute)
     elif options["layers"]:
-        model = _of_teacher(options["layers"], teacher, param_dtype, **decoder_options)
+        model = _of_teacher(options["layers"], teacher, param_dtype, compute)
     else:
         return create(
             _of_sizes(options, teacher, vocab_size),
             seed=seed,
             sharding_fn=sharding_fn,
-            **decoder_options,
+            **compute,
         )
     if not rank:
         return model
@@ -161,7 +166,10 @@ def open_student(
 
 
 def _of_teacher(
-    layers: tuple[int, ...], teacher: Decoder | None, param_dtype: DTypeLike, **decoder_options: Any
+    layers: tuple[int, ...],
+    teacher: Decoder | None,
+    param_dtype: DTypeLike,
+    compute: ComputeOptions,
 ) -> Decoder:
     if teacher is None:
         raise UsageError(
@@ -173,9 +181,9 @@ def _of_teacher(
             f"student.layers={layers!r}: teacher.quantize='int8' has rounded the teacher's; "
             "expected student.path=TEACHER with it, or teacher.quantize='none'"
         )
-    model = from_layers(teacher, layers, **decoder_options)
+    model = from_layers(teacher, layers, **compute)
     params = {name: value.astype(param_dtype) for name, value in split(model)[1].items()}
-    return from_params(model.config, params, param_dtype=param_dtype, **decoder_options)
+    return from_params(model.config, params, **compute)
 
 
 def _of_sizes(

@@ -1,6 +1,6 @@
 """What transformers makes of small checkpoints: the files of this folder, and the live comparison.
 
-    python make.py golden             writes FAMILY.json beside this file
+    python make.py golden             writes FAMILY.json next to this file
     python make.py checkpoints DIR    writes DIR/FAMILY, as transformers saves it, with answer.npz
     python make.py answers DIR        loads DIR/FAMILY, whoever wrote it, writes answer.npz there
 

@@ -221,10 +221,10 @@ def test_a_decoder_of_chosen_layers_computes_as_the_first():
     ids=["fits", "odd length", "float32", "small heads"],
 )
 def test_on_a_gpu_cudnn_is_chosen_where_it_fits(dtype, length, config, expected, monkeypatch):
-    asked, original = [], jax.nn.dot_product_attention
+    chosen, original = [], jax.nn.dot_product_attention
 
     def spy(*arrays, implementation, **options):
-        asked.append(implementation)
+        chosen.append(implementation)
         return original(*arrays, implementation="xla", **options)
 
     monkeypatch.setattr(jax.nn, "dot_product_attention", spy)
@@ -232,7 +232,7 @@ def test_on_a_gpu_cudnn_is_chosen_where_it_fits(dtype, length, config, expected,
     graphdef, state = nnx.split(language.abstract(config, dtype=dtype))
     tokens = jax.ShapeDtypeStruct((1, length), jnp.int32)
     jax.eval_shape(lambda s, t: nnx.merge(graphdef, s)(t), state, tokens)
-    assert set(asked) == {expected}
+    assert set(chosen) == {expected}
 
 
 @pytest.mark.parametrize(

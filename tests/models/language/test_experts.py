@@ -45,14 +45,14 @@ def by_loops(x, router, gate, up, down, *, normalised: bool, chosen: int = 2) ->
     y = np.zeros_like(x)
     for place in np.ndindex(*x.shape[:-1]):
         logits = x[place] @ router
-        chances = np.exp(logits - logits.max())
-        chances /= chances.sum()
-        experts = np.argsort(-chances)[:chosen]
-        whole = chances[experts].sum() if normalised else 1.0
+        probabilities = np.exp(logits - logits.max())
+        probabilities /= probabilities.sum()
+        experts = np.argsort(-probabilities)[:chosen]
+        whole = probabilities[experts].sum() if normalised else 1.0
         for expert in experts:
             opened = x[place] @ gate[expert]
             inner = opened / (1 + np.exp(-opened)) * (x[place] @ up[expert])
-            y[place] += chances[expert] / whole * (inner @ down[expert])
+            y[place] += probabilities[expert] / whole * (inner @ down[expert])
     return y
 
 

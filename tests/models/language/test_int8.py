@@ -100,20 +100,20 @@ def test_shards_are_quantized_in_place(tmp_path):
 
 def test_the_dense_model_is_never_there(tmp_path, monkeypatch):
     language.save(tmp_path / "large", language.create(LARGE))
-    stream, seen, before = tensor_files.stream, [], sum(a.nbytes for a in jax.live_arrays())
+    stream, grown, before = tensor_files.stream, [], sum(a.nbytes for a in jax.live_arrays())
 
     def watched(*arguments):
         for item in stream(*arguments):
             yield item
-            seen.append(sum(array.nbytes for array in jax.live_arrays()) - before)
+            grown.append(sum(array.nbytes for array in jax.live_arrays()) - before)
 
     monkeypatch.setattr(tensor_files, "stream", watched)
     model = language.load(tmp_path / "large", quantize="int8")
     size = sum(value.nbytes for value in reference.parameters(model).values())
     dense = sum(value.nbytes for value in split(language.create(LARGE))[1].values())
     assert size < 0.27 * dense
-    assert len(seen) >= 7 * LARGE.layers
-    assert max(seen) < size + 2 * 4 * LARGE.dim * LARGE.mlp_dim
+    assert len(grown) >= 7 * LARGE.layers
+    assert max(grown) < size + 2 * 4 * LARGE.dim * LARGE.mlp_dim
 
 
 def test_a_program_holds_one_dense_layer_at_a_time(tmp_path):

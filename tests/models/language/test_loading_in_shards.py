@@ -22,7 +22,7 @@ CONFIG = language.DecoderConfig(
 EXPERTS = CONFIG.replace(family="mixtral", mlp_dim=24, experts=4, experts_per_token=2)
 
 
-def place(mesh):
+def by_rules(mesh):
     return lambda name, shape: parallel.sharding(name, shape, mesh)
 
 
@@ -33,7 +33,7 @@ def test_every_value_is_sharded_by_the_rules(tmp_path, config, quantize):
     plain = models.split(language.load(tmp_path / "model", quantize=quantize))[1]
     mesh = parallel.make_mesh(data=2, fsdp=2, tensor=2)
     found = models.split(
-        language.load(tmp_path / "model", sharding_fn=place(mesh), quantize=quantize)
+        language.load(tmp_path / "model", sharding_fn=by_rules(mesh), quantize=quantize)
     )[1]
     for name, value in plain.items():
         assert found[name].sharding.spec == parallel.sharding(name, value.shape, mesh).spec
@@ -55,7 +55,7 @@ def test_each_part_is_read_once(tmp_path, monkeypatch, config):
         return part
 
     monkeypatch.setattr(tensor_files.Stored, "__getitem__", counted)
-    language.load(tmp_path / "model", sharding_fn=place(parallel.make_mesh(data=2, fsdp=4)))
+    language.load(tmp_path / "model", sharding_fn=by_rules(parallel.make_mesh(data=2, fsdp=4)))
     assert sum(read) == total  # though two devices keep each of it
     assert (
         max(read) == 64 * 32 // 4
@@ -80,7 +80,7 @@ print(peak() - before, sum(v.nbytes for v in models.split(model)[1].values()))
 
 @pytest.mark.slow
 def test_two_gigabytes_on_eight_devices(tmp_path):
-    """The devices of this machine are its own memory: what is beside the parameters is bounded."""
+    """The devices share the host's memory: what it holds besides parameters is bounded."""
     config = language.DecoderConfig(
         vocab_size=32000, dim=2048, layers=16, heads=16, kv_heads=16, head_dim=128, mlp_dim=5632
     )
@@ -97,9 +97,9 @@ def test_two_gigabytes_on_eight_devices(tmp_path):
         weights[name] = file
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weights}))
     (folder / "config.json").write_text(json.dumps(language.to_huggingface(config)))
-    said = subprocess.run(
+    output = subprocess.run(
         [sys.executable, "-c", _LOAD, str(folder)], check=True, capture_output=True, text=True
     ).stdout.split()
-    grown, held = map(int, said)
+    grown, held = map(int, output)
     assert held > 1.9e9
     assert grown < held + 4 * largest

@@ -129,15 +129,15 @@ print(peak() - before, sum(v.nbytes for v in params.values()))
 
 @pytest.mark.slow
 def test_a_gigabyte_on_eight_devices(tmp_path):
-    """The devices of this machine are its own memory: what grows is what is beside the model."""
-    said = subprocess.run(
+    """The devices of this machine are its own memory: what grows is in addition to the model."""
+    output = subprocess.run(
         [sys.executable, "-c", _SAVE, str(tmp_path / "model")],
         check=True,
         capture_output=True,
         text=True,
     ).stdout.split()
-    grown, held = map(int, said)
+    grown, held = map(int, output)
     assert held > 0.85e9
     # The embedding, of 66 MB, on the devices and on the host, and what the libraries take.
     assert grown < held / 3
-    print(f"a model of {held / 1e9:.2f} GB was saved with {grown / 1e9:.2f} GB beside it")
+    print(f"a model of {held / 1e9:.2f} GB was saved with {grown / 1e9:.2f} GB in addition")

@@ -13,7 +13,7 @@ from distill_jax.errors import UsageError
 from distill_jax.models import language
 from distill_jax.models.language import DecoderConfig, attention, splash
 
-LENGTH = 384  # three blocks of 128: some are seen whole, some in part, some not at all
+LENGTH = 384  # three blocks of 128: some are visible as a whole, some in part, some not at all
 
 
 def in_float64(query, key, value, slope, *, scale, cap, window, segments):
@@ -26,26 +26,31 @@ def in_float64(query, key, value, slope, *, scale, cap, window, segments):
     if cap is not None:
         bent = 1 - np.tanh(logits / cap) ** 2
         logits = cap * np.tanh(logits / cap)
-    places = np.arange(query.shape[1])
-    distance = places[:, None] - places[None]
-    seen = (distance >= 0) & (distance < (window or len(places)))
+    positions = np.arange(query.shape[1])
+    distance = positions[:, None] - positions[None]
+    visible = (distance >= 0) & (distance < (window or len(positions)))
     if segments is not None:
-        seen = seen & (segments[:, None, :, None] == segments[:, None, None, :])
-    logits = np.where(seen, logits, -np.inf)
-    chances = np.exp(logits - logits.max(axis=-1, keepdims=True))
-    chances /= chances.sum(axis=-1, keepdims=True)
-    mixed = np.einsum("bnts,bsnh->btnh", chances, values)
+        visible = visible & (segments[:, None, :, None] == segments[:, None, None, :])
+    logits = np.where(visible, logits, -np.inf)
+    probabilities = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    probabilities /= probabilities.sum(axis=-1, keepdims=True)
+    attended = np.einsum("bnts,bsnh->btnh", probabilities, values)
     steep = np.einsum("btnh,bsnh->bnts", slope, values)
-    steep = chances * (steep - np.sum(chances * steep, axis=-1, keepdims=True)) * bent * scale
+    steep = (
+        probabilities
+        * (steep - np.sum(probabilities * steep, axis=-1, keepdims=True))
+        * bent
+        * scale
+    )
     gradients = [
         np.einsum("bnts,bsnh->btnh", steep, keys),
         np.einsum("bnts,btnh->bsnh", steep, query),
-        np.einsum("bnts,btnh->bsnh", chances, slope),
+        np.einsum("bnts,btnh->bsnh", probabilities, slope),
     ]
     for place in (1, 2):
         whole = gradients[place]
         gradients[place] = whole.reshape(*key.shape[:3], group, -1).sum(axis=3)
-    return mixed, *gradients
+    return attended, *gradients
 
 
 @pytest.mark.parametrize(
@@ -73,8 +78,8 @@ def test_the_kernel_is_attention_and_so_are_its_gradients(options):
     @jax.jit
     def computed(given, slope):
         attend = functools.partial(splash.attend, mesh=None, **chosen)
-        mixed, pull = jax.vjp(attend, *given)
-        return mixed, *pull(slope)
+        attended, pull = jax.vjp(attend, *given)
+        return attended, *pull(slope)
 
     found = computed(given, slope)
     expected = in_float64(*given, slope, **chosen)
@@ -117,9 +122,11 @@ def test_a_decoder_by_the_kernel_is_the_decoder(sizes, remat):
     segments = np.repeat([1, 2, 3, 0], [50, 1, 70, 7])[None] * np.ones((4, 1), np.int32)
     real, slope = segments[..., None] != 0, rng.normal(size=16).astype(np.float32)
 
-    def run(asked, mesh, remat):
+    def run(implementation, mesh, remat):
         def loss(params):
-            model = language.from_params(CONFIG, params, attention=asked, mesh=mesh, remat=remat)
+            model = language.from_params(
+                CONFIG, params, attention=implementation, mesh=mesh, remat=remat
+            )
             hidden = model(tokens, segments=segments).hidden
             return jnp.sum(jnp.where(real, hidden * slope, 0)), hidden
 
@@ -134,17 +141,17 @@ def test_a_decoder_by_the_kernel_is_the_decoder(sizes, remat):
 
 
 @pytest.mark.parametrize(
-    ("length", "size", "said"),
+    ("length", "size", "message"),
     [
         (96, 64, "attention='splash': 96 tokens and heads of 64; expected a multiple of 128"),
         (128, 80, "attention='splash': 128 tokens and heads of 80; expected a multiple of 128"),
     ],
 )
-def test_what_the_kernel_does_not_take_is_refused(length, size, said):
+def test_what_the_kernel_does_not_take_is_refused(length, size, message):
     model = language.create(CONFIG.replace(head_dim=size), attention="splash")
     with pytest.raises(UsageError) as caught:
         model(np.zeros((1, length), np.int32))
-    assert str(caught.value).startswith(said)
+    assert str(caught.value).startswith(message)
 
 
 @pytest.mark.parametrize(

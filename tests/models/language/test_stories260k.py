@@ -57,7 +57,7 @@ def _tokens(text: str, pieces: list[bytes]) -> list[int]:
 
 
 def _float64_logits(a: dict[str, np.ndarray], tokens: list[int], heads: int) -> np.ndarray:
-    """llama2.c's forward pass, token by token: rotations turn neighbouring pairs."""
+    """llama2.c's forward pass, token by token: it rotates neighbouring pairs."""
     a = {name: value.astype(np.float64) for name, value in a.items()}
     size = a["tok"].shape[1] // heads
     share = heads * size // a["wk"].shape[1]
@@ -67,7 +67,7 @@ def _float64_logits(a: dict[str, np.ndarray], tokens: list[int], heads: int) -> 
     def norm(x, scale):
         return x / np.sqrt(np.mean(x**2) + 1e-5) * scale
 
-    def turned(x, position):
+    def rotated(x, position):
         out = x.reshape(-1, size).copy()
         for i in range(0, size, 2):
             angle = position / 10000 ** (i / size)
@@ -81,16 +81,16 @@ def _float64_logits(a: dict[str, np.ndarray], tokens: list[int], heads: int) -> 
         x = a["tok"][token]
         for n in range(layers):
             y = norm(x, a["ra"][n])
-            query = turned(a["wq"][n] @ y, position)
-            keys[n].append(turned(a["wk"][n] @ y, position))
+            query = rotated(a["wq"][n] @ y, position)
+            keys[n].append(rotated(a["wk"][n] @ y, position))
             values[n].append((a["wv"][n] @ y).reshape(-1, size))
             mixed = []
             for head in range(heads):
                 scores = np.array([k[head // share] @ query[head] for k in keys[n]]) / size**0.5
-                chances = np.exp(scores - scores.max())
-                chances /= chances.sum()
+                probabilities = np.exp(scores - scores.max())
+                probabilities /= probabilities.sum()
                 mixed.append(
-                    sum(c * v[head // share] for c, v in zip(chances, values[n], strict=True))
+                    sum(c * v[head // share] for c, v in zip(probabilities, values[n], strict=True))
                 )
             x = x + a["wo"][n] @ np.concatenate(mixed)
             y = norm(x, a["rf"][n])
@@ -112,10 +112,10 @@ def test_it_finds_a_story_likely_and_the_same_letters_in_disorder_not(model, pie
     shuffled = tokens.copy()
     np.random.default_rng(0).shuffle(shuffled[1:])
     logits = reference.logits(model, np.stack([tokens, shuffled]).astype(np.int32))
-    chances = jax.nn.log_softmax(jnp.asarray(logits[:, :-1]))
+    log_probabilities = jax.nn.log_softmax(jnp.asarray(logits[:, :-1]))
     story, disorder = (
         -float(np.mean(np.asarray(row)[np.arange(len(tokens) - 1), text[1:]]))
-        for row, text in zip(chances, (tokens, shuffled), strict=True)
+        for row, text in zip(log_probabilities, (tokens, shuffled), strict=True)
     )
     assert story < 2  # nats a token; a uniform guess is log 512 = 6.2
     assert disorder > 4

@@ -10,7 +10,7 @@ import functools
 import os
 import pathlib
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Unpack
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +24,7 @@ from distill_jax.models.functional import split
 from distill_jax.models.language import int8
 from distill_jax.models.language.config import DecoderConfig
 from distill_jax.models.language.construct import ShardingFn, abstract, from_params
-from distill_jax.models.language.decoder import Decoder
+from distill_jax.models.language.decoder import ComputeOptions, Decoder
 from distill_jax.models.language.huggingface import names, tensor_files, tensor_map
 from distill_jax.models.language.huggingface.families import from_huggingface
 from distill_jax.storage import reporting_unreachable, resolve_path
@@ -37,7 +37,7 @@ def load(
     sharding_fn: ShardingFn | None = None,
     quantize: str = "none",
     key: str = "path",
-    **options: Any,
+    **options: Unpack[ComputeOptions],
 ) -> Decoder:
     """Reads a Hugging Face folder.
 
@@ -63,7 +63,7 @@ def load(
         params = _read_params(folder, config, param_dtype, sharding_fn, quantize)
     except UsageError as error:
         raise UsageError(f"{key}={str(path)!r}: {error}") from error
-    return from_params(config, params, param_dtype=param_dtype, **options)
+    return from_params(config, params, **options)
 
 
 def load_zeros(
@@ -73,7 +73,7 @@ def load_zeros(
     sharding_fn: ShardingFn | None = None,
     quantize: str = "none",
     key: str = "path",
-    **options: Any,
+    **options: Unpack[ComputeOptions],
 ) -> Decoder:
     """The decoder that `load` gives, with zeros for parameters: only config.json is read.
 
@@ -87,7 +87,7 @@ def load_zeros(
         raise UsageError(f"{key}={str(path)!r}: {error}") from error
     stored = _stored_params(shapes(config), param_dtype, quantize)
     params = {name: jnp.zeros(kind.shape, kind.dtype) for name, kind in stored.items()}
-    return from_params(config, params, param_dtype=param_dtype, **options)
+    return from_params(config, params, **options)
 
 
 def shapes(config: DecoderConfig) -> dict[str, tuple[int, ...]]:

@@ -6,8 +6,9 @@ Left out on purpose: pickles (.bin, .pt), because reading one can run code.
 import dataclasses
 import json
 import pathlib
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Self
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from typing import Any, Protocol, Self, cast
 
 import numpy as np
 import safetensors
@@ -21,6 +22,24 @@ SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 _ROWS = 4096  # of two matrices, which `equal` compares at a time
+
+
+class TensorSlice(Protocol):
+    """A tensor in an open file; indexing reads the selected part."""
+
+    def get_shape(self) -> list[int]: ...
+
+    def get_dtype(self) -> str: ...
+
+    def __getitem__(self, index: slice | tuple[slice, ...]) -> np.ndarray: ...
+
+
+class TensorFile(Protocol):
+    """An open file of safetensors, local (`safetensors.safe_open`) or in a bucket."""
+
+    def keys(self) -> Iterable[str]: ...
+
+    def get_slice(self, name: str) -> TensorSlice: ...
 
 
 def read_json(path: pathlib.Path) -> dict[str, Any]:
@@ -93,15 +112,16 @@ def _names(path: pathlib.Path) -> list[str]:
         return list(file.keys())
 
 
-def _opened(path: pathlib.Path) -> Any:
+def _opened(path: pathlib.Path) -> AbstractContextManager[TensorFile]:
     if not path.exists():
         raise UsageError(f"{path.name} is missing; expected it in the folder")
     if is_remote(path):
         return safetensors_ranges.File(path)
     try:
-        return safetensors.safe_open(path, framework="numpy")
+        file = safetensors.safe_open(path, framework="numpy")
     except (safetensors.SafetensorError, OSError) as error:
         raise UsageError(f"{path.name} is damaged or truncated: {error}") from error
+    return cast(AbstractContextManager[TensorFile], file)  # whose stub lacks keys()
 
 
 def shapes(files: Mapping[str, pathlib.Path]) -> dict[str, tuple[int, ...]]:
@@ -126,7 +146,7 @@ class Stored:
     """
 
     shape: tuple[int, ...]
-    file: Any
+    file: TensorSlice
     axis: int = 0
     start: int = 0
 
@@ -164,7 +184,7 @@ def stream(files: Mapping[str, pathlib.Path]) -> Iterator[tuple[str, Stored]]:
                 yield name, _stored(file.get_slice(name), name, path)
 
 
-def _stored(found: Any, name: str, path: pathlib.Path) -> Stored:
+def _stored(found: TensorSlice, name: str, path: pathlib.Path) -> Stored:
     kind = found.get_dtype()
     if kind not in ("F64", "F32", "F16", "BF16"):
         raise UsageError(
