@@ -15,6 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
 from jax.typing import DTypeLike
 
 from distill_jax import parallel
@@ -24,6 +25,7 @@ from distill_jax.models.language.config import DecoderConfig
 from distill_jax.models.language.decoder import Decoder
 from distill_jax.models.language.huggingface import tensor_files, tensor_map
 from distill_jax.models.language.huggingface.families import to_huggingface
+from distill_jax.models.language.lora import MergedParam
 from distill_jax.processes import coordination
 from distill_jax.storage import replacing_folder
 
@@ -69,7 +71,7 @@ def save(
 def save_params(
     path: str | os.PathLike,
     config: DecoderConfig,
-    params: Mapping[str, Any],
+    params: Mapping[str, Array | MergedParam],
     *,
     dtype: DTypeLike | None = None,
     shard_bytes: int = 5 * 10**9,
@@ -85,7 +87,7 @@ def save_params(
       path: the folder, created if it is missing. It may hold an earlier checkpoint and nothing
         else.
       config: of the decoder; its `family` chooses the format.
-      params: by their flat names, as `parallel.fetch_to_first` takes them.
+      params: by their flat names; of an adapted decoder from `lora.merge_adapters`.
       dtype: of the file; by default that of the embedding.
       shard_bytes: a larger checkpoint is split into several files with an index.
       extra_config: more keys for config.json, such as bos_token_id and eos_token_id.
@@ -110,7 +112,7 @@ def save_params(
 def _write_tensors(
     folder: pathlib.Path | None,
     config: DecoderConfig,
-    params: Mapping[str, Any],
+    params: Mapping[str, Array | MergedParam],
     dtype: np.dtype,
     shard_bytes: int,
 ) -> None:
@@ -158,7 +160,7 @@ def _shards(
 
 
 def _fetch_tensor(
-    tensor: tensor_map.Tensor, params: Mapping[str, Any], dtype: np.dtype
+    tensor: tensor_map.Tensor, params: Mapping[str, Array | MergedParam], dtype: np.dtype
 ) -> np.ndarray | None:
     """One tensor as it lies in the checkpoint, on the first host; None on every other host."""
     fetched = [parallel.fetch_to_first(params[name], tensor.index) for name in tensor.parameters]
