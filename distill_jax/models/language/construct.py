@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
-from jax.sharding import Sharding
+from jax.sharding import Sharding, SingleDeviceSharding
 from jax.typing import DTypeLike
 
 from distill_jax import parallel
@@ -47,8 +47,9 @@ def create(
         return make()
     with jax.default_device(jax.local_devices(backend="cpu")[0]):
         params = split(make())[1]
+    default = SingleDeviceSharding(jax.local_devices()[0])
     for name, value in params.items():
-        params[name] = parallel.put(value, sharding_fn(name, value.shape))
+        params[name] = parallel.put(value, sharding_fn(name, value.shape) or default)
     return from_params(config, params, **options)
 
 
