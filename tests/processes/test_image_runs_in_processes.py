@@ -119,8 +119,8 @@ def test_stored_answers_are_read_by_each_process_for_its_rows(short, folder, tmp
 @pytest.mark.slow
 def test_a_finished_run_is_evaluated_in_processes(of_one, tmp_path):
     arguments = ["eval", f"--workdir={of_one}", "--split=validation"]
-    alone = finished(tmp_path / "one", arguments, processes=1, devices=2).said()
-    several = finished(tmp_path / "two", arguments, processes=2).said()
+    alone = finished(tmp_path / "one", arguments, processes=1, devices=2).output()
+    several = finished(tmp_path / "two", arguments, processes=2).output()
     assert several.replace("--- log1", "").strip() == alone
     assert f"{result(of_one)['final']['validation']['nll']:.4f}" in alone
 
@@ -147,7 +147,7 @@ def test_a_signal_to_one_process_stops_all_at_one_step(long, undisturbed, tmp_pa
     workdir = tmp_path / "run"
     run = begun(long, workdir, tmp_path / "logs", processes=2)
     run.processes[target].send_signal(sent)
-    assert run.codes() == [0, 0], run.said()
+    assert run.codes() == [0, 0], run.output()
     assert len(run.lines("distill-jax: stopped by SIGTERM")) == 1
     assert not (workdir / "result.json").exists()
     # Resumed in one process with as many devices: the same mesh, so the same bits.
@@ -162,7 +162,7 @@ def test_a_killed_process_ends_the_others_and_the_run_goes_on_in_more(long, undi
     workdir = tmp_path / "run"
     run = begun(long, workdir, tmp_path / "logs", processes=2, timeout=8)
     run.processes[1].kill()
-    assert run.codes(40) == [1, -signal.SIGKILL], run.said()
+    assert run.codes(40) == [1, -signal.SIGKILL], run.output()
     said = run.lines("distill-jax:")
     assert len(said) == 1 and "process 1 of 2" in said[0] and "last checkpoint" in said[0], said
     finished(tmp_path / "resumed", train(long, workdir), processes=4)
@@ -176,7 +176,7 @@ def test_the_others_end_with_a_line_when_the_first_process_is_killed(long, undis
     run = begun(long, workdir, tmp_path / "logs", processes=2, timeout=60)
     run.processes[0].kill()
     # By its closed connection, long before the timeout.
-    assert run.codes(15) == [-signal.SIGKILL, 1], run.said()
+    assert run.codes(15) == [-signal.SIGKILL, 1], run.output()
     (line,) = [text for text in run.logs[1].read_text().splitlines() if "[Gloo]" not in text]
     assert line.startswith("distill-jax: failed: lost process 0 of 2; all processes stopped")
     assert line.endswith("the same command resumes from the last checkpoint")
@@ -196,7 +196,7 @@ def test_a_process_that_hangs_ends_all(long, tmp_path, target):
         run.stop()
     (line,) = run.lines("distill-jax:")
     start = f"distill-jax: failed: process {target} of 2 did not respond for 5 s"
-    assert line.startswith(start) and "Traceback" not in run.said()
+    assert line.startswith(start) and "Traceback" not in run.output()
 
 
 STUCK = """
@@ -222,7 +222,7 @@ def test_a_process_that_hangs_with_a_live_heartbeat_ends_all(long, tmp_path):
     arguments = train(long, tmp_path / "run", imports=f"('{module}',)")
     arguments.append("--step_timeout=10")
     run = Run(tmp_path / "logs", arguments, processes=2)
-    assert run.codes(90) == [1, 1], run.said()
+    assert run.codes(90) == [1, 1], run.output()
     (line,) = run.lines("distill-jax:")
     start = "distill-jax: failed: process 1 of 2 has been reading the data of step 51 for"
     assert line.startswith(start), line
@@ -248,8 +248,8 @@ def test_a_mistake_ends_all_with_one_line(short, tmp_path, processes, more, flag
     workdir = tmp_path / "run"
     arguments = train(short, workdir, **more)
     run = Run(tmp_path / "logs", arguments, processes=processes, flags=flags)
-    assert run.codes(90) == [2] * processes, run.said()
-    (line,) = [text for text in run.said().splitlines() if not text.startswith("---")]
+    assert run.codes(90) == [2] * processes, run.output()
+    (line,) = [text for text in run.output().splitlines() if not text.startswith("---")]
     assert line.startswith(f"distill-jax: error: {message}")
     assert not workdir.exists()
 
@@ -257,7 +257,7 @@ def test_a_mistake_ends_all_with_one_line(short, tmp_path, processes, more, flag
 @pytest.mark.slow
 def test_the_workdir_of_another_run_is_refused_by_all(short, of_one, tmp_path):
     run = Run(tmp_path / "logs", train(short, of_one, seed=7), processes=2)
-    assert run.codes(90) == [2, 2], run.said()
+    assert run.codes(90) == [2, 2], run.output()
     (line,) = run.lines("distill-jax:")
     assert "holds a run of another config" in line and "seed: 0 there, 7 now" in line
 
@@ -284,7 +284,7 @@ def test_a_defect_in_one_process_ends_all(short, tmp_path):
     module.write_text(FAULTY)
     arguments = train(short, tmp_path / "run", imports=f"('{module}',)")
     run = Run(tmp_path / "logs", arguments, processes=2)
-    assert run.codes(90) == [1, 1], run.said()
+    assert run.codes(90) == [1, 1], run.output()
     (line,) = run.lines("distill-jax:")
-    assert line.endswith("process 1 of 2: RuntimeError: a fault of its own"), run.said()
-    assert "Traceback" in run.said()
+    assert line.endswith("process 1 of 2: RuntimeError: a fault of its own"), run.output()
+    assert "Traceback" in run.output()

@@ -79,7 +79,7 @@ def test_a_stopped_run_goes_on_in_one_process(config, tmp_path):
     run = Run(tmp_path / "logs", arguments, processes=2, killed=True)
     run.until(lambda: (tmp_path / "stopped" / "checkpoints" / "10").exists())
     run.processes[1].send_signal(signal.SIGTERM)
-    assert run.codes() == [0, 0], run.said()
+    assert run.codes() == [0, 0], run.output()
     assert not (tmp_path / "stopped" / "result.json").exists()
     finished(tmp_path / "resumed", arguments, processes=1, devices=2)
     manifest = json.loads((tmp_path / "stopped" / "manifest.json").read_text())

@@ -83,8 +83,8 @@ class Run:
         """Waits for something that happens while all processes run."""
         deadline = time.monotonic() + LIMIT
         while not condition():
-            assert time.monotonic() < deadline, self.said()
-            assert all(p.poll() is None for p in self.processes), self.said()
+            assert time.monotonic() < deadline, self.output()
+            assert all(p.poll() is None for p in self.processes), self.output()
             time.sleep(0.02)
 
     def codes(self, limit: float = LIMIT) -> list[int]:
@@ -101,7 +101,7 @@ class Run:
             process.kill()
             process.wait()
 
-    def said(self) -> str:
+    def output(self) -> str:
         """What all processes have written, but for gloo's own lines."""
         lines = []
         for log in self.logs:
@@ -111,7 +111,7 @@ class Run:
 
     def lines(self, begin: str) -> list[str]:
         """The lines of all processes that begin so."""
-        return [line for line in self.said().splitlines() if line.startswith(begin)]
+        return [line for line in self.output().splitlines() if line.startswith(begin)]
 
 
 def finished(
@@ -120,7 +120,7 @@ def finished(
     """A run whose processes all end well."""
     run = Run(folder, arguments, processes=processes, devices=devices)
     codes = run.codes()
-    assert codes == [0] * processes, run.said()
+    assert codes == [0] * processes, run.output()
     return run
 
 
