@@ -157,8 +157,8 @@ class Comparison:
         """The loss and the metrics of a batch, summed over its tokens with weights.
 
         Args:
-          params: those of the student that are trained.
-          frozen: the teachers' parameters, and those of the student that are not trained.
+          params: the student's that are trained.
+          frozen: the teachers', and the student's that are not trained.
           batch: "tokens", "positions", "segments" and "targets", int32 [B, T], and the stored
             answers, by names that begin with ANSWER_PREFIX.
           token_weights: float32 [B, T].
@@ -201,9 +201,8 @@ class Comparison:
             return loss, metrics
         for term in self.terms:
             values = _on_states(term).text_values(student, read[0], term.own(adapters))
-            value = jnp.sum(token_weights * values)
+            metrics[term.name] = value = jnp.sum(token_weights * values)
             loss, soft = loss + weights.soft * term.weight * value, soft + term.weight * value
-            metrics[term.name] = value
         return loss, {**metrics, "soft_loss": soft}
 
     def _divergences(

@@ -101,6 +101,48 @@ class DecoderFiles:
         return params | zeros, {}
 
 
+@dataclasses.dataclass(frozen=True)
+class _Opened:
+    """The networks and the text of a run.
+
+    Attributes:
+      teachers: the decoders that the config names.
+      student: the student's decoder.
+      tokenizer: of the text.
+      shared: how many ids teachers and student share.
+      splits: packed rows of "train", "validation" (where held out) and "test".
+      answers: those of a store; None without one.
+      entries: what the manifest records of each teacher.
+    """
+
+    teachers: tuple[language.Decoder, ...]
+    student: language.Decoder
+    tokenizer: text.Tokenizer
+    shared: int
+    splits: dict[str, text.Rows]
+    answers: StoredAnswers | None
+    entries: list[dict[str, Any]]
+
+
+def _open(config: ConfigDict, mesh: Mesh) -> _Opened:
+    decoders = networks.open_teachers(config, mesh)
+    tokenizer, shared = open_tokenizer(config)
+    student = networks.open_student(config, mesh, decoders, tokenizer.vocab_size)
+    named = list(zip(config.teacher.path, decoders, strict=True))
+    check_vocabulary(
+        tokenizer,
+        shared,
+        {"student": student, **{f"teacher {path!r}": decoder for path, decoder in named}},
+    )
+    splits = load_splits(config, tokenizer)
+    entries = [describe_teacher(config, path, decoder) for path, decoder in named]
+    answers = None
+    if config.teacher.store:
+        answers = _open_answers(config, tokenizer, shared, splits["train"], entries)
+        entries = [answers.entry]
+    return _Opened(decoders, student, tokenizer, shared, splits, answers, entries)
+
+
 def prepare(config: ConfigDict) -> Parts:
     """Opens and checks all that a resolved config of text names; writes nothing.
 
@@ -108,53 +150,32 @@ def prepare(config: ConfigDict) -> Parts:
       UsageError: when the text, the tokenizer, the teacher, the mesh or the method do not fit.
     """
     mesh = make_mesh(config)
-    decoders = networks.open_teachers(config, mesh)
-    tokenizer, shared = open_tokenizer(config)
-    student = networks.open_student(config, mesh, decoders, tokenizer.vocab_size)
-    named = {
-        f"teacher {path!r}": decoder
-        for path, decoder in zip(config.teacher.path, decoders, strict=True)
-    }
-    check_vocabulary(tokenizer, shared, {"student": student, **named})
-    splits = load_splits(config, tokenizer)
-    rows = splits["train"]
-    entries = [
-        describe_teacher(config, path, decoder)
-        for path, decoder in zip(config.teacher.path, decoders, strict=True)
-    ]
-    answers = None
-    if config.teacher.store:
-        answers = _open_answers(config, tokenizer, shared, rows, entries)
-        entries = [answers.entry]
+    opened = _open(config, mesh)
+    rows, answers = opened.splits["train"], opened.answers
     comparison, params, frozen = build.build_comparison(
         config,
         mesh,
-        decoders,
-        student,
-        vocab_size=shared,
+        opened.teachers,
+        opened.student,
+        vocab_size=opened.shared,
         stored=answers.format if answers else None,
     )
-    base = _describe_base(config, student, frozen)
+    base = _describe_base(config, opened.student, frozen)
     frozen = _on_devices(config, mesh, frozen)
-    compared = build.for_evaluation(config, comparison, decoders)
+    compared = build.for_evaluation(config, comparison, opened.teachers)
     adapters = comparison.adapters(build.adapters_key(config))
-    prompts = open_prompts(config, tokenizer, compared, frozen, mesh)
-    if "validation" in prompts and "validation" not in splits:
+    prompts = open_prompts(config, opened.tokenizer, compared, frozen, mesh)
+    if "validation" in prompts and "validation" not in opened.splits:
         raise UsageError(
             f"evaluation.prompts={config.evaluation.prompts!r}: data.validation="
             f"{config.data.validation} holds out no text for them; expected more, or "
             "evaluation.test_prompts"
         )
     steps_per_epoch = len(rows) / config.training.batch_size
-    rollout = build.build_rollout(config, comparison, tokenizer.stop_ids, mesh)
+    rollout = build.build_rollout(config, comparison, opened.tokenizer.stop_ids, mesh)
     recipe = build.build_recipe(config, comparison, steps_per_epoch, rollout)
-    feed = _training_feed(config, mesh, rows)
-    held_out = {name: packed for name, packed in splits.items() if name != "train"}
     initial = initial_state(config, mesh, recipe, InitialArrays(params, {}, adapters, {}))
-    trained = {
-        name: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding)
-        for name, a in initial.params.items()
-    }
+    feed = _training_feed(config, mesh, rows)
     return Parts(
         config=config,
         mesh=mesh,
@@ -164,22 +185,38 @@ def prepare(config: ConfigDict) -> Parts:
         resident={},
         order=feed.order,
         feed=StoredAnswersFeed(feed, answers) if answers else feed,
-        evaluators=_evaluators(config, mesh, held_out, compared, frozen, prompts),
-        files=DecoderFiles(config, mesh, student.config, frozen.student, trained),
+        evaluators=_evaluators(config, mesh, opened.splits, compared, frozen, prompts),
+        files=DecoderFiles(
+            config, mesh, opened.student.config, frozen.student, _shapes(initial.params)
+        ),
         steps_per_epoch=steps_per_epoch,
-        description={
-            "teachers": entries,
-            "data": {
-                "name": config.data.name,
-                "fingerprint": text.fingerprint(rows),
-                "tokenizer": {"path": tokenizer.path, "fingerprint": tokenizer.fingerprint},
-                **{name: text.summary(packed) for name, packed in splits.items()},
-                "prompts": describe(prompts),
-                "class_names": None,
-            },
-            **base,
-        },
+        description={**_description(config, opened, prompts), **base},
     )
+
+
+def _shapes(arrays: models.Flat) -> dict[str, jax.ShapeDtypeStruct]:
+    return {
+        name: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding)
+        for name, a in arrays.items()
+    }
+
+
+def _description(
+    config: ConfigDict, opened: _Opened, prompts: dict[str, PromptEvaluator]
+) -> dict[str, Any]:
+    """What the manifest records of the teachers and the data."""
+    tokenizer = opened.tokenizer
+    return {
+        "teachers": opened.entries,
+        "data": {
+            "name": config.data.name,
+            "fingerprint": text.fingerprint(opened.splits["train"]),
+            "tokenizer": {"path": tokenizer.path, "fingerprint": tokenizer.fingerprint},
+            **{name: text.summary(rows) for name, rows in opened.splits.items()},
+            "prompts": describe(prompts),
+            "class_names": None,
+        },
+    }
 
 
 def _training_feed(config: ConfigDict, mesh: Mesh, rows: text.Rows) -> text.TrainingFeed:
@@ -209,6 +246,8 @@ def _evaluators(
     size = config.evaluation.batch_size
     found: dict[str, Evaluate] = {}
     for name, rows in splits.items():
+        if name == "train":
+            continue
         batches = text.evaluation_feed(rows, size, process=process, processes=processes)
         evaluate = TextEvaluator(comparison, frozen, mesh, batches)
         found[name] = with_answers(evaluate, prompts[name]) if name in prompts else evaluate

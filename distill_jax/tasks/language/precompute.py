@@ -2,15 +2,18 @@
 
 import os
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from distill_jax import models, parallel, teachers
 from distill_jax.data import text
 from distill_jax.errors import UsageError
+from distill_jax.models import language
 from distill_jax.optim import schedules
 from distill_jax.tasks.language import networks
 from distill_jax.tasks.language.comparison import Network, hidden_and_head
@@ -50,29 +53,6 @@ def precompute(
     tokenizer, shared = open_tokenizer(config)
     check_vocabulary(tokenizer, shared, {f"teacher {config.teacher.path[0]!r}": teacher})
     rows = load_splits(config, tokenizer)["train"]
-    sparse = teachers.SparseFormat.parse(answers, shared, dtype, key="--answers")
-    graphdef, params, _ = models.split(teacher)
-    network = Network(teacher.config, graphdef)
-
-    @jax.jit
-    def answer(params, batch):
-        hidden, head = hidden_and_head(network.read(params, batch))
-        length = batch["tokens"].shape[1]
-        found = teachers.compute_sparse_answers(
-            sparse,
-            hidden,
-            head,
-            sparse.uniforms(config.seed, batch["id"], length),
-            readout=network.readout(),
-            temperature=temperature,
-            mesh=mesh,
-        )
-        return {name: a.reshape(-1, length, *a.shape[1:]) for name, a in found.items()}
-
-    def of_rows(ids: np.ndarray) -> dict[str, Any]:
-        batch = {"id": ids, **rows.batch(ids)}
-        return answer(params, parallel.put_rows(batch, parallel.batch_sharding(mesh)))
-
     entry = describe_teacher(config, config.teacher.path[0], teacher)
     source = teachers.TextSource(
         teacher=entry["fingerprint"],
@@ -83,25 +63,54 @@ def precompute(
         length=rows.length,
         rows_fingerprint=text.fingerprint(rows),
         tokenizer=tokenizer.fingerprint,
-        sparse=sparse,
+        sparse=teachers.SparseFormat.parse(answers, shared, dtype, key="--answers"),
         seed=config.seed,
         temperature=temperature,
     )
     manifest = teachers.precompute_text(
         folder,
         source,
-        compute=of_rows,
+        compute=_answers_to(rows, teacher, source, mesh),
         batch_size=config.evaluation.batch_size,
         part_size=part_size,
         note=lambda line: print(line, file=sys.stderr, flush=True),
     )
     return {
         "path": str(folder),
-        "scheme": str(sparse),
+        "scheme": str(source.sparse),
         "rows": len(rows),
         "bytes": manifest["answer_bytes"],
-        "bytes_a_token": sparse.nbytes,
+        "bytes_a_token": source.sparse.nbytes,
     }
+
+
+def _answers_to(
+    rows: text.Rows, teacher: language.Decoder, source: teachers.TextSource, mesh: Mesh
+) -> Callable[[np.ndarray], dict[str, Any]]:
+    """The function from numbers of rows to what the store keeps of their tokens."""
+    graphdef, params, _ = models.split(teacher)
+    network = Network(teacher.config, graphdef)
+
+    @jax.jit
+    def answer(params, batch):
+        hidden, head = hidden_and_head(network.read(params, batch))
+        length = batch["tokens"].shape[1]
+        found = teachers.compute_sparse_answers(
+            source.sparse,
+            hidden,
+            head,
+            source.sparse.uniforms(source.seed, batch["id"], length),
+            readout=network.readout(),
+            temperature=source.temperature,
+            mesh=mesh,
+        )
+        return {name: a.reshape(-1, length, *a.shape[1:]) for name, a in found.items()}
+
+    def compute(ids: np.ndarray) -> dict[str, Any]:
+        batch = {"id": ids, **rows.batch(ids)}
+        return answer(params, parallel.put_rows(batch, parallel.batch_sharding(mesh)))
+
+    return compute
 
 
 def _temperature(config: ConfigDict) -> float:
