@@ -32,7 +32,8 @@ def abstract_step(config: ConfigDict, mesh: Mesh) -> AbstractStep:
       UsageError: the teacher, the student or the method do not fit.
     """
     decoders = nnx.eval_shape(lambda: networks.open_teachers(config, mesh, language.load_zeros))
-    student = nnx.eval_shape(lambda: _open_student(config, mesh, decoders))
+    # The decoders are an argument, because a student may copy layers of the first one.
+    student = nnx.eval_shape(lambda opened: _open_student(config, mesh, opened), decoders)
     sizes = [decoder.config.vocab_size for decoder in decoders]
     shared = min([*sizes, student.config.vocab_size])
     stored = _stored_format(config, shared)
