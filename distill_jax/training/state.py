@@ -49,14 +49,14 @@ class Frozen:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class TrainState:
-    """The state between two steps. No random state: draws are functions of the seed and the step.
+    """The state between two steps. It has no random state: draws follow from the seed and the step.
 
     Attributes:
       step: number of steps done, int32.
-      seed: of the run, int32. Here and not in the program: runs of other seeds share one program.
+      seed: of the run, int32; an input of the program, so that runs of other seeds share it.
       params: the student's parameters.
       stats: the student's batch statistics.
-      adapters: trainable arrays of the method, beside the student.
+      adapters: arrays of the method that are trained with the student.
       memory: arrays that the method replaces in each step, such as a memory bank.
       optimizer: optax's state over {"student": params, "adapters": adapters}.
       average: {"params", "stats"}: exponential moving averages of both, or {}.
@@ -84,7 +84,7 @@ class TrainState:
 
 
 def copy_to(state: TrainState, layout: Any) -> TrainState:
-    """The same state in buffers of its own, so that a step may be given it and the other kept.
+    """A copy of the state in new buffers, which a step may then donate.
 
     Args:
       state: on the host or on devices of this process.

@@ -23,7 +23,7 @@ TeacherLogits = Callable[[Batch, Batch], jax.Array]
 
 
 def online_logits(teachers: Teachers, variables: Any, num_classes: int) -> TeacherLogits:
-    """The logits of networks, computed when asked for; of several, those of their mean."""
+    """Logits that networks compute batch by batch; those of several are of their mean."""
 
     @jax.jit
     def logits(variables, resident, batch):

@@ -106,15 +106,15 @@ class PromptEvaluator:
                 teacher = self._comparison.teacher
                 self._of_teacher = self._answers(teacher, self._frozen.teachers[0])
             answers["teacher"] = self._of_teacher
-        asked = self.prompts
-        figures: dict[str, Any] = {"prompts": len(asked.prompts)}
+        prompts = self.prompts
+        figures: dict[str, Any] = {"prompts": len(prompts.prompts)}
         for name, prefix in (("student", ""), ("teacher", "teacher_")):
             for metric in self._metrics if name in answers else ():
-                pairs = zip(answers[name], asked.references, strict=True)
+                pairs = zip(answers[name], prompts.references, strict=True)
                 scores = [METRICS[metric](*pair) for pair in pairs]
                 figures[prefix + metric] = float(np.mean(scores))
-        columns = {"prompt": asked.prompts, "reference": asked.references, **answers}
-        shown = range(min(SAMPLES, len(asked.prompts)))
+        columns = {"prompt": prompts.prompts, "reference": prompts.references, **answers}
+        shown = range(min(SAMPLES, len(prompts.prompts)))
         figures["samples"] = [{name: rows[i] for name, rows in columns.items()} for i in shown]
         return figures
 
