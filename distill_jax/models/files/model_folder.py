@@ -16,7 +16,7 @@ import json
 import os
 import pathlib
 import shlex
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax.numpy as jnp
@@ -32,6 +32,7 @@ from distill_jax.models.files.state_dict import read_state_dict
 from distill_jax.models.functional import Flat, split
 from distill_jax.models.registry import abstract
 from distill_jax.models.spec import Spec
+from distill_jax.parallel.transfer import FetchFn
 from distill_jax.processes import coordination
 from distill_jax.storage import previous_folder, replacing_folder
 
@@ -78,7 +79,7 @@ def fingerprint(spec: Spec, params: Arrays, stats: Arrays) -> str:
 def fingerprint_of(
     definition: Any,
     arrays: Mapping[str, Any],
-    fetch: Callable[..., np.ndarray | None] = parallel.fetch_slice,
+    fetch: FetchFn = parallel.fetch_slice,
 ) -> str:
     """Hex SHA-256 of a definition, as JSON, and of arrays, sorted by name.
 
