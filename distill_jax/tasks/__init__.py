@@ -6,7 +6,7 @@
 
 `images` and `language` have the same files: `data`, `teachers` or `networks`, `recipe` (the step),
 `build` (from a config to recipes), `evaluation`, `parts`, `abstract` and `precompute`. What both do
-alike is here: `base` (what they return), `setup` (mesh, state, the shared fields of a recipe) and
+alike is here: `base` (what they return), `setup` (mesh, state, the settings of a stage) and
 `evaluation` (sums over a split).
 """
 

@@ -1,11 +1,10 @@
-"""What every task sets up alike: the mesh, the state, and the shared fields of a recipe."""
+"""What every task sets up alike: the mesh, the state, and the settings of a stage."""
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, TypedDict
+from typing import Any
 
 import jax
-import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
@@ -14,9 +13,8 @@ from distill_jax import parallel
 from distill_jax.errors import UsageError
 from distill_jax.optim import optimizers, schedules
 from distill_jax.optim.optimizers import LearningRate
-from distill_jax.optim.schedules import Schedule
 from distill_jax.training import state
-from distill_jax.training.recipe import Recipe
+from distill_jax.training.recipe import Recipe, StageSettings
 from distill_jax.training.state import InitialArrays, TrainState
 
 
@@ -76,23 +74,6 @@ def step_count(epochs: float, steps_per_epoch: float) -> int:
     return math.ceil(epochs * steps_per_epoch - 1e-9)
 
 
-class RecipeFields(TypedDict):
-    """The fields of `Recipe`."""
-
-    begin: int
-    steps: int
-    steps_per_epoch: float
-    hard_weight: Schedule
-    soft_weight: Schedule
-    temperature: Schedule
-    optimizer: optax.GradientTransformation
-    learning_rate: LearningRate
-    max_norm: float
-    ema_decay: float
-    accumulate: int
-    log_every: int
-
-
 def main_steps(config: ConfigDict, steps_per_epoch: float) -> int:
     """The steps of the training itself: `training.steps`, else those of `training.epochs`."""
     return config.training.steps or step_count(config.training.epochs, steps_per_epoch)
@@ -105,7 +86,7 @@ def main_learning_rate(config: ConfigDict, steps: int, steps_per_epoch: float) -
     )
 
 
-def recipe_fields(
+def stage_settings(
     config: ConfigDict,
     *,
     begin: int,
@@ -114,8 +95,8 @@ def recipe_fields(
     learning_rate: LearningRate,
     hard_weight: float | str | None = None,
     soft_weight: float | str | None = None,
-) -> RecipeFields:
-    """The fields that the recipes of every task share.
+) -> StageSettings:
+    """What the recipes of every task need to know of a stage.
 
     Args:
       config: resolved.
@@ -128,7 +109,7 @@ def recipe_fields(
     """
     hard = config.method.hard_weight if hard_weight is None else hard_weight
     soft = config.method.soft_weight if soft_weight is None else soft_weight
-    return RecipeFields(
+    return StageSettings(
         begin=begin,
         steps=steps,
         steps_per_epoch=steps_per_epoch,

@@ -48,8 +48,8 @@ class ForwardState(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class Recipe(abc.ABC):
-    """What a compiled step is made from; one for each stage of a method.
+class StageSettings:
+    """What every recipe needs to know of a stage: its length, weights and optimizer.
 
     Attributes:
       begin: the first step of the stage.
@@ -79,6 +79,17 @@ class Recipe(abc.ABC):
     accumulate: int
     log_every: int
 
+    def moment(self, step: jax.Array) -> Moment:
+        """How far the training is at a step, which is counted from the start of the run."""
+        done = jnp.asarray(step - self.begin, jnp.float32)
+        progress = done / self.steps
+        return Moment(progress, done / self.steps_per_epoch, self.temperature.at(progress))
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe(StageSettings, abc.ABC):
+    """What a compiled step is made from; one for each stage of a method."""
+
     @property
     @abc.abstractmethod
     def metrics(self) -> tuple[str, ...]:
@@ -93,12 +104,6 @@ class Recipe(abc.ABC):
         """Whether the stage trains a parameter of "student" or "adapters"."""
         del group, name
         return True
-
-    def moment(self, step: jax.Array) -> Moment:
-        """How far the training is at a step, which is counted from the start of the run."""
-        done = jnp.asarray(step - self.begin, jnp.float32)
-        progress = done / self.steps
-        return Moment(progress, done / self.steps_per_epoch, self.temperature.at(progress))
 
     def outputs_ahead(
         self, state: TrainState, frozen: Frozen, resident: Batch, batches: Batch

@@ -22,6 +22,7 @@ from distill_jax.tasks.images.pairing import Paired, pair_up
 from distill_jax.tasks.images.recipe import ImageRecipe
 from distill_jax.tasks.images.teachers import OpenTeachers
 from distill_jax.training import step
+from distill_jax.training.recipe import StageSettings
 from distill_jax.training.state import InitialArrays
 
 LOOK_AHEAD_EXAMPLES = 512  # in one forward pass of the teacher, where the config leaves it open
@@ -132,7 +133,7 @@ def _by_stage(
         begin = recipes[-1].begin + recipes[-1].steps if recipes else 0
         recipes.append(
             ImageRecipe(
-                **_schedule(config, stage, stage is stages[-1], begin, steps_per_epoch),
+                **vars(_settings(config, stage, stage is stages[-1], begin, steps_per_epoch)),
                 spec=student.spec,
                 graphdef=student.graphdef,
                 augment=data.Augment(**config.data.augment),
@@ -150,17 +151,17 @@ def _by_stage(
     return tuple(recipes)
 
 
-def _schedule(
+def _settings(
     config: ConfigDict, stage: Stage, main: bool, begin: int, steps_per_epoch: float
-) -> setup.RecipeFields:
-    """The shared fields of a stage's recipe; earlier stages have lengths and rates of their own."""
+) -> StageSettings:
+    """The settings of a stage; earlier stages have lengths and rates of their own."""
     if main:
         steps = setup.main_steps(config, steps_per_epoch)
         rate = setup.main_learning_rate(config, steps, steps_per_epoch)
     else:
         steps = setup.step_count(stage.epochs, steps_per_epoch)
         rate = optax.constant_schedule(stage.learning_rate or config.optimizer.learning_rate)
-    return setup.recipe_fields(
+    return setup.stage_settings(
         config,
         begin=begin,
         steps=steps,

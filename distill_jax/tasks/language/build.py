@@ -148,14 +148,11 @@ def build_recipe(
 ) -> TextRecipe:
     """What the compiled step is made from."""
     steps = setup.main_steps(config, steps_per_epoch)
-    return TextRecipe(
-        **setup.recipe_fields(
-            config,
-            begin=0,
-            steps=steps,
-            steps_per_epoch=steps_per_epoch,
-            learning_rate=setup.main_learning_rate(config, steps, steps_per_epoch),
-        ),
-        comparison=comparison,
-        rollout=rollout,
+    settings = setup.stage_settings(
+        config,
+        begin=0,
+        steps=steps,
+        steps_per_epoch=steps_per_epoch,
+        learning_rate=setup.main_learning_rate(config, steps, steps_per_epoch),
     )
+    return TextRecipe(**vars(settings), comparison=comparison, rollout=rollout)
