@@ -44,7 +44,7 @@ def log_probabilities(
     return jax.nn.log_softmax(as_float32(logits) / temperature, axis=-1)
 
 
-def check_pair(student_logits: jax.Array, teacher_logits: jax.Array) -> None:
+def check_pair(student_logits: Array, teacher_logits: Array) -> None:
     """Raises UsageError unless both have one shape: broadcasting would hide a wrong head."""
     student, teacher = jnp.shape(student_logits), jnp.shape(teacher_logits)
     if student != teacher or not student:

@@ -104,7 +104,7 @@ def neuron_selectivity(
     """
     student, teacher = (unit(x, axis=(1, 2)) for x in match_size(student, teacher))
 
-    def kernel(a: jax.Array, b: jax.Array) -> jax.Array:
+    def kernel(a: Array, b: Array) -> Array:
         return jnp.mean(jnp.square(einsum("bhwi,bhwj->bij", a, b)), axis=(1, 2))
 
     return kernel(teacher, teacher) - 2.0 * kernel(student, teacher) + kernel(student, student)

@@ -3,7 +3,6 @@
 Left out on purpose: interpolation, and adapters that learn to change a size.
 """
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
@@ -11,7 +10,7 @@ from distill_jax.errors import UsageError
 from distill_jax.losses.vectors import check_maps, einsum, float_pair
 
 
-def _bins(length: int, size: int) -> jax.Array:
+def _bins(length: int, size: int) -> Array:
     """[size, length]: row i averages the positions floor(i L / S) up to ceil((i + 1) L / S)."""
     rows = []
     for i in range(size):

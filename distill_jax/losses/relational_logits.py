@@ -72,7 +72,7 @@ def _probability_pair(
     )
 
 
-def _correlation(a: jax.Array, b: jax.Array, axis: int) -> jax.Array:
+def _correlation(a: Array, b: Array, axis: int) -> Array:
     """Pearson's correlation over `axis`; 0, with zero gradient, where either is constant."""
     a, b = centred(a, axis), centred(b, axis)
     length_a = safe_sqrt(jnp.sum(jnp.square(a), axis=axis))

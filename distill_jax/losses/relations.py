@@ -137,7 +137,7 @@ def _squared_distances(x: Float[Array, "batch dim"]) -> Float[Array, "batch batc
     return map_rows(lambda row: jnp.sum(jnp.square(x - row[None]), axis=-1), x, x.size)
 
 
-def _huber(gap: jax.Array) -> jax.Array:
+def _huber(gap: Array) -> Array:
     """Half the square up to 1, then linear with slope 1."""
     size = jnp.abs(gap)
     return jnp.where(size < 1.0, 0.5 * jnp.square(gap), size - 0.5)
@@ -217,7 +217,7 @@ def relational_angle(
     """
     s, t = (_squared_distances(x) for x in _embeddings(student, teacher))
 
-    def at_vertex(rows: tuple[jax.Array, jax.Array]) -> jax.Array:
+    def at_vertex(rows: tuple[Array, Array]) -> Array:
         return jnp.mean(_huber(_cosines(rows[0], s) - _cosines(rows[1], t)))
 
     return map_rows(at_vertex, (s, t), s.size)

@@ -7,6 +7,7 @@ purpose: anything with a teacher, which is a loss and has its own file.
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -53,7 +54,7 @@ def flat(features: Float[Array, " batch *features"]) -> Float[Array, "batch dim"
     return features.reshape(features.shape[0], -1)
 
 
-def map_rows(function: Callable, rows, floats: int):
+def map_rows(function: Callable[[Any], Any], rows: Any, floats: int) -> Any:
     """`function` of every row of `rows`, stacked, with bounded memory.
 
     All rows at once where their intermediates, `floats` numbers for a row, fit into `CHUNK`;
@@ -81,21 +82,21 @@ def float_pair(
     return student, jax.lax.stop_gradient(teacher)
 
 
-def check_same_shape(student: jax.Array, teacher: jax.Array, form: str) -> None:
+def check_same_shape(student: Array, teacher: Array, form: str) -> None:
     """Raises UsageError unless both have one shape of at least two axes; `form` names it."""
     a, b = jnp.shape(student), jnp.shape(teacher)
     if a != b or len(a) < 2:
         raise UsageError(f"student {a}, teacher {b}: expected one shape {form} for both")
 
 
-def check_batch(student: jax.Array, teacher: jax.Array) -> None:
+def check_batch(student: Array, teacher: Array) -> None:
     """Raises UsageError unless both are [B, ...] with one B; the rest may differ."""
     a, b = jnp.shape(student), jnp.shape(teacher)
     if len(a) < 2 or len(b) < 2 or a[0] != b[0]:
         raise UsageError(f"student {a}, teacher {b}: expected [B, ...] with the same B for both")
 
 
-def check_maps(student: jax.Array, teacher: jax.Array) -> None:
+def check_maps(student: Array, teacher: Array) -> None:
     """Raises UsageError unless both are maps [B, H, W, C] with one B; the rest may differ."""
     a, b = jnp.shape(student), jnp.shape(teacher)
     if len(a) != 4 or len(b) != 4 or a[0] != b[0]:

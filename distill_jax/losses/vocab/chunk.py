@@ -126,11 +126,11 @@ def chunk_gradients(
     return to_hidden.astype(hidden.dtype), to_head
 
 
-def _cross_entropy(shard: VocabShard, is_label: jax.Array, logs: jax.Array) -> jax.Array:
+def _cross_entropy(shard: VocabShard, is_label: Array, logs: Array) -> Array:
     return -shard.total(jnp.where(is_label, logs, 0.0))
 
 
-def _entropy(shard: VocabShard, logs: jax.Array) -> jax.Array:
+def _entropy(shard: VocabShard, logs: Array) -> Array:
     return -shard.total(jnp.exp(logs) * logs)
 
 
@@ -140,7 +140,7 @@ def _from_teachers(
     student: Student,
     tokens: Tokens,
     heads: Heads,
-    temperature: jax.Array,
+    temperature: Array,
 ) -> SoftTerm:
     """The divergence from the mean distribution of the teachers, and its measures at T = 1."""
     operands = zip(spec.teachers, tokens.teachers, heads.teachers, strict=True)
@@ -167,7 +167,7 @@ def _from_answer(
     shard: VocabShard,
     student: Student,
     answer: SparseAnswer,
-    temperature: jax.Array,
+    temperature: Array,
 ) -> SoftTerm:
     """The divergence from a stored answer."""
     log_q = student.log_q
@@ -184,7 +184,7 @@ def _from_answer(
 
 
 def _diverge(
-    spec: LossSpec, shard: VocabShard, log_q: jax.Array, log_p: jax.Array, temperature: jax.Array
+    spec: LossSpec, shard: VocabShard, log_q: Array, log_p: Array, temperature: Array
 ) -> ValueAndSlope:
     """T^2 D [C] of tempered distributions, and its slope [C, W] in the untempered logits."""
     assert spec.divergence is not None
@@ -194,7 +194,7 @@ def _diverge(
     return ValueAndSlope(value * temperature**power, slope * temperature ** (power - 1))
 
 
-def _log_mean(spec: LossSpec, log_ps: Iterable[jax.Array]) -> jax.Array:
+def _log_mean(spec: LossSpec, log_ps: Iterable[Array]) -> Array:
     """log of the teachers' weighted mean distribution [C, W]."""
     first, *more = log_ps
     if not more:
@@ -204,7 +204,7 @@ def _log_mean(spec: LossSpec, log_ps: Iterable[jax.Array]) -> jax.Array:
     return functools.reduce(jnp.logaddexp, weighted)
 
 
-def _completed(shard: VocabShard, answer: SparseAnswer, log_q: jax.Array) -> jax.Array:
+def _completed(shard: VocabShard, answer: SparseAnswer, log_q: Array) -> Array:
     """log P [C, W] of an answer, which names a few ids only.
 
     The probability of the rest is spread over the other ids in the student's own proportions:

@@ -74,9 +74,7 @@ def vocab_divergence(
       settings: ids that are real, chunks and mesh.
 
     Returns:
-      (loss, measures), float32 sums with `weights`: "soft_loss" (T^2 D) and "hard_loss"; at T = 1
-      "kl" = KL(P || Q), "student_entropy", "teacher_entropy", "teacher_loss" (cross-entropy);
-      "agreement" of the likeliest ids, and "accuracy". Without labels those with labels are 0.
+      (loss, measures): float32 sums over tokens with `weights`; see `operands.Measures`.
 
     Raises:
       UsageError: a shape, name or number does not fit, or `hard_weight` is given without labels.
@@ -88,27 +86,22 @@ def vocab_divergence(
       '0.3278 0.3653'
 
     Reference:
-      Hsu et al. 2024, "Liger Kernel: efficient Triton kernels for LLM training" (gradients in the
-      forward pass, by chunks); the divergences' own references stand at their functions.
+      Hsu et al. 2024, "Liger Kernel: efficient Triton kernels for LLM training" (chunks, gradients
+      in the forward pass). The functions in `losses` cite the papers of the divergences.
     """
-    if labels is None and not (isinstance(hard_weight, numbers.Real) and hard_weight == 0):
-        raise UsageError(f"hard_weight={hard_weight}: needs labels; expected labels, or 0")
     teachers = _teachers(teacher_hidden, teacher_head, teacher_readout)
-    count = check_shapes((student_hidden, student_head), [one[:2] for one in teachers])
-    if isinstance(divergence, str):
-        divergence = VocabDivergence(divergence)
-    if labels is None:
-        labels = jnp.full(count, -1, jnp.int32)
+    check_shapes((student_hidden, student_head), [one[:2] for one in teachers])
     hidden, teacher_heads, readouts = (tuple(each) for each in zip(*teachers, strict=True))
     heads = Heads(student_head, teacher_heads)
     spec = LossSpec.of(
         heads,
         student_readout,
         settings,
-        divergence=divergence,
+        divergence=VocabDivergence(divergence) if isinstance(divergence, str) else divergence,
         teachers=readouts,
         temperature=temperature,
     )
+    labels = _labels(labels, hard_weight, len(student_hidden))
     tokens = Tokens(student_hidden, hidden, None, labels, weights)
     return summed(spec, tokens, heads, Factors.of(temperature, soft_weight, hard_weight))
 
@@ -156,6 +149,17 @@ def vocab_cross_entropy(
     spec = LossSpec.of(heads, readout, settings)
     tokens = Tokens(hidden, (), None, labels, weights)
     return summed(spec, tokens, heads, Factors.of(1.0, 0.0, 1.0))
+
+
+def _labels(
+    given: Int[Array, " tokens"] | None, hard_weight: float | Float[Array, ""], count: int
+) -> Int[Array, " tokens"]:
+    """The labels, or none at any token; UsageError if the cross-entropy needs them."""
+    if given is not None:
+        return given
+    if not (isinstance(hard_weight, numbers.Real) and hard_weight == 0):
+        raise UsageError(f"hard_weight={hard_weight}: needs labels; expected labels, or 0")
+    return jnp.full(count, -1, jnp.int32)
 
 
 def _teachers(hidden, head, readout) -> list[tuple[Array, Array, Readout]]:

@@ -12,7 +12,6 @@ import dataclasses
 from collections.abc import Callable
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
@@ -23,7 +22,7 @@ from distill_jax.losses.logits import check_fraction
 #: Log-probabilities of the ids on this device.
 Logs = Float[Array, "tokens width"]
 #: Sums over the vocabulary, [N, V] -> [N], on one device or across the devices that share it.
-Total = Callable[[jax.Array], jax.Array]
+Total = Callable[[Array], Array]
 
 
 class ValueAndSlope(NamedTuple):

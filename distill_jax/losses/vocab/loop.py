@@ -8,7 +8,7 @@ the last chunk.
 
 import functools
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -82,7 +82,8 @@ def _backward(spec, gradients, cotangents):
     to_hidden, to_head = (
         (factor * gradient.astype(jnp.float32)).astype(gradient.dtype) for gradient in gradients
     )
-    return Tokens(to_hidden, None, None, None, None), Heads(to_head, None), None
+    nothing: Any = None  # as a cotangent: zero for all arrays below
+    return Tokens(to_hidden, nothing, nothing, nothing, nothing), Heads(to_head, nothing), nothing
 
 
 _fused.defvjp(_forward, _backward)
@@ -118,7 +119,7 @@ def _over_chunks(
     else:
         head_gradient, (sums, hidden_gradient) = jax.lax.scan(body, head_gradient, split)
         sums = {name: jnp.sum(values) for name, values in sums.items()}
-    if not gradient:
+    if head_gradient is None:
         return sums, None
     if chunks > 1:
         hidden_gradient = jnp.moveaxis(hidden_gradient, 0, 1)
@@ -133,7 +134,7 @@ def _size_of_chunks(spec: LossSpec, count: int, heads: Heads) -> int:
     return min(chosen, count)
 
 
-def _strided(array: jax.Array, size: int, chunks: int) -> jax.Array:
+def _strided(array: Any, size: int, chunks: int) -> Array:
     """[N, ...] padded with zeros and cut into [chunks, size, ...], every chunks-th row in a chunk.
 
     Without `mesh` the compiler may have sharded the tokens: a stride leaves each device its rows.
@@ -186,6 +187,6 @@ def _over_mesh(
     return sums, Gradients(gradients.hidden, gradients.head[:, :own_width])
 
 
-def _widened(head: jax.Array, width: int) -> jax.Array:
+def _widened(head: Array, width: int) -> Array:
     missing = width - head.shape[1]
     return jnp.pad(head, ((0, 0), (0, missing))) if missing else head

@@ -11,7 +11,6 @@ import numbers
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
@@ -19,6 +18,13 @@ from jaxtyping import Array, Float, Int
 from distill_jax.errors import UsageError
 from distill_jax.losses.vocab.formulas import VocabDivergence
 
+#: Sums over tokens, float32. Of every loss: "hard_loss" (the cross-entropy), "student_entropy", and
+#: "accuracy", how often the student's likeliest id is the label. With teachers or a stored answer:
+#: "soft_loss" (T^2 D). With teachers: "kl" = KL(P || Q), "teacher_entropy", and "teacher_loss", the
+#: teacher's cross-entropy. With teachers, or an answer that covers the rest of the vocabulary:
+#: "agreement", how often the likeliest ids of student and teacher are the same. All but "soft_loss"
+#: are at T = 1. Without labels those that need labels are 0. If the weights sum to 1, perplexities
+#: are exp of the cross-entropies.
 Measures = dict[str, Float[Array, ""]]
 
 
@@ -138,7 +144,12 @@ class Factors(NamedTuple):
     hard_weight: Float[Array, ""]
 
     @classmethod
-    def of(cls, temperature, soft_weight, hard_weight) -> "Factors":
+    def of(
+        cls,
+        temperature: float | Float[Array, ""],
+        soft_weight: float | Float[Array, ""],
+        hard_weight: float | Float[Array, ""],
+    ) -> "Factors":
         """From numbers or arrays; UsageError for a number as temperature that is not positive."""
         if isinstance(temperature, numbers.Real) and not temperature > 0:
             raise UsageError(f"temperature={temperature}: expected a positive number")
@@ -188,9 +199,7 @@ class LossSpec:
         return cls(divergence, student, teachers, vocab_size, untempered, settings)
 
 
-def check_shapes(
-    student: tuple[jax.Array, jax.Array], teachers: Sequence[tuple[jax.Array, jax.Array]] = ()
-) -> int:
+def check_shapes(student: tuple[Array, Array], teachers: Sequence[tuple[Array, Array]] = ()) -> int:
     """The number of tokens; UsageError unless the (hidden states, head) of all networks fit."""
     counts = []
     for name, arrays in (("student", student), *(("teacher", one) for one in teachers)):

@@ -1,5 +1,14 @@
 """The KL from a stored answer, which names a few ids of the vocabulary.
 
+There are two kinds of answer. *Sampled ids*, without `log_rest`: P has no mass but on these ids.
+With p_k = count_k / draws of draws from a teacher at T, the gradient is an unbiased estimate of
+that of the full forward KL. The value is biased: the draws have less entropy than the teacher.
+
+*The top ids and the rest*, with `log_rest`: the outcomes are the K ids, and all other ids together.
+The KL is a lower bound of the full forward KL; its slope in a logit of the rest is
+(q_j - p_r q_j / q_r) / T. P is normalised here over the K + 1 outcomes, since a coarse dtype rounds
+them; never over the K ids alone, because that makes the student overconfident.
+
 Chunks, heads and meshes are as in `divergence`. Left out on purpose: how an answer is made and
 stored.
 """
@@ -23,6 +32,8 @@ from distill_jax.losses.vocab.operands import (
     check_shapes,
 )
 
+_FORWARD_KL = VocabDivergence("forward_kl")
+
 
 def vocab_sparse_kl(
     hidden: Float[Array, "tokens dim"],
@@ -41,14 +52,8 @@ def vocab_sparse_kl(
 ) -> tuple[Float[Array, ""], Measures]:
     """T^2 KL(P || Q) of a P that names K ids, and the cross-entropy, summed over tokens.
 
-    Without `log_rest`, P has no mass but on these ids: with p_k = count_k / draws of draws from a
-    teacher at T, the gradient is an unbiased estimate of that of the full forward KL. The value is
-    biased: the entropy of the draws is smaller than the teacher's.
-
-    With `log_rest`, the outcomes are the K ids and the rest: KL = sum_k p_k log(p_k / q_k)
-    + p_r log(p_r / q_r), a lower bound of the full forward KL. Its slope in a logit of the rest is
-    (q_j - p_r q_j / q_r) / T. P is normalised here over the K + 1 outcomes, since a coarse dtype
-    rounds them; never over the K ids alone, because that makes the student overconfident.
+    sum_n weight_n (soft_weight T^2 KL_n + hard_weight CE_n), where KL_n is
+    sum_k p_k log(p_k / q_k) and, with `log_rest`, + p_r log(p_r / q_r) for all other ids together.
 
     Args:
       hidden: [N, D], the student's, of N tokens; floating.
@@ -65,17 +70,15 @@ def vocab_sparse_kl(
       settings: ids that are real, chunks and mesh; answers are sharded as the tokens.
 
     Returns:
-      (loss, measures), float32 sums with `weights`: "soft_loss", "hard_loss", "student_entropy",
-      "accuracy"; with `log_rest` "agreement" of the likeliest ids of student and answer.
+      (loss, measures): float32 sums over tokens with `weights`; see `operands.Measures`.
 
     Raises:
       UsageError: shapes do not fit, or a number is out of range.
 
     Example:
-      >>> hidden, head = jnp.array([[0.0, 2.0, 1.0]]), jnp.eye(3)
-      >>> answer = {"ids": jnp.array([[1]]), "log_probs": jnp.log(jnp.array([[0.5]]))}
+      >>> hidden, head, half = jnp.array([[0.0, 2.0, 1.0]]), jnp.eye(3), jnp.log(jnp.array([0.5]))
       >>> loss, _ = vocab_sparse_kl(
-      ...     hidden, head, **answer, log_rest=jnp.log(jnp.array([0.5])),
+      ...     hidden, head, ids=jnp.array([[1]]), log_probs=half[:, None], log_rest=half,
       ...     labels=jnp.array([1]), weights=jnp.ones(1),
       ... )
       >>> f"{loss:.4f}"
@@ -87,13 +90,7 @@ def vocab_sparse_kl(
     """
     _check_answer(check_shapes((hidden, head)), ids, log_probs, log_rest)
     heads = Heads(head)
-    spec = LossSpec.of(
-        heads,
-        readout,
-        settings,
-        divergence=VocabDivergence("forward_kl"),
-        temperature=temperature,
-    )
+    spec = LossSpec.of(heads, readout, settings, divergence=_FORWARD_KL, temperature=temperature)
     answer = _normalised(jnp.asarray(ids, jnp.int32), log_probs, log_rest)
     tokens = Tokens(hidden, (), answer, labels, weights)
     return summed(spec, tokens, heads, Factors.of(temperature, soft_weight, hard_weight))
@@ -110,7 +107,7 @@ def _check_answer(count: int, ids, log_probs, log_rest) -> None:
         raise UsageError(f"log_rest {jnp.shape(log_rest)}: expected [N] of {count} tokens")
 
 
-def _normalised(ids: jax.Array, log_probs: jax.Array, log_rest: jax.Array | None) -> SparseAnswer:
+def _normalised(ids: Array, log_probs: Array, log_rest: Array | None) -> SparseAnswer:
     """The answer in float32, with probabilities that sum to 1."""
     log_probs = jnp.where(ids < 0, -jnp.inf, jnp.asarray(log_probs, jnp.float32))
     if log_rest is None:
