@@ -9,7 +9,7 @@ methods add up: `create("crd+soft_target")`, see `combined.py`.
 import dataclasses
 import inspect
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -115,6 +115,7 @@ class Stage(NamedTuple):
     learning_rate: float = 0.0
 
 
+@dataclasses.dataclass(frozen=True)
 class Method:
     """A loss between a student and a teacher; subclasses override what they need.
 
@@ -130,10 +131,10 @@ class Method:
         outputs of both networks on it are in `Context.strong`, and its cross-entropy is added too.
     """
 
-    needs_teacher = True
-    published_weight = 1.0
-    only: Literal["images", "text"] | None = "images"
-    strong_view = False
+    needs_teacher: ClassVar[bool] = True
+    published_weight: ClassVar[float] = 1.0
+    only: ClassVar[Literal["images", "text"] | None] = "images"
+    strong_view: ClassVar[bool] = False
 
     def adapters(self, pair: Pair, key: jax.Array) -> Arrays:
         """Trainable arrays in addition to the student's, flat; {} for none.
@@ -184,9 +185,9 @@ class Method:
         raise NotImplementedError
 
 
-def add_up(terms: Iterable[Values]) -> Values:
-    """The sum of several values per example."""
-    total: Values | float = 0.0
+def add_up(terms: Iterable[Float[Array, "*shape"]]) -> Float[Array, "*shape"]:
+    """The sum of several arrays of values, per example or per token."""
+    total: Array | float = 0.0
     for values in terms:
         total = total + values
     return jnp.asarray(total)

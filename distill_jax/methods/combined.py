@@ -8,7 +8,7 @@ then all terms are trained together.
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from typing import Any
 
 import jax
 
@@ -134,18 +134,16 @@ class Sum(Method):
 
     terms: tuple[Term, ...]
 
-    @property
-    def needs_teacher(self) -> bool:
-        return any(term.method.needs_teacher for term in self.terms)
-
-    @property
-    def only(self) -> Literal["images", "text"] | None:
-        kinds = {term.method.only for term in self.terms}
-        return "text" if "text" in kinds else "images" if "images" in kinds else None
-
-    @property
-    def strong_view(self) -> bool:
-        return any(term.method.strong_view for term in self.terms)
+    def __post_init__(self):
+        methods = [term.method for term in self.terms]
+        kinds = {method.only for method in methods}
+        needs = {
+            "needs_teacher": any(method.needs_teacher for method in methods),
+            "only": "text" if "text" in kinds else "images" if "images" in kinds else None,
+            "strong_view": any(method.strong_view for method in methods),
+        }
+        for name, value in needs.items():  # of a class otherwise, here of its terms
+            object.__setattr__(self, name, value)
 
     def _arrays(self, make: Callable[[Method, jax.Array], Arrays], key: jax.Array) -> Arrays:
         keys = jax.random.split(key, len(self.terms))

@@ -101,7 +101,8 @@ class ContrastiveRepresentation(OnPooled):
         drawn = draw_negatives(context.key, context.labels, self.negatives, memory)
         contrasted = jnp.concatenate([ids[:, None], drawn], axis=1)
         count = memory["by_class"].shape[0]
-        values, updated = [], dict(memory)
+        values: list[Values] = []
+        updated = dict(memory)
         for anchor, bank in (("student", "teacher"), ("teacher", "student")):
             rows = memory[f"{bank}_bank"][contrasted]
             scores = jnp.exp(jnp.einsum("bkd,bd->bk", rows, embedded[anchor]) / self.tau)
@@ -111,9 +112,9 @@ class ContrastiveRepresentation(OnPooled):
             updated[f"{anchor}_z"] = z
             values.append(losses.contrastive_nce(scores[:, 0] / z, scores[:, 1:] / z, count=count))
         for name, embedding in embedded.items():
-            bank = memory[f"{name}_bank"]
-            new = self.momentum * bank[ids] + (1 - self.momentum) * embedding
-            updated[f"{name}_bank"] = bank.at[ids].set(jax.lax.stop_gradient(_normalised(new)))
+            old = memory[f"{name}_bank"]
+            new = self.momentum * old[ids] + (1 - self.momentum) * embedding
+            updated[f"{name}_bank"] = old.at[ids].set(jax.lax.stop_gradient(_normalised(new)))
         return add_up(values), updated
 
 

@@ -130,7 +130,7 @@ def resize_nearest(
 
 
 def regressor_arrays(
-    name: str, key: jax.Array, student: Feature, teacher: Feature, *, norm: bool
+    name: str, key: jax.Array, student: Feature, teacher: Feature, *, norm: bool = False
 ) -> Arrays:
     """Arrays of the regression from a student's feature to the shape of a teacher's.
 

@@ -1,6 +1,7 @@
 """Feature distillation in every stage, through trained connectors: OFD and ReviewKD."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -85,7 +86,7 @@ class Overhaul(Method):
             source = networks.conv(context.adapters, str(index), taps.before_relu(student, ours))
             target = taps.before_relu(teacher, theirs).astype(jnp.float32)
             margin = self._margin(target, theirs, context)
-            target = losses.adaptive_average(target, source.shape[1:3])
+            target = losses.adaptive_average(target, taps.size(source))
             values = losses.overhaul(source, target, margin)
             weighted.append(values / 2.0 ** (len(pairs) - index - 1))
         return add_up(weighted)
@@ -133,32 +134,31 @@ class Review(Method):
     def adapters(self, pair: Pair, key: jax.Array) -> Arrays:
         levels = jax.eval_shape(self._levels, *pair.outputs)
         width = min(self.widest, levels[0][0].shape[-1])
+        connector = functools.partial(
+            networks.conv_arrays, bias=False, norm=True, init="kaiming_uniform"
+        )
         arrays: Arrays = {}
         for index, (source, target) in enumerate(levels):
             keys = jax.random.split(jax.random.fold_in(key, index), 3)
             inputs, outputs = source.shape[-1], target.shape[-1]
-            for name, own, size, *channels in (
-                ("in", keys[0], 1, inputs, width),
-                ("out", keys[1], 3, width, outputs),
-            ):
-                arrays |= networks.conv_arrays(
-                    f"{index}/{name}", own, size, *channels,
-                    bias=False, norm=True, init="kaiming_uniform",
-                )  # fmt: skip
+            arrays |= connector(f"{index}/in", keys[0], 1, inputs, width)
+            arrays |= connector(f"{index}/out", keys[1], 3, width, outputs)
             if index:
                 arrays |= networks.conv_arrays(f"{index}/attention", keys[2], 1, 2 * width, 2)
         return arrays
 
     def __call__(self, student: Outputs, teacher: Outputs, context: Context) -> Values:
-        arrays, values, fused = context.adapters, [], None
+        arrays = context.adapters
+        values: list[Values] = []
+        fused: jax.Array | None = None
         for index, (source, target) in enumerate(self._levels(student, teacher)):
             x = networks.conv(arrays, f"{index}/in", source)
             if fused is not None:
-                fused = networks.resize_nearest(fused, x.shape[1:3])
+                fused = networks.resize_nearest(fused, taps.size(x))
                 both = jnp.concatenate([x, fused], axis=-1)
                 share = jax.nn.sigmoid(networks.conv(arrays, f"{index}/attention", both))
                 x = x * share[..., :1] + fused * share[..., 1:]
-            fused = networks.resize_nearest(x, target.shape[1:3])
+            fused = networks.resize_nearest(x, taps.size(target))
             predicted = networks.conv(arrays, f"{index}/out", fused)
             values.append(losses.hierarchical_context(predicted, target))
         factor = warm_up(context, self.warmup_epochs, first=int(self.variant == "code"))

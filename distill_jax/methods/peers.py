@@ -1,6 +1,7 @@
 """Deep mutual learning: two networks are trained together, each the teacher of the other."""
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -35,10 +36,10 @@ class Mutual(Method):
 
     def _make(
         self, spec: models.Spec, seed: jax.Array | int | None = None
-    ) -> tuple[Any, models.Flat, models.Flat]:
+    ) -> tuple[Any, Mapping[str, Any], Mapping[str, Any]]:
         """(graphdef, parameters, statistics) of the peer; shapes alone without a seed."""
         options = spec.options if self.peer in ("", spec.name) else {}
-        shape = dict(input_shape=spec.input_shape, num_classes=spec.num_classes)
+        shape: dict[str, Any] = dict(input_shape=spec.input_shape, num_classes=spec.num_classes)
         name = self.peer or spec.name
         if seed is None:
             return models.split(models.abstract(name, **shape, **options))

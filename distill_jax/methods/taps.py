@@ -38,6 +38,11 @@ def before_relu(outputs: Outputs, name: str) -> Feature:
     return outputs.taps.get(f"{name}_pre", outputs.taps[name])
 
 
+def size(feature: Feature) -> tuple[int, int]:
+    """(height, width) of a feature map."""
+    return feature.shape[1], feature.shape[2]
+
+
 def names_of(outputs: Outputs, method: str, option: str, given: tuple[str, ...]) -> list[str]:
     """The names of the taps that a method reads: those given, else every stage.
 
