@@ -28,7 +28,11 @@ os.environ.update(
 os.environ.pop("GOOGLE_APPLICATION_CREDENTIALS", None)
 
 import jax
+import jaxtyping
 import pytest
+import shape_checks
+
+shape_checks.install()
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
@@ -55,6 +59,14 @@ def bounded_memory():
     pages = int(status.read_text().split()[1]) if status.exists() else 0
     if pages * os.sysconf("SC_PAGE_SIZE") > 3 * 2**30:
         jax.clear_caches()
+
+
+@pytest.fixture
+def unchecked_shapes():
+    """For tests of our own errors, which come after those of the shapes in a signature."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 @pytest.fixture(scope="session")

@@ -133,10 +133,12 @@ class TestCrossEntropy:
         [np.zeros((4, 3), int), np.zeros(4), np.zeros((4, 2)), np.zeros(3, int)],
         ids=["ids as probabilities", "probabilities as ids", "classes", "batch"],
     )
+    @pytest.mark.usefixtures("unchecked_shapes")
     def test_targets_must_fit(self, targets):
         with pytest.raises(UsageError, match=r"targets .*: expected integers\[4\] or probab.*4, 3"):
             losses.cross_entropy(np.zeros((4, 3)), targets)
 
+    @pytest.mark.usefixtures("unchecked_shapes")
     def test_smoothing_outside_its_range(self):
         with pytest.raises(UsageError, match="label_smoothing=-0.1: expected a number from 0 to 1"):
             losses.cross_entropy(np.zeros((4, 3)), np.zeros(4, int), label_smoothing=-0.1)

@@ -77,6 +77,7 @@ def test_bfloat16_is_upcast_first():
     assert_close(values, reference(*exact, 50))
 
 
+@pytest.mark.usefixtures("unchecked_shapes")
 def test_misuse():
     for positive, negatives in (((4, 1), (4, 3)), ((4,), (3, 3)), ((4,), (4,)), ((4,), (4, 0))):
         with pytest.raises(UsageError, match=r"expected \[B\] and \[B, K\]"):

@@ -120,6 +120,7 @@ def test_weights_and_leading_axes():
     assert_close(values, (0.5 * target + 3 * rest).reshape(2, 2))
 
 
+@pytest.mark.usefixtures("unchecked_shapes")
 def test_misuse():
     logits = np.zeros((4, 5))
     with pytest.raises(UsageError, match=r"labels float.*: expected integers\[4\]"):

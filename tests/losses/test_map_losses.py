@@ -27,6 +27,7 @@ def test_size_of_the_activations_is_not_seen(loss):
 
 
 @pytest.mark.parametrize("loss", SUMMARIES + REGRESSIONS)
+@pytest.mark.usefixtures("unchecked_shapes")
 def test_maps_are_expected(loss):
     with pytest.raises(UsageError, match=r"student \(2, 3\).*expected maps \[B, H, W, C\]"):
         loss(MAPS[:, 0, 0], MAPS)
@@ -35,12 +36,14 @@ def test_maps_are_expected(loss):
 
 
 @pytest.mark.parametrize("loss", REGRESSIONS + [losses.feature_mse])
+@pytest.mark.usefixtures("unchecked_shapes")
 def test_one_shape_is_expected(loss):
     with pytest.raises(UsageError, match="expected one shape"):
         loss(MAPS, MAPS[:, :2])
 
 
 @pytest.mark.parametrize("loss", [losses.attention_transfer, losses.factor_transfer])
+@pytest.mark.usefixtures("unchecked_shapes")
 def test_unknown_variant(loss):
     with pytest.raises(UsageError, match="variant='sum': expected 'code' or 'paper'"):
         loss(MAPS, MAPS, variant="sum")
@@ -64,6 +67,7 @@ class TestAttention:
             compute(losses.factor_transfer, student, teacher, variant="paper"), [1 + 2**0.5]
         )
 
+    @pytest.mark.usefixtures("unchecked_shapes")
     def test_full_factors_need_one_width(self):
         with pytest.raises(UsageError, match="expected one shape"):
             losses.factor_transfer(MAPS, MAPS[..., :2], variant="paper")
@@ -106,6 +110,7 @@ class TestFlowOfSolution:
         assert_close(values, [1.0])
 
     @pytest.mark.parametrize("which", [2, 3])
+    @pytest.mark.usefixtures("unchecked_shapes")
     def test_channels_must_agree(self, which):
         maps = [MAPS] * 4
         maps[which] = MAPS[..., :2]
@@ -113,6 +118,7 @@ class TestFlowOfSolution:
             losses.flow_of_solution(*maps)
 
     @pytest.mark.parametrize("which", range(4))
+    @pytest.mark.usefixtures("unchecked_shapes")
     def test_maps_of_one_batch(self, which):
         for wrong in (MAPS[0], MAPS[:1]):
             maps = [MAPS] * 4
@@ -131,6 +137,7 @@ class TestActivationBoundary:
         assert_close(values, [0, 0.25, 16, 2.25, 0.25, 0, 0, 0])
 
     @pytest.mark.parametrize("margin", [0, -1.0, float("nan")])
+    @pytest.mark.usefixtures("unchecked_shapes")
     def test_margin_must_be_positive(self, margin):
         with pytest.raises(UsageError, match="margin=.*: expected a positive number"):
             losses.activation_boundary(MAPS, MAPS, margin=margin)
@@ -165,6 +172,7 @@ class TestOverhaul:
         )
         assert_close(values, [1, 8.5**2, 0, 1, 0.25, 0])
 
+    @pytest.mark.usefixtures("unchecked_shapes")
     def test_misuse(self):
         with pytest.raises(UsageError, match=r"margin \(1,\): expected \(3,\)"):
             losses.overhaul(MAPS, MAPS, np.zeros(1))
@@ -209,6 +217,7 @@ class TestVariationalInformation:
         np.testing.assert_allclose(value, (1 / variance + np.log(variance)) / 2, rtol=1e-5)
         assert np.all(np.isfinite(slope))
 
+    @pytest.mark.usefixtures("unchecked_shapes")
     def test_misuse(self):
         with pytest.raises(UsageError, match=r"raw_scale \(2,\): expected \(3,\)"):
             losses.variational_information(MAPS, MAPS, np.zeros(2))

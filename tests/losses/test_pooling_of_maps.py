@@ -61,6 +61,7 @@ def test_match_size_stops_the_teacher():
     assert np.all(slopes[0] == 1) and not np.any(slopes[1])
 
 
+@pytest.mark.usefixtures("unchecked_shapes")
 def test_misuse():
     maps = np.zeros((2, 4, 4, 3))
     with pytest.raises(UsageError, match=r"maps \(2, 4\): expected \[B, H, W, C\]"):

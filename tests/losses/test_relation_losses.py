@@ -67,6 +67,7 @@ def test_relations_are_those_of_the_global_batch():
 
 
 @pytest.mark.parametrize("loss", [*RELATIONS, losses.correlation_congruence])
+@pytest.mark.usefixtures("unchecked_shapes")
 def test_misuse(loss):
     with pytest.raises(UsageError, match=r"student \(4, 3\), teacher \(5, 3\): expected"):
         loss(np.zeros((4, 3)), np.zeros((5, 3)))
@@ -151,6 +152,7 @@ class TestCorrelationCongruence:
         assert_close(slopes[0], alone)
         assert_close(slopes[1], -alone)
 
+    @pytest.mark.usefixtures("unchecked_shapes")
     def test_code_needs_one_width_and_paper_does_not(self):
         with pytest.raises(UsageError, match=r"expected one shape \[B, D\]"):
             losses.correlation_congruence(np.zeros((4, 3)), np.zeros((4, 2)))
@@ -166,6 +168,7 @@ class TestCorrelationCongruence:
         values = compute(losses.correlation_congruence, student, teacher, variant="paper")
         np.testing.assert_allclose(np.sqrt(2 * values), np.abs([exact] * 2), rtol=0.05)
 
+    @pytest.mark.usefixtures("unchecked_shapes")
     def test_unknown_variant(self):
         with pytest.raises(UsageError, match="variant='rbf': expected 'code' or 'paper'"):
             losses.correlation_congruence(np.zeros((4, 3)), np.zeros((4, 3)), variant="rbf")

@@ -54,6 +54,7 @@ class TestStandardise:
             atol=1e-4,
         )
 
+    @pytest.mark.usefixtures("unchecked_shapes")
     def test_needs_classes(self):
         with pytest.raises(UsageError, match=r"logits \(\): expected \[..., classes\]"):
             losses.standardise(np.float32(1))
@@ -94,6 +95,7 @@ class TestDist:
 
 
 @pytest.mark.parametrize("loss", [losses.dist, losses.batch_correlation, losses.class_correlation])
+@pytest.mark.usefixtures("unchecked_shapes")
 def test_misuse(loss):
     logits = np.zeros((4, 5))
     with pytest.raises(UsageError, match=r"expected one shape \[B, classes\] for both"):

@@ -119,6 +119,7 @@ def test_equal_relations_have_no_loss_and_no_gradient():
     assert all(np.abs(part).max() < 1e-5 for part in gradient)
 
 
+@pytest.mark.usefixtures("unchecked_shapes")
 def test_shapes_that_do_not_fit_are_refused():
     with pytest.raises(UsageError, match="shape"):
         losses.hidden_mse(jnp.zeros((2, 3)), jnp.zeros((2, 4)))

@@ -146,10 +146,12 @@ class TestPairing:
             ("crd", {"negatives": 33}, "crd expects at most 32"),
         ],
     )
+    @pytest.mark.usefixtures("unchecked_shapes")
     def test_what_cannot_be_matched_is_refused_with_the_reason(self, name, options, message):
         with pytest.raises(UsageError, match=message):
             prepared(name, STUDENT, TEACHER, **options)
 
+    @pytest.mark.usefixtures("unchecked_shapes")
     def test_stored_answers_have_no_stages(self):
         teacher = Outputs(TEACHER.logits, {"pooled": TEACHER.taps["pooled"]})
         with pytest.raises(UsageError, match="the taps of this network are: pooled"):
@@ -244,6 +246,7 @@ def test_the_teachers_classifier_reads_the_students_feature():
     np.testing.assert_allclose(method(STUDENT, TEACHER, now), wanted, rtol=1e-4)
 
 
+@pytest.mark.usefixtures("unchecked_shapes")
 def test_margins_from_the_normalisation_or_from_the_batch():
     method, now = prepared("ofd", STUDENT, TEACHER)
     assert bool(jnp.all(jnp.isfinite(method(STUDENT, TEACHER, now))))

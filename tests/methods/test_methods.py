@@ -62,7 +62,7 @@ def test_the_gradient_keeps_its_size_as_the_temperature_grows(name):
 
     def loss(z, temperature):
         student, teacher = Outputs(logits=z, taps={}), both()[1]
-        return method(student, teacher, context(temperature=temperature)).sum()
+        return method(student, teacher, context(temperature=jnp.float32(temperature))).sum()
 
     norms = [float(jnp.linalg.norm(jax.grad(loss)(jnp.float32(Z_S), t))) for t in (20.0, 80.0)]
     assert norms[0] == pytest.approx(norms[1], rel=0.15)
@@ -98,13 +98,13 @@ def test_the_learnt_temperature_goes_against_the_gradient():
     student, teacher = both()
 
     def loss(theta, epoch):
-        now = context(adapters={"theta": theta}, epoch=epoch)
+        now = context(adapters={"theta": theta}, epoch=jnp.float32(epoch))
         return method(student, teacher, now).mean()
 
     def plain(theta):
         temperature = 1 + 20 * jax.nn.sigmoid(theta)
         return methods.create("soft_target")(
-            student, teacher, context(temperature=temperature)
+            student, teacher, context(temperature=jnp.asarray(temperature, jnp.float32))
         ).mean()
 
     theta = jnp.float32(0.3)
@@ -147,6 +147,7 @@ def test_multi_level_logits_against_numpy():
     assert got == pytest.approx(wanted, rel=1e-5)
 
 
+@pytest.mark.usefixtures("unchecked_shapes")
 def test_values_that_make_a_loss_vanish_are_refused():
     with pytest.raises(UsageError, match="method.beta=1.0: jensen_shannon is zero at 0 and 1"):
         methods.create("jensen_shannon", beta=1.0)
@@ -154,6 +155,7 @@ def test_values_that_make_a_loss_vanish_are_refused():
         methods.create("skew_kl", alpha=1.0)
 
 
+@pytest.mark.usefixtures("unchecked_shapes")
 def test_names_and_options():
     assert methods.options("jensen_shannon") == {"standardize": False, "beta": 0.5}
     with pytest.raises(UsageError, match="method.name='kd': unknown method"):
@@ -197,6 +199,7 @@ class TestSums:
             ("at+sp", {"at.weight": -1.0}, "method.at.weight=-1.0: at expects a number"),
         ],
     )
+    @pytest.mark.usefixtures("unchecked_shapes")
     def test_mistakes(self, name, options, message):
         with pytest.raises(UsageError, match=message):
             methods.create(name, **options)

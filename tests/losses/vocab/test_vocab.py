@@ -224,6 +224,7 @@ def test_chunks_follow_the_shapes(platform):
         ({"teacher_hidden": np.zeros((6, 4))}, "student_hidden has 7 tokens, teacher_hidden 6"),
     ],
 )
+@pytest.mark.usefixtures("unchecked_shapes")
 def test_what_does_not_fit_is_named(changes, words):
     arrays, labels, weights = draw()
     options = {**arrays, "labels": labels, **changes}
@@ -240,6 +241,7 @@ def test_what_does_not_fit_is_named(changes, words):
         ("skew_kl", 2.0, "skew=2.0"),
     ],
 )
+@pytest.mark.usefixtures("unchecked_shapes")
 def test_a_skew_that_a_formula_does_not_take_is_refused(name, skew, words):
     with pytest.raises(UsageError, match=re.escape(words)):
         VocabDivergence(name, skew)

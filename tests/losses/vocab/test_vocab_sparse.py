@@ -187,6 +187,7 @@ def test_over_tensor_no_logits_and_no_heads_are_gathered(kind):
         ({"settings": VocabSettings(vocab_size=14)}, "vocab_size=14"),
     ],
 )
+@pytest.mark.usefixtures("unchecked_shapes")
 def test_what_does_not_fit_is_named(changes, words):
     hidden, head, answer, labels, weights = draw("top_k")
     given = {**answer, "labels": labels, "weights": weights, **changes}

@@ -112,6 +112,7 @@ def test_saturated_teachers_that_disagree_have_finite_values_and_gradients():
         ([Readout(weight=0.0)] * 2, r"weights of teachers \(0.0, 0.0\): expected numbers >= 0"),
     ],
 )
+@pytest.mark.usefixtures("unchecked_shapes")
 def test_what_does_not_fit_is_named(readouts, words):
     nets, _, weights = draw()
     with pytest.raises(UsageError, match=words):
