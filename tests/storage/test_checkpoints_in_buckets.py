@@ -136,6 +136,6 @@ def test_growing_files_are_copied_and_come_back(bucket, monkeypatch):
     growing.close()
     assert not growing.folder.exists() and len(told) == 1
     again = storage.GrowingFiles(bucket, ("log", "folder"))
-    assert (again.local / "log").read_text() == "a\nb\n"
-    assert (again.local / "folder" / "x").read_text() == "x"
+    assert (again.folder / "log").read_text() == "a\nb\n"
+    assert (again.folder / "folder" / "x").read_text() == "x"
     again.close()
