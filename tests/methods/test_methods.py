@@ -93,6 +93,7 @@ def test_dist_has_the_square_of_the_temperature_in_the_code_and_not_in_the_paper
     np.testing.assert_allclose(code, 16 * paper, rtol=1e-6)
 
 
+@pytest.mark.usefixtures("unchecked_shapes")  # its adapters are made from no pair
 def test_the_learnt_temperature_goes_against_the_gradient():
     method = methods.create("ctkd")
     student, teacher = both()
