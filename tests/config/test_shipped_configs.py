@@ -8,7 +8,7 @@ import pytest
 
 from distill_jax import config as configs
 from distill_jax import tasks
-from distill_jax.commands import generate
+from distill_jax.runs import generation_settings
 from distill_jax.training.step import compile_steps
 
 CONFIGS = pathlib.Path(__file__).resolve().parents[2] / "configs"
@@ -76,7 +76,7 @@ def test_the_step_of_every_method_of_the_literature_is_traced(method):
 
 def test_the_config_of_generate_is_read():
     given = {"teacher.path": "/models/teacher", "prompts": "prompts.jsonl"}
-    path, settings = generate.settings_of(configs.read(f"{CONFIGS}/lm_generate.py", given))
+    path, settings = generation_settings.parse(configs.read(f"{CONFIGS}/lm_generate.py", given))
     assert (
         path == given["teacher.path"]
         and settings.max_new_tokens == 512
