@@ -229,7 +229,7 @@ MUTATIONS = (
     Mutation(
         "a model's weights are not compared with their hash",
         "distill_jax/models/files/model_folder.py",
-        "if hashlib.sha256(weights).hexdigest() != hash_of_weights:",
+        "if hashlib.sha256(weights).hexdigest() != weights_hash:",
         "if False:",
         ("tests/models/files/test_model_folder.py",),
     ),
