@@ -89,8 +89,8 @@ MUTATIONS = (
     Mutation(
         "the test split selects",
         "distill_jax/tasks/images/parts.py",
-        '("validation", train, validation_ids),',
-        '("validation", splits["test"], np.arange(len(splits["test"]), dtype=np.int32)),',
+        'evaluator("validation", opened.train, opened.validation_ids, resident)',
+        'evaluator("validation", opened.test, np.arange(len(opened.test)), {})',
         ("tests/runs", "tests/tasks/images"),
     ),
     Mutation(
@@ -130,7 +130,7 @@ MUTATIONS = (
     ),
     Mutation(
         "packed documents see each other",
-        "distill_jax/tasks/language/recipe.py",
+        "distill_jax/tasks/language/comparison.py",
         "positions=positions, segments=segments)",
         "positions=positions, segments=jnp.minimum(segments, 1))",
         ("tests/tasks/language/test_text_runs.py", "-k", "single_documents"),
@@ -159,8 +159,8 @@ MUTATIONS = (
     Mutation(
         "the teacher sees another view than the student",
         "distill_jax/tasks/images/recipe.py",
-        'teachers_on(part["images"])',
-        'teachers_on(part["images"][:, :, ::-1])',
+        'teachers_on(inputs["images"])',
+        'teachers_on(inputs["images"][:, :, ::-1])',
         ("tests/training/test_step.py", "-k", "same_view"),
     ),
     Mutation(
