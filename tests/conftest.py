@@ -51,6 +51,20 @@ def pytest_collection_modifyitems(items) -> None:
     items.sort(key=lambda item: -slow[item.path])  # stable: files and tests keep their order
 
 
+#: Folders whose tests refuse implicit broadcasting over more axes and mixing of dtypes.
+STRICT = ("losses", "optim", "evaluation", "methods")
+
+
+@pytest.fixture(autouse=True)
+def explicit_promotion(request):
+    """Makes the package state where it broadcasts and promotes, in the folders of `STRICT`."""
+    if request.path.relative_to(ROOT / "tests").parts[0] not in STRICT:
+        yield
+        return
+    with jax.numpy_rank_promotion("raise"), jax.numpy_dtype_promotion("strict"):
+        yield
+
+
 @pytest.fixture(scope="module", autouse=True)
 def bounded_memory():
     """Drops compiled programs after a file once this process holds more than 3 GiB."""
