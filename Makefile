@@ -5,8 +5,7 @@
 #   make test-slow     the rest of what each push runs
 #   make test-nightly  more cases of what each push checks by a few
 #   make ci            all that a push runs, in one pass (.ci/run)
-#   make check         lint, format, layers and docs (and `types`, once the package has no error)
-#   make types         mypy over the package
+#   make check         lint, format, types, layers and docs
 #   make docs          the documentation site, in docs/_build
 #   make mutations     breaks promises one at a time, to see that the tests of a push notice
 
@@ -19,7 +18,7 @@ INSTALL = $(BIN)/pip install --quiet --disable-pip-version-check --editable
 # Two workers; a file stays in one, which makes its fixtures once. tests/conftest.py sorts the files.
 PYTEST = $(BIN)/python -m pytest -n 2 --dist loadscope --no-loadscope-reorder
 
-.PHONY: demo test test-slow test-nightly mutations ci check types docs clean
+.PHONY: demo test test-slow test-nightly mutations ci check docs clean
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "Python 3.11 or newer is needed, this is " + sys.version.split()[0]'
@@ -53,15 +52,13 @@ ci: $(VENV)/.installed-all
 mutations: $(VENV)/.installed
 	$(BIN)/python tests/mutations.py
 
-types: $(VENV)/.installed
-	$(BIN)/mypy
-
 docs: $(VENV)/.installed
 	$(BIN)/python -m sphinx -q -W --keep-going docs docs/_build
 
 check: $(VENV)/.installed docs
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python -m pytest -q tests/test_architecture.py
 

@@ -129,7 +129,7 @@ def _taylor_kernel(
     """exp(-gamma ||x_i - x_j||^2) of unit rows, expanded in their inner product."""
     cosine = _gram(unit(x))
     terms = ((2 * gamma) ** p / math.factorial(p) * cosine**p for p in range(order + 1))
-    return math.exp(-2 * gamma) * sum(terms)
+    return math.exp(-2 * gamma) * sum(terms, jnp.float32(0))
 
 
 def _squared_distances(x: Float[Array, "batch dim"]) -> Float[Array, "batch batch"]:

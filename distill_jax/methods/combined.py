@@ -43,7 +43,7 @@ def options(name: str) -> dict[str, Any]:
     terms = _terms(name)
     if len(terms) == 1:
         return base.own_options(name)
-    found = {}
+    found: dict[str, Any] = {}
     for term in terms:
         own = {"weight": _weight_of(term), **base.own_options(term)}
         found |= {f"{term}.{option}": default for option, default in own.items()}

@@ -307,7 +307,7 @@ class MultiLevelLogits(OnLogits):
         assert context.strong is not None  # `strong_view` is set
         strong_student, strong_teacher = context.strong
         weak, strong = (student, teacher), (strong_student, strong_teacher)
-        temperatures = (context.temperature, *self.temperatures)
+        temperatures: tuple[float | jax.Array, ...] = (context.temperature, *self.temperatures)
         confident = jax.nn.softmax(teacher.logits.astype(jnp.float32))
         rows = _lower_half(jnp.max(confident, axis=-1))
         classes = _lower_half(jnp.sum(confident, axis=0))

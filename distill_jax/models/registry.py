@@ -91,8 +91,8 @@ def _typed(option: str, value: object, default: object) -> Any:
             return tuple(value)
     elif isinstance(default, float):
         expected = f"a finite number, such as {default!r}"
-        number = isinstance(value, int | float) and type(value) in (int, float)
-        if number and math.isfinite(value):
+        plain = type(value) in (int, float)  # neither a bool nor a NumPy number
+        if plain and isinstance(value, int | float) and math.isfinite(value):
             return float(value)
     else:
         expected = f"{type(default).__name__}, such as {default!r}"
@@ -182,7 +182,7 @@ def create(
     *,
     input_shape: tuple[int, int, int],
     num_classes: int,
-    seed: int = 0,
+    seed: int | jax.Array = 0,
     dtype: DTypeLike = jnp.float32,
     **options: Any,
 ) -> nnx.Module:
@@ -195,7 +195,7 @@ def create(
       name: one of `names()`.
       input_shape: (H, W, C) of one image.
       num_classes: K, the number of logits.
-      seed: of the parameters.
+      seed: of the parameters; may be traced.
       dtype: in which the network computes. Parameters, batch statistics and logits are always
         float32.
       **options: of this network, see `options(name)`.

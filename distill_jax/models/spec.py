@@ -103,8 +103,8 @@ def normalise(images: Array, mean: tuple[float, ...], std: tuple[float, ...]) ->
       float32 [..., C].
     """
     images = jnp.asarray(images, jnp.float32)
-    mean, std = (
-        jnp.expand_dims(jnp.asarray(numbers, jnp.float32), range(images.ndim - 1))
-        for numbers in (mean, std)
-    )
-    return (images - mean) / std
+
+    def by_channel(numbers: tuple[float, ...]) -> Array:
+        return jnp.expand_dims(jnp.asarray(numbers, jnp.float32), range(images.ndim - 1))
+
+    return (images - by_channel(mean)) / by_channel(std)

@@ -179,7 +179,7 @@ def _over_mesh(
         on_device,
         mesh=mesh,
         in_specs=(rows, columns, PartitionSpec()),
-        out_specs=(PartitionSpec(), Gradients(rows, of_head) if gradient else None),
+        out_specs=(PartitionSpec(), Gradients._make((rows, of_head)) if gradient else None),
         check_vma=False,
     )(tokens, heads, factors)
     if gradients is None:

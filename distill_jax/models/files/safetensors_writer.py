@@ -102,7 +102,7 @@ def _blocks(value: np.ndarray) -> int:
 
 def bytes_of(value: np.ndarray) -> memoryview:
     """The bytes of an array in C order, without a copy where it is C-contiguous."""
-    return memoryview(np.ascontiguousarray(value).reshape(-1).view(np.uint8))
+    return np.ascontiguousarray(value).reshape(-1).view(np.uint8).data
 
 
 def _header(
