@@ -215,7 +215,7 @@ def write_unchecked(folder, spec, params, stats):
     fingerprint = models.fingerprint(spec, params, stats)
     (folder / "weights.safetensors").write_bytes(weights)
     (folder / "model.json").write_bytes(
-        model_folder._rendered(spec, fingerprint, hashlib.sha256(weights).hexdigest())
+        model_folder._render(spec, fingerprint, hashlib.sha256(weights).hexdigest())
     )
 
 
