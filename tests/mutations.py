@@ -4,8 +4,9 @@
     python tests/mutations.py shuffle     # those whose name has the word
 
 A mutation replaces a piece of the source in a copy of the repository and runs a few tests there,
-none of them nightly. It survives if they pass, and exit code 1 says that some did: write a test. A
-piece that is no longer in the source is an error too: the mutation is then to be written anew.
+none of them nightly, after they have passed without it. It survives if they pass, and exit code 1
+says that some did: write a test. A piece that is no longer in the source is an error too: the
+mutation is then to be written anew.
 """
 
 import argparse
@@ -243,8 +244,25 @@ MUTATIONS = (
 )
 
 
+def run_tests(folder: pathlib.Path, tests: tuple[str, ...]) -> subprocess.CompletedProcess[str]:
+    """Runs some tests of a copy of the repository, up to the first that fails."""
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "--no-header", "--tb=line", "-rf"]
+    command += ["-p", "no:cacheprovider", "-m", "not nightly", *tests]
+    environment = os.environ | {"PYTHONPATH": str(folder), "PYTHONDONTWRITEBYTECODE": "1"}
+    environment.setdefault("DISTILL_JAX_DATA", str(ROOT.parent / "shared" / "data"))
+    return subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=900
+    )
+
+
+def fails_unchanged(tests: tuple[str, ...]) -> str:
+    """What pytest says if the tests fail without a mutation, which would prove nothing; else ""."""
+    done = run_tests(ROOT, tests)
+    return "" if done.returncode == 0 else f"{done.stdout[-1000:]}{done.stderr[-1000:]}"
+
+
 def survives(mutation: Mutation) -> str:
-    """ "" if a test fails under the mutation, else what is wrong."""
+    """What is wrong if no test fails under the mutation; else ""."""
     source = (ROOT / mutation.file).read_text()
     if mutation.before not in source:
         return "the piece is no longer in the source"
@@ -259,13 +277,7 @@ def survives(mutation: Mutation) -> str:
                 shutil.copy(path, copy)
         changed = source.replace(mutation.before, mutation.after)
         (copy / mutation.file).write_text(changed)
-        command = [sys.executable, "-m", "pytest", "-x", "-q", "--no-header", "--tb=line", "-rf"]
-        command += ["-p", "no:cacheprovider", "-m", "not nightly", *mutation.tests]
-        environment = os.environ | {"PYTHONPATH": folder, "PYTHONDONTWRITEBYTECODE": "1"}
-        environment.setdefault("DISTILL_JAX_DATA", str(ROOT.parent / "shared" / "data"))
-        done = subprocess.run(
-            command, cwd=copy, env=environment, capture_output=True, text=True, timeout=900
-        )
+        done = run_tests(copy, mutation.tests)
     failed = [line for line in done.stdout.splitlines() if line.startswith("FAILED")]
     if done.returncode == 1 and failed:
         test = failed[0].removeprefix("FAILED ").partition(" - ")[0]
@@ -282,7 +294,12 @@ def main() -> int:
     parser.add_argument("--jobs", type=int, default=2, help="mutations at a time")
     arguments = parser.parse_args()
     chosen = [mutation for mutation in MUTATIONS if arguments.word in mutation.name]
+    tests = list(dict.fromkeys(mutation.tests for mutation in chosen))
     with concurrent.futures.ThreadPoolExecutor(arguments.jobs) as pool:
+        broken = [said for said in pool.map(fails_unchanged, tests) if said]
+        if broken:
+            print("These fail without any mutation:", *broken, sep="\n")
+            return 1
         found = list(pool.map(survives, chosen))
     wrong = [(m.name, said) for m, said in zip(chosen, found, strict=True) if said]
     for name, said in wrong:
