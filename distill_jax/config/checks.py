@@ -150,8 +150,8 @@ def _check_text_answers(flat: Flat) -> None:
     store = f"teacher.store={flat['teacher.store']!r}"
     if flat["method.name"] != "soft_target":
         raise UsageError(
-            f"{store}: holds answers for the forward KL; method.name={flat['method.name']!r}, "
-            "expected soft_target, or teacher.path alone"
+            f"{store}: precomputed answers serve the forward KL; "
+            f"method.name={flat['method.name']!r}, expected soft_target, or teacher.path alone"
         )
     low, high = schedules.parse(flat["method.temperature"]).extremes
     if low != high:

@@ -1,7 +1,8 @@
 """Losses: pure functions of arrays that measure how far a student is from its labels or teacher.
 
 Every loss returns one float32 value per example; `mean` averages over examples, once, with the
-mask. Logits have their classes on the last axis, feature maps are [B, H, W, C], embeddings
+mask. The losses over a vocabulary (`vocab`), which never hold a value per token, return sums and
+measures. Logits have their classes on the last axis, feature maps are [B, H, W, C], embeddings
 [B, D]. Directions are in the names: `forward_kl(student, teacher)` is
 KL(teacher || student). Left out on purpose: weights, schedules and the choice of what is compared
 (methods/ has them), and adapters with parameters of their own.
@@ -14,8 +15,9 @@ What holds for all of them:
 - The teacher is a constant: its gradient is zero.
 - The mean over the batch is the published loss, without its weight. A loss that compares examples
   with each other gives each example its share, or, where it cannot be shared out, the same value.
-- A logit of -inf marks a class that does not exist (a padded vocabulary). Where both networks mark
-  the same classes, they contribute nothing to a divergence.
+- In a divergence between distributions, a logit of -inf marks a class that does not exist (a padded
+  vocabulary), and contributes nothing where both networks mark it. Losses that compare the logits
+  themselves need all of them finite.
 """
 
 from distill_jax.losses.classification import cross_entropy

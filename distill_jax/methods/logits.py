@@ -1,12 +1,12 @@
-"""Methods that read only logits: no adapters, any student with any teacher.
+"""Methods that read only logits: any student with any teacher, whatever their features.
 
 A divergence between tempered distributions is multiplied with the power of the temperature that
 keeps its gradient's size as T grows: T² for those that are quadratic in the difference of the
 logits (Hinton, Vinyals & Dean 2015, section 2.1), T for the total variation, which is linear in it.
 
-All have the option `standardize`: the logits of both networks are first standardised to mean 0 and
-deviation 1 over the classes (Sun et al. 2024, Logit standardization in knowledge distillation,
-algorithm 1); the student's gradient flows through both statistics.
+The divergences have the option `standardize`: the logits of both networks are first standardised to
+mean 0 and deviation 1 over the classes (Sun et al. 2024, Logit standardization in knowledge
+distillation, algorithm 1); the student's gradient flows through both statistics.
 """
 
 import dataclasses

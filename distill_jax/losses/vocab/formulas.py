@@ -5,7 +5,8 @@ with the gradient written out, so that one pass over the chunk gives both and no
 backward pass. With g = dD/dQ, the slope with respect to the student's tempered logits is
 Q (g - E_Q[g]).
 
-A new divergence is a function here, a row of `FORMULAS`, and a method that names the row.
+A new divergence is a function here, a row of `FORMULAS`, its plain form in divergences.py, and a
+method (a `methods.logits.Divergence`) that has both.
 """
 
 import dataclasses
@@ -32,7 +33,8 @@ class ValueAndSlope(NamedTuple):
     slope: Float[Array, "tokens width"]
 
 
-def _centred(q: Logs, g: Logs, total: Total) -> Logs:
+def _through_softmax(q: Logs, g: Logs, total: Total) -> Logs:
+    """The slope with respect to the logits of Q, from g = dD/dQ: Q (g - E_Q[g])."""
     return q * (g - total(q * g)[..., None])
 
 
@@ -46,7 +48,7 @@ def reverse_kl(log_q: Logs, log_p: Logs, skew: float, total: Total) -> ValueAndS
     """KL(Q || P)."""
     del skew
     return ValueAndSlope(
-        total(kl_summands(log_q, log_p)), _centred(jnp.exp(log_q), log_q - log_p, total)
+        total(kl_summands(log_q, log_p)), _through_softmax(jnp.exp(log_q), log_q - log_p, total)
     )
 
 
@@ -57,13 +59,13 @@ def jensen_shannon(log_q: Logs, log_p: Logs, skew: float, total: Total) -> Value
     """
     log_m = log_mixture(skew, log_p, log_q)
     value = skew * total(kl_summands(log_p, log_m)) + (1 - skew) * total(kl_summands(log_q, log_m))
-    return ValueAndSlope(value, (1 - skew) * _centred(jnp.exp(log_q), log_q - log_m, total))
+    return ValueAndSlope(value, (1 - skew) * _through_softmax(jnp.exp(log_q), log_q - log_m, total))
 
 
 def skew_kl(log_q: Logs, log_p: Logs, skew: float, total: Total) -> ValueAndSlope:
     """KL(P || alpha P + (1 - alpha) Q), alpha = skew."""
     log_m = log_mixture(skew, log_p, log_q)
-    slope = (skew - 1) * _centred(jnp.exp(log_q), jnp.exp(log_p - log_m), total)
+    slope = (skew - 1) * _through_softmax(jnp.exp(log_q), jnp.exp(log_p - log_m), total)
     return ValueAndSlope(total(kl_summands(log_p, log_m)), slope)
 
 
@@ -71,7 +73,7 @@ def skew_reverse_kl(log_q: Logs, log_p: Logs, skew: float, total: Total) -> Valu
     """KL(Q || (1 - alpha) P + alpha Q), alpha = skew."""
     log_m = log_mixture(skew, log_q, log_p)
     ratio = log_q - log_m
-    slope = _centred(jnp.exp(log_q), ratio - skew * jnp.exp(ratio), total)
+    slope = _through_softmax(jnp.exp(log_q), ratio - skew * jnp.exp(ratio), total)
     return ValueAndSlope(total(kl_summands(log_q, log_m)), slope)
 
 
@@ -80,7 +82,7 @@ def total_variation(log_q: Logs, log_p: Logs, skew: float, total: Total) -> Valu
     del skew
     q = jnp.exp(log_q)
     gap = q - jnp.exp(log_p)
-    return ValueAndSlope(0.5 * total(jnp.abs(gap)), 0.5 * _centred(q, jnp.sign(gap), total))
+    return ValueAndSlope(0.5 * total(jnp.abs(gap)), 0.5 * _through_softmax(q, jnp.sign(gap), total))
 
 
 class Formula(NamedTuple):

@@ -8,11 +8,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from loss_reference import numeric_gradient
-from vocab_reference import ARRAYS, check, draw, every_divergence, fused, reference
+from vocab_reference import ARRAYS, REFERENCES, check, draw, every_divergence, fused, reference
 
 from distill_jax import losses
 from distill_jax.errors import UsageError
-from distill_jax.losses.vocab import Readout, VocabDivergence, VocabSettings, chunk_size
+from distill_jax.losses.vocab import FORMULAS, Readout, VocabDivergence, VocabSettings, chunk_size
+
+
+def test_every_divergence_has_a_reference():
+    assert REFERENCES.keys() == FORMULAS.keys()
 
 
 @every_divergence

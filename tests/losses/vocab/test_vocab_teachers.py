@@ -6,7 +6,7 @@ import pytest
 from loss_reference import kl, numeric_gradient
 from scipy.special import log_softmax, softmax
 from test_vocab_mesh import mesh_of
-from vocab_reference import REFERENCES
+from vocab_reference import LINEAR, REFERENCES
 
 from distill_jax import losses
 from distill_jax.errors import UsageError
@@ -40,7 +40,7 @@ def reference(nets, labels, weights, name, temperature):
     def mean(heat):
         return 0.25 * softmax(teachers[0] / heat, -1) + 0.75 * softmax(teachers[1] / heat, -1)
 
-    power = 1 if name == "total_variation" else 2
+    power = 1 if name in LINEAR else 2
     soft = REFERENCES[name][1](mean(temperature), softmax(student / temperature, -1))
     rows = np.arange(TOKENS)
     hard = -log_softmax(student, -1)[rows, labels]

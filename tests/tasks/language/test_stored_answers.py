@@ -145,8 +145,11 @@ def test_a_plan_has_the_answers_in_place_of_the_teacher(config, whole, kept):
         ({"data__length": 48}, "made for training data='"),
         ({"data__packing": "concatenate"}, "made for training data='"),
         ({"teacher__compute_dtype": "bfloat16"}, "made for teacher='"),
-        ({"method__name": "reverse_kl"}, "holds answers for the forward KL; method.name='reverse"),
-        ({"method__name": "soft_target+hidden_states"}, "holds answers for the forward KL"),
+        (
+            {"method__name": "reverse_kl"},
+            "answers serve the forward KL; method.name='reverse",
+        ),
+        ({"method__name": "soft_target+hidden_states"}, "precomputed answers serve the forward KL"),
         ({"method__temperature": "linear(2, 1)"}, "method.temperature='linear"),
         ({"rollout__probability": 0.5, "data__packing": "single"}, "rollout.probability=0.5"),
         ({"teacher__store": "sampled:50"}, "teacher.store='sampled:50': manifest.json"),

@@ -1,8 +1,8 @@
 """The families of decoders in transformers: which key of config.json is which field of ours.
 
 A row of FAMILIES has each key with its default in transformers, what the family fixes, and the
-names of its tensors. `families`, `rope_config` and `tensor_map` read and write by it; no other code
-knows a family. How to add one stands in the docstring of this package.
+names of its tensors. `families`, `rope_config` and `tensor_map` read and write by it, and no other
+code compares a family's name. How to add one stands in the docstring of this package.
 """
 
 import dataclasses
@@ -93,6 +93,12 @@ class Family:
     unread: tuple[str, ...] = ()
     renamed: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        fields = [name for key in self.keys.values() for name in key.targets]
+        twice = sorted({name for name in fields if fields.count(name) > 1})
+        if twice:
+            raise ValueError(f"{self.architecture}: two keys set {twice[0]}; a file would lose one")
+
     @property
     def rotary(self) -> bool:
         """Whether the family has rotary positions."""
@@ -105,8 +111,9 @@ def _keys(
     norm_eps: float = 1e-6,
     tied: bool = False,
     mlp_dim: str = "intermediate_size",
+    norm_eps_key: str = "rms_norm_eps",
 ) -> dict[str, Key]:
-    """Keys that most families share, with their defaults, and those of one family."""
+    """Keys that most families share, with their defaults or names, and those of one family."""
     keys = {
         "vocab_size": Key("vocab_size", NEEDED),
         "hidden_size": Key("dim", NEEDED),
@@ -116,7 +123,7 @@ def _keys(
         "head_dim": Key("head_dim", None),
         mlp_dim: Key("mlp_dim", NEEDED),
         "max_position_embeddings": Key("max_positions", max_positions),
-        "rms_norm_eps": Key("norm_eps", norm_eps),
+        norm_eps_key: Key("norm_eps", norm_eps),
         "tie_word_embeddings": Key("tied", tied),
     }
     for own in more:
