@@ -19,7 +19,7 @@ from distill_jax.models import language
 from distill_jax.runs import experiment
 from distill_jax.runs.session import Session
 from distill_jax.training import loop, step
-from distill_jax.training.state import copy_to
+from distill_jax.training.state import Frozen, copy_to
 
 
 @pytest.fixture(scope="module")
@@ -273,7 +273,7 @@ def test_a_teacher_beside_the_text_alone_is_measured_and_trains_nothing(config, 
     assert parts.description["teachers"][0]["path"] == str(folders[0])
     compiled = step.compile_steps(parts.recipe, parts.mesh)
     now = copy_to(parts.initial, parallel.replicated(parts.mesh))
-    without = compiled(now, {}, {}, step.put_batches([batch], parts.mesh))
+    without = compiled(now, Frozen(), {}, step.put_batches([batch], parts.mesh))
     for name, value in after.params.items():
         np.testing.assert_array_equal(without.params[name], value, err_msg=name)
     judged = experiment.prepare(configs.resolve(config))
