@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from distill_jax import config as configs
-from distill_jax import methods
+from distill_jax import methods, models
 
 TEACHER = {
     "data": {"name": "digits", "augment": {"crop_padding": 1}},
@@ -47,7 +47,7 @@ def changed(config: dict, **values) -> dict:
 
 
 def context(**values) -> methods.Context:
-    """What a method reads beside the outputs, empty where nothing is given."""
+    """What a method reads in addition to the outputs, empty where nothing is given."""
     empty = dict(
         labels=jnp.zeros(1, jnp.int32),
         targets=jnp.zeros((1, 1)),
@@ -59,6 +59,6 @@ def context(**values) -> methods.Context:
         temperature=jnp.float32(1),
         epoch=jnp.float32(0),
         key=jax.random.key(0),
-        spec=None,
+        spec=models.Spec("mlp", {}, (1, 1, 1), 2, (0.5,), (0.5,)),
     )
     return methods.Context(**empty | values)
