@@ -139,7 +139,10 @@ def test_a_plan_of_crops_has_streamed_images():
     [
         ({"data__augment__resized_crop": 1.5}, r"resized_crop=1.5: expected a number in \[0, 1\]"),
         ({"data__augment__crop_padding": 2}, "crop_padding=2: .*resized_crop=0.08 crops already"),
-        ({"data__resident": "yes"}, "data.resident='yes': data.augment.resized_crop=0.08 is cut"),
+        (
+            {"data__resident": "yes"},
+            "data.resident='yes': data.augment.resized_crop=0.08 crops images as",
+        ),
         (
             {"method__name": "mlkd", "data__augment__strong_ops": 2, "teacher__path": "x"},
             "data.augment.resized_crop=0.08: method.name='mlkd' shows a second view",
