@@ -79,6 +79,20 @@ class StoredTaps(dict[str, Any]):
         self._all()
         return super().items()
 
+    def __or__(self, other):
+        return {**self, **other}
+
+    def __ror__(self, other):
+        return {**other, **self}
+
+    def __reversed__(self) -> Iterator[str]:
+        self._all()
+        return super().__reversed__()
+
+    def pop(self, name, *default):
+        self._one(name)
+        return super().pop(name, *default)
+
     def copy(self) -> "StoredTaps":
         return StoredTaps(dict(dict.items(self)), self.missing, self.path)
 

@@ -107,6 +107,10 @@ class TestStoredTaps:
             lambda taps: taps["stage1"],
             lambda taps: taps.get("stage1_pre", taps["pooled"]),
             lambda taps: "stage1" in taps,
+            lambda taps: taps | {},
+            lambda taps: {} | taps,
+            lambda taps: list(reversed(taps)),
+            lambda taps: taps.copy().pop("stage1", None),
         ],
     )
     def test_overlooking_what_it_lacks_is_refused(self, read):
