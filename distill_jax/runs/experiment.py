@@ -127,7 +127,7 @@ def _write_start(parts: Parts, paths: Workdir, resumed: bool) -> str:
         manifest = workdir.read_json(paths.manifest)
         manifests.check_same_inputs(manifest, **parts.description)
         manifests.check_same_prompts(manifest, parts.description["data"])
-        kept = ("started", "command", "devices", "processes")
+        kept = ("started", "git_revision", "command", "devices", "processes")
         manifest["resumed"].append({key: now[key] for key in kept})
     size = sum(leaf.nbytes for leaf in jax.tree.leaves(parts.initial))
     copies = config.checkpoint.keep_last + 2  # the best one, and the one being written

@@ -70,8 +70,8 @@ def check_same_inputs(
             f"teacher.path={paths}: another teacher than the run began with "
             f"(fingerprint {_short(now)}); expected {_short(before)}"
         )
-    answers_before = [teacher.get("answers") for teacher in manifest["teachers"]]
-    answers = [teacher.get("answers") for teacher in teachers]
+    answers_before = [_answers(teacher) for teacher in manifest["teachers"]]
+    answers = [_answers(teacher) for teacher in teachers]
     if answers_before != answers:
         raise UsageError(
             f"teacher.store: other answers than the run began with ({answers}); "
@@ -105,6 +105,11 @@ def check_same_prompts(manifest: dict[str, Any], data: dict[str, Any]) -> None:
 def _prompts(described: dict[str, Any], split: str) -> str:
     found = described.get(split)
     return f"{found['count']}, fingerprint {found['fingerprint'][:12]}" if found else "none"
+
+
+def _answers(teacher: dict[str, Any]) -> Any:
+    """Which stored answers stand for a teacher; None where it computes its own."""
+    return teacher.get("answers") or teacher.get("stored")
 
 
 def _short(fingerprints: list[str]) -> str:

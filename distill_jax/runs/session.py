@@ -68,7 +68,9 @@ class Session:
         self._resumed = resumed
         self._logs = RunLogs(paths)
         self._timed_since = time.perf_counter()
+        self._cpu_since = time.process_time()
         self._last_logged = (0, 0.0)  # step, and seconds of training
+        self._cpu_time_s = 0.0  # of training, since the last line of the log
 
     def start(self) -> tuple[state.TrainState, int, int]:
         """The state to start or resume from, its step, and its position in the data."""
@@ -81,7 +83,7 @@ class Session:
         self.history = History.of(extra)
         self._last_logged = (at, self.history.training_time_s)
         self._logs.resume(self.config, at)
-        self._timed_since = time.perf_counter()
+        self._begin_timing()
         return now, at, extra.get("position", 0)
 
     def _restore(self) -> checkpoints.Restored | None:
@@ -128,9 +130,11 @@ class Session:
         step, seconds = self._last_logged
         self._last_logged = (at, self.history.training_time_s)
         steps, seconds = at - step, self.history.training_time_s - seconds
+        cpu_time_s, self._cpu_time_s = self._cpu_time_s, 0.0
         return {
             "examples_per_second": steps * self.config.training.batch_size / max(seconds, 1e-9),
             "step_time_s": seconds / max(steps, 1),
+            "step_cpu_time_s": cpu_time_s / max(steps, 1),
             "device_memory_bytes": _device_memory(),
             "host_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         }
@@ -193,17 +197,21 @@ class Session:
         )
 
     def _count_training_time(self) -> None:
-        """Adds the seconds since the last call to the training time."""
-        now = time.perf_counter()
-        self.history.training_time_s += now - self._timed_since
-        self._timed_since = now
+        """Adds the time since the last call to the training time, wall and processor."""
+        self.history.training_time_s += time.perf_counter() - self._timed_since
+        self._cpu_time_s += time.process_time() - self._cpu_since
+        self._begin_timing()
+
+    def _begin_timing(self) -> None:
+        """From here on, time counts as training time."""
+        self._timed_since, self._cpu_since = time.perf_counter(), time.process_time()
 
     @contextlib.contextmanager
     def _not_training(self) -> Iterator[None]:
         """What happens inside does not count as training time."""
         self._count_training_time()
         yield
-        self._timed_since = time.perf_counter()
+        self._begin_timing()
 
 
 def _scalars(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -35,6 +35,7 @@ from distill_jax.teachers.answers.manifest import Arrays, file_name, part_names,
 
 ANSWER_PREFIX = "teacher/"  # before the names of stored answers in a batch
 PART_BYTES = 64 * 2**20  # of a part, where no size is given
+PART_ANSWERS = 2**18  # in a part at most: a kill costs the time of one part
 MOST_FILES = 400  # of a store of any size: a reader keeps every file open
 VERIFY_BYTES = 8 * 2**30  # a larger store is verified part by part, before a part is first used
 
@@ -162,10 +163,10 @@ class AnswerFolder(ShardedFolder):
 
 
 def default_part_size(manifest: Mapping[str, Any]) -> int:
-    """Items of a part of about PART_BYTES, or of more where that would be too many files."""
-    total = manifest["answer_bytes"]
-    part = max(PART_BYTES, total * len(manifest["arrays"]) // MOST_FILES)
-    return max(1, part * manifest["items"] // total)
+    """Items of a part of about PART_BYTES and at most PART_ANSWERS; more, not to be many files."""
+    total, items = manifest["answer_bytes"], manifest["items"]
+    wanted = min(PART_BYTES * items // total, PART_ANSWERS // manifest["answers_an_item"])
+    return max(1, wanted, items * len(manifest["arrays"]) // MOST_FILES)
 
 
 def _npy(array: np.ndarray) -> bytes:

@@ -205,7 +205,13 @@ def test_a_run_goes_on_with_the_answers_that_it_began_with():
     data, teacher = {"fingerprint": "d"}, {"path": "p", "fingerprint": "t"}
     drawn = {**teacher, "answers": {"scheme": "sampled", "draws": 50}}
     run_manifest.check_same_inputs({"teachers": [drawn], "data": data}, [drawn], data)
-    for before, now in ((drawn, teacher), (teacher, drawn)):
+    views = {**teacher, "stored": "float16"}  # of images
+    run_manifest.check_same_inputs({"teachers": [views], "data": data}, [views], data)
+    half = {**teacher, "stored": "bfloat16"}
+    for before, now in (
+        *((drawn, teacher), (teacher, drawn)),
+        *((views, teacher), (teacher, views), (views, half)),
+    ):
         with pytest.raises(UsageError, match="other answers than the run began with"):
             run_manifest.check_same_inputs({"teachers": [before], "data": data}, [now], data)
 

@@ -407,14 +407,16 @@ def test_many_devices_store_what_one_stores(whole, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("bytes_", "items", "arrays", "expected"),
+    ("bytes_", "items", "views", "arrays", "expected"),
     [
-        (1_620_000_000, 50_000, 1, 2071),  # CIFAR-100's logits: 64 MiB a part
-        (5_767_200_000, 50_000, 2, 581),  # with 256 features: the same
-        (10**12, 1000, 2, 5),  # never more than about 400 files
-        (10**3, 5, 1, 335544),  # never an empty part
+        (1_620_000_000, 50_000, 162, 1, 1618),  # CIFAR-100's logits: 2**18 views a part
+        (162_000_000, 50_000, 162, 1, 1618),  # CIFAR-10's: the same time, a tenth of the bytes
+        (5_767_200_000, 50_000, 162, 2, 581),  # with 256 features: 64 MiB a part
+        (10**12, 1000, 64, 2, 5),  # never more than about 400 files
+        (10**9, 5, 2**20, 1, 1),  # never an empty part
     ],
 )
-def test_the_size_of_a_part(bytes_, items, arrays, expected):
-    manifest = {"answer_bytes": bytes_, "items": items, "arrays": dict.fromkeys(range(arrays))}
+def test_the_size_of_a_part(bytes_, items, views, arrays, expected):
+    manifest = {"answer_bytes": bytes_, "items": items, "answers_an_item": views}
+    manifest["arrays"] = dict.fromkeys(range(arrays))
     assert store.default_part_size(manifest) == expected
