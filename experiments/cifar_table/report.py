@@ -41,7 +41,8 @@ def table(found: Sequence[Mapping[str, Any]]) -> tables.Table:
             Column("last_epoch.agreement", "Agreement %", "percent"),
             Column("last_epoch.ece", "ECE %", "percent"),
             Column("hours", "Hours", "decimal", 1),
-            Column("answers.hours", "Hours of the answers", "decimal", 1),
+            Column("cpu_hours", "Processor hours", "decimal", 1),
+            Column("answers.cpu_hours", "Processor hours of the answers", "decimal", 1),
             Column("resumes", "Resumes", "decimal", 0),
             Column("epochs", "Epochs", "general", 3),
         ),
@@ -81,6 +82,7 @@ def front_page(found: Sequence[Mapping[str, Any]]) -> str:
                 **one,
                 "what": f"{one['dataset']}, {one['student']}, {method}{seed}",
                 "rows": f"`--rows={one['row']}`",
+                "time": f"{one['hours']:.1f} ({one['cpu_hours']:.1f})",
                 "short_revision": (one["git_revision"] or "")[:9],
             }
         )
@@ -89,7 +91,7 @@ def front_page(found: Sequence[Mapping[str, Any]]) -> str:
         Column("published", "Published %"),
         Column("last_epoch.accuracy", "Ours %", "percent"),
         Column("rows", "By `python -m experiments.cifar_table.run`"),
-        Column("hours", "Hours", "decimal", 1),
+        Column("time", "Hours, wall (processor)"),
         Column("hardware", "Hardware"),
         Column("short_revision", "Revision"),
     )
