@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -49,6 +50,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="shape of an image (default: %(default)s)",
     )
     parser.add_argument(
+        "--class-names",
+        metavar="FILE",
+        help="names of the classes, in the order of the logits: a .txt of one name a line, or a "
+        ".json list or mapping of numbers and names; without them nobody can tell whether the "
+        "classes of a data set are in this order",
+    )
+    parser.add_argument(
         "--option",
         action="append",
         default=[],
@@ -69,6 +77,7 @@ def run(arguments: argparse.Namespace, overrides: Mapping[str, str]) -> int:
         num_classes=arguments.classes,
         mean=flags.parse_numbers("mean", arguments.mean, float),
         std=flags.parse_numbers("std", arguments.std, float),
+        class_names=_read_class_names(arguments.class_names, arguments.classes),
     )
     saved = models.load(arguments.file, spec=spec, key="import")
     if storage.is_remote(arguments.workdir) and gcs.list_names(arguments.workdir):
@@ -80,6 +89,43 @@ def run(arguments: argparse.Namespace, overrides: Mapping[str, str]) -> int:
     found = {"model": arguments.model, "parameters": models.parameter_count(saved.params)}
     print(json.dumps({"path": str(arguments.workdir), **found, "fingerprint": fingerprint}))
     return 0
+
+
+def _read_class_names(path: str | None, count: int) -> tuple[str, ...]:
+    """The names in a file, by class; () without a file."""
+    if path is None:
+        return ()
+    location = f"--class-names={path}"
+    try:
+        content = pathlib.Path(path).expanduser().read_text(encoding="utf-8-sig")
+        found = json.loads(content) if path.endswith(".json") else content.splitlines()
+    except (OSError, ValueError, RecursionError) as error:
+        raise UsageError(f"{location}: cannot be read: {error}") from None
+    if isinstance(found, list) and not path.endswith(".json"):
+        found = [line.strip() for line in found if line.strip()]
+    names = _by_class(found)
+    if names is None or len(names) != count:
+        arrived = "no such list" if names is None else f"{len(names)} names"
+        raise UsageError(
+            f"{location}: holds {arrived}; expected {count} names, one for each of --classes, as "
+            'lines, ["cat", …], {"0": "cat", …}, {"cat": 0, …} or {"0": ["n02123045", "cat"], …}'
+        )
+    return names
+
+
+def _by_class(found: Any) -> tuple[str, ...] | None:
+    """The names that a list or a mapping gives the classes 0, 1, …; None where it gives none."""
+    if isinstance(found, dict):
+        if all(type(value) is int for value in found.values()):  # {"cat": 0}
+            found = {str(number): name for name, number in found.items()}
+        numbers = [str(number) for number in range(len(found))]
+        if set(numbers) != set(found):
+            return None
+        found = [found[number] for number in numbers]
+    if not isinstance(found, list):
+        return None
+    found = [names[-1] if isinstance(names, list) and names else names for names in found]
+    return tuple(found) if all(isinstance(name, str) for name in found) else None
 
 
 def _parse_shape(text: str) -> tuple[int, int, int]:

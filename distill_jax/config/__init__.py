@@ -7,6 +7,7 @@ prints the keys.
 
 from distill_jax.config.files import apply_overrides, literal, load, read
 from distill_jax.config.resolver import (
+    changed_values,
     check,
     differences,
     digest,
@@ -20,6 +21,7 @@ from distill_jax.config.resolver import (
 
 __all__ = [
     "apply_overrides",
+    "changed_values",
     "check",
     "differences",
     "digest",

@@ -142,6 +142,20 @@ def student_options(config: ConfigDict) -> dict[str, Any]:
     return {name: value for name, value in config.student.items() if name != "name"}
 
 
+def changed_values(began_with: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """What differs between two configs as JSON files hold them, in keys that a run must keep.
+
+    Keys that only the second has are those of a later version.
+    """
+    before, after = flatten(began_with), flatten(now)
+    return [
+        f"{path}: {value!r} then, {after[path] if path in after else 'missing'!r} now"
+        for path, value in before.items()
+        if not (path in SCHEMA and not SCHEMA[path].lasting)
+        and (path not in after or after[path] != value)
+    ]
+
+
 def differences(old: ConfigDict, new: ConfigDict) -> list[str]:
     """What differs between two resolved configs in keys that a resumed run must keep."""
     before, after = flatten(old), flatten(new)

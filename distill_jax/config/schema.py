@@ -13,6 +13,7 @@ from distill_jax.data.text.packing import LONG
 from distill_jax.data.text.packing import STRATEGIES as PACKING
 from distill_jax.data.text.sources import DOCUMENTS, FIELDS
 from distill_jax.evaluation.text_metrics import METRICS
+from distill_jax.models.class_names import CHOICES as CLASSES
 from distill_jax.models.language.attention import IMPLEMENTATIONS as ATTENTION
 from distill_jax.models.language.int8 import CHOICES as QUANTIZE
 from distill_jax.models.language.remat import REMAT
@@ -226,6 +227,21 @@ SCHEMA: dict[str, keys.Key] = {
         "mean_probabilities",
         ("mean_probabilities", "sum_losses"),
         "several teachers: match their mean distribution, or sum the losses against each",
+        only=IMAGES,
+    ),
+    "teacher.classes": keys.choice(
+        "same",
+        CLASSES,
+        "same: a teacher whose class names differ from the data's is refused; by_name: its classes "
+        "are put in the order of the data; by_position: class k is class k whatever the names",
+        only=IMAGES,
+    ),
+    "teacher.saw_validation": keys.choice(
+        "unknown",
+        ("unknown", "yes", "no"),
+        "whether the teachers were trained on the examples that data.validation holds out here; "
+        "unknown: their own records tell, where they have some",
+        lasting=False,
         only=IMAGES,
     ),
     "teacher.store": keys.file(

@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from distill_jax.data import text
 from distill_jax.data.text.chat import check_messages
 from distill_jax.data.text.codec import is_unicode, short_repr
+from distill_jax.data.text.documents import between
 from distill_jax.data.text.sources import FIELD_SEPARATOR
 from distill_jax.errors import UsageError, unknown
 from distill_jax.generation.decode import Response
@@ -139,8 +140,8 @@ def encode(
 ) -> tuple[list[Prompt], list[list[int]]]:
     """Renders conversations and tokenises all prompts.
 
-    A plain prompt begins with bos if the tokenizer adds it by default. For a conversation, the
-    tokenizer's chat template alone decides; it also opens the assistant's turn.
+    A plain prompt begins with bos if the tokenizer adds it by default or the prompt has it already.
+    For a conversation, the tokenizer's chat template alone decides; it also opens the assistant's turn.
 
     Returns:
       (prompts, ids), both in the given order.
@@ -154,7 +155,7 @@ def encode(
     ids = tokenizer.encode_batch([prompt.text for prompt in prompts])
     before = [tokenizer.bos] if tokenizer.bos is not None and tokenizer.adds_bos else []
     ids = [
-        own if prompt.messages is not None else before + own
+        own if prompt.messages is not None else between(tokenizer, own, before, [])
         for prompt, own in zip(prompts, ids, strict=True)
     ]
     return list(prompts), ids

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from distill_jax.losses.logits import check_fraction, check_pair, log_probabilities
+from distill_jax.losses.vectors import magnitude
 
 
 def _log_pair(
@@ -320,4 +321,4 @@ def total_variation(
       distillation" (TVD).
     """
     log_q, log_p = _log_pair(student_logits, teacher_logits, temperature)
-    return 0.5 * jnp.sum(jnp.abs(jnp.exp(log_p) - jnp.exp(log_q)), axis=-1)
+    return 0.5 * jnp.sum(magnitude(jnp.exp(log_p) - jnp.exp(log_q)), axis=-1)

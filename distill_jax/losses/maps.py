@@ -17,6 +17,7 @@ from distill_jax.losses.vectors import (
     check_variant,
     einsum,
     flat,
+    magnitude,
     safe_sqrt,
     unit,
 )
@@ -200,6 +201,6 @@ def factor_transfer(
     check_variant(variant)
     student, teacher = match_size(student_factor, teacher_factor)
     if variant == "code":
-        return jnp.mean(jnp.abs(_attention(student) - _attention(teacher)), axis=1)
+        return jnp.mean(magnitude(_attention(student) - _attention(teacher)), axis=1)
     check_same_shape(student, teacher, "[B, H, W, C]")
-    return jnp.sum(jnp.abs(unit(flat(student)) - unit(flat(teacher))), axis=1)
+    return jnp.sum(magnitude(unit(flat(student)) - unit(flat(teacher))), axis=1)

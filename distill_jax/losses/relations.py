@@ -19,6 +19,7 @@ from distill_jax.losses.vectors import (
     einsum,
     flat,
     float_pair,
+    magnitude,
     map_rows,
     safe_sqrt,
     unit,
@@ -118,7 +119,7 @@ def correlation_congruence(
         return jnp.mean(jnp.square(s - t), axis=1)
     check_same_shape(student, teacher, "[B, D]")
     s, t = _embeddings(student, teacher)
-    gap, batch = jnp.abs(s - t), s.shape[0]
+    gap, batch = magnitude(s - t), s.shape[0]
     neighbours = jnp.sum(gap[:-1] * gap[1:], axis=1) * (batch / max(batch - 1, 1))
     return jnp.concatenate([neighbours, jnp.zeros(1, jnp.float32)])
 
@@ -139,7 +140,7 @@ def _squared_distances(x: Float[Array, "batch dim"]) -> Float[Array, "batch batc
 
 def _huber(gap: Array) -> Array:
     """Half the square up to 1, then linear with slope 1."""
-    size = jnp.abs(gap)
+    size = magnitude(gap)
     return jnp.where(size < 1.0, 0.5 * jnp.square(gap), size - 0.5)
 
 

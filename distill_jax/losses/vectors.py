@@ -25,6 +25,11 @@ CHUNK = 2**24
 einsum = functools.partial(jnp.einsum, precision="highest")
 
 
+def magnitude(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    """|x|, with gradient zero at 0, where `jnp.abs` has the gradient one."""
+    return x * jax.lax.stop_gradient(jnp.sign(x))
+
+
 def safe_sqrt(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
     """sqrt(x) for x >= 0, with gradient zero instead of infinity at 0."""
     positive = x > 0

@@ -10,7 +10,15 @@ optimizers and devices. A network is given normalised pixels, whatever their sou
 """
 
 from distill_jax.models import vision as _vision  # noqa: F401  (registers the image classifiers)
-from distill_jax.models.files.model_folder import Saved, fingerprint, fingerprint_of, load, save
+from distill_jax.models.files.checksums import NAME as CHECKSUMS
+from distill_jax.models.files.model_folder import (
+    Saved,
+    fingerprint,
+    fingerprint_of,
+    load,
+    save,
+    saved_identity,
+)
 from distill_jax.models.files.pytorch import from_pytorch
 from distill_jax.models.files.state_dict import read_state_dict
 from distill_jax.models.functional import Flat, apply, merge, output_shapes, parameter_count, split
@@ -19,6 +27,7 @@ from distill_jax.models.registry import abstract, check_options, create, names, 
 from distill_jax.models.spec import Spec, normalise
 
 __all__ = [
+    "CHECKSUMS",
     "Flat",
     "Outputs",
     "Saved",
@@ -40,5 +49,6 @@ __all__ = [
     "read_state_dict",
     "register",
     "save",
+    "saved_identity",
     "split",
 ]

@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -34,6 +34,8 @@ class Spec:
       num_classes: K.
       mean: per channel, in units where pixels lie in [0, 1].
       std: per channel, positive, in the same units.
+      class_names: one a class; () where they are unknown. No part of the network, and so neither of
+        its fingerprint nor of a comparison.
 
     Raises:
       UsageError: a field is not of that kind.
@@ -45,6 +47,7 @@ class Spec:
     num_classes: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    class_names: tuple[str, ...] = dataclasses.field(default=(), compare=False)
 
     def __post_init__(self):
         self._check(isinstance(self.name, str), "name", "a string")
@@ -59,6 +62,10 @@ class Spec:
             expected = f"{shape[-1]} finite numbers, one a channel"
             self._check(fits and all(map(_finite, values)), field, expected)
         self._check(all(value > 0 for value in self.std), "std", "numbers above 0")
+        names = self.class_names
+        texts = isinstance(names, list | tuple) and all(isinstance(name, str) for name in names)
+        expected = f"no names, or {self.num_classes} texts, one a class"
+        self._check(texts and len(names) in (0, self.num_classes), "class_names", expected)
 
         options = {
             key: tuple(value) if isinstance(value, list) else value
@@ -68,27 +75,30 @@ class Spec:
         object.__setattr__(self, "input_shape", tuple(shape))
         object.__setattr__(self, "mean", tuple(map(float, self.mean)))
         object.__setattr__(self, "std", tuple(map(float, self.std)))
+        object.__setattr__(self, "class_names", tuple(names))
 
     def _check(self, condition: bool, field: str, expected: str) -> None:
         if not condition:
             raise UsageError(f"spec.{field}={getattr(self, field)!r}: expected {expected}")
 
     def to_json(self) -> dict[str, Any]:
-        """The fields as a dictionary that `json.dump` can write."""
-        return json.loads(json.dumps(dataclasses.asdict(self)))
+        """The fields of the network, without class names, as JSON holds them."""
+        fields = dataclasses.asdict(self)
+        del fields["class_names"]
+        return json.loads(json.dumps(fields))
 
     @classmethod
-    def from_json(cls, fields: Mapping[str, Any]) -> "Spec":
-        """The inverse of `to_json`.
+    def from_json(cls, fields: Mapping[str, Any], class_names: Sequence[str] = ()) -> "Spec":
+        """The inverse of `to_json`, with class names that were kept elsewhere.
 
         Raises:
           UsageError: a field is missing, unknown or not of its kind.
         """
-        known = [field.name for field in dataclasses.fields(cls)]
+        known = [field.name for field in dataclasses.fields(cls) if field.compare]
         if not isinstance(fields, Mapping) or sorted(fields) != sorted(known):
             arrived = ", ".join(sorted(fields)) if isinstance(fields, Mapping) else repr(fields)
             raise UsageError(f"spec: expected the fields {', '.join(known)}; got {arrived}")
-        return cls(**fields)
+        return cls(**fields, class_names=tuple(class_names))
 
 
 def normalise(images: Array, mean: tuple[float, ...], std: tuple[float, ...]) -> Array:

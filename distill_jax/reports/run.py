@@ -14,7 +14,7 @@ from typing import Any
 from distill_jax.errors import UsageError
 from distill_jax.reports import figures, html, tables
 from distill_jax.reports.tables import Column, lookup
-from distill_jax.storage import reporting_unreachable, resolve_path, write_atomically
+from distill_jax.storage import reporting_unreachable, resolve_path, sealed, write_atomically
 from distill_jax.training.logging import writers
 
 SPEED = {
@@ -49,7 +49,7 @@ def run_report(workdir: str | os.PathLike) -> pathlib.Path:
     if config is None:
         raise UsageError(f"--workdir={folder}: no run there; expected a config.json")
     manifest = _read_json(folder / "manifest.json") or {}
-    result = _read_json(folder / "result.json")
+    result = _read_result(folder, manifest)
     metrics = _read_log(folder / "metrics.jsonl")
     performance = _read_log(folder / "performance.jsonl")
 
@@ -57,6 +57,7 @@ def run_report(workdir: str | os.PathLike) -> pathlib.Path:
     names = lookup(manifest, "data.class_names") or list(range(len(shown.get("per_class") or ())))
     sections = [
         _summary(result, metrics),
+        _notes(manifest, result),
         _curves(metrics),
         _calibration(shown),
         _answers(result),
@@ -82,6 +83,27 @@ def _read_json(path: pathlib.Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UsageError(f"--workdir={path.parent}: cannot read {path.name}: {error}") from None
+
+
+def _read_result(folder: pathlib.Path, manifest: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The content of result.json; None for a run that has not finished.
+
+    Raises:
+      UsageError: it is damaged, was changed or is of another run, or the metrics were changed.
+    """
+    values = _read_json(folder / "result.json")
+    if values is None:
+        return None
+    if not isinstance(values, dict):
+        raise UsageError(f"--workdir={folder}: result.json holds no object")
+    faults = {"result.json": sealed.broken(values, run=manifest.get("run"))}
+    for name in ("metrics.jsonl", "performance.jsonl"):
+        content = (folder / name).read_bytes() if (folder / name).exists() else None
+        faults[name] = sealed.changed_file(values, name, content)
+    for name, fault in faults.items():
+        if fault:
+            raise UsageError(f"--workdir={folder}: {name} {fault}; expected the run's own")
+    return sealed.without(values)
 
 
 def _read_log(path: pathlib.Path) -> list[dict[str, Any]]:
@@ -150,6 +172,12 @@ def _summary(result: dict[str, Any] | None, metrics: list[dict[str, Any]]) -> ht
             rows["Teacher"] = tables.teacher_metrics(last)
             blocks.append(_evaluation(rows, f"{caption}, {tables.count_text(last)}."))
     return "Result", blocks
+
+
+def _notes(manifest: Mapping[str, Any], result: Mapping[str, Any] | None) -> html.Section | None:
+    """What may make the figures wrong, or not comparable."""
+    lines = [*(manifest.get("notes") or ()), *((result or {}).get("notes") or ())]
+    return ("To be read with the figures", list(map(str, lines))) if lines else None
 
 
 def _facts(split: str, values: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -268,7 +296,8 @@ def _speed(performance: list[dict[str, Any]]) -> html.Section | None:
 def _settings(config: Mapping[str, Any], manifest: Mapping[str, Any]) -> html.Section:
     blocks: list[html.Block] = [html.details("Every key of the config", _key_table(config))]
     if manifest:
-        blocks.append(html.details("Versions, devices, inputs and command", _key_table(manifest)))
+        others = {key: value for key, value in manifest.items() if key != "config"}
+        blocks.append(html.details("Versions, devices, inputs and command", _key_table(others)))
     return "Settings", blocks
 
 

@@ -1,9 +1,12 @@
 """A run from its config to its result: claim the workdir, start or resume, train, save."""
 
 import dataclasses
+import json
 import os
 import pathlib
+import sys
 import time
+import uuid
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -70,7 +73,7 @@ def run(config: Mapping[str, Any] | ConfigDict, path: str | os.PathLike) -> Resu
     def claim() -> tuple[bool, dict[str, Any] | None]:
         resumed = paths.check(config)
         done = resumed and paths.result.exists()
-        return resumed, workdir.read_json(paths.result) if done else None
+        return resumed, paths.read_result() if done else None
 
     with storage.reporting_unreachable(paths.root, "--workdir"):
         resumed, done = coordination.broadcast_from_first(claim)
@@ -85,7 +88,7 @@ def run(config: Mapping[str, Any] | ConfigDict, path: str | os.PathLike) -> Resu
     watchdog.mark(values["steps"], "writing the report", long=True)
 
     def write() -> dict[str, Any]:
-        workdir.write_json(paths.result, values)
+        paths.write_result(values)
         reports.run_report(paths.root)
         return values
 
@@ -109,8 +112,9 @@ def _start_and_train(
         unit="rows" if config.data.name == schema.TEXT else "images",
     ) as progress:
         progress.note(f"device: {device}; workdir: {paths.root}; {total} steps")
-        if warning:
-            progress.note(f"WARNING: {warning}")
+        for line in (warning, *parts.notes):
+            if line:
+                progress.note(f"WARNING: {line}")
         session = Session(parts, paths, progress, resumed)
         try:
             return training.train(session, stop_requested)
@@ -130,6 +134,10 @@ def _write_start(parts: Parts, paths: Workdir, resumed: bool) -> str:
         kept = ("started", "git_revision", "command", "devices", "processes")
         manifest["resumed"].append({key: now[key] for key in kept})
     size = sum(leaf.nbytes for leaf in jax.tree.leaves(parts.initial))
+    manifest["notes"] = list(parts.notes)
+    # What the run reads back later is compared with these two.
+    manifest.setdefault("run", uuid.uuid4().hex)
+    manifest.setdefault("config", json.loads(configs.to_json(config)))
     copies = config.checkpoint.keep_last + 2  # the best one, and the one being written
     checkpoints.require_free_space(paths.root, copies * size, key="workdir")
     with storage.reporting_unreachable(paths.root, "--workdir"):
@@ -170,8 +178,15 @@ def evaluate(
     if split not in parts.evaluators:
         raise UsageError(f"--split={split}: the run held out no such split (data.validation=0)")
     watchdog.mark(0, f"evaluating {which}", long=True)
+    _warn(*parts.notes, coordination.broadcast_from_first(lambda: paths.check_saved_model(which)))
     params, stats = parts.files.load(paths.saved_model(which))
     return parts.evaluators[split](params, stats)
+
+
+def _warn(*lines: str) -> None:
+    for line in lines if coordination.is_first() else ():
+        if line:
+            print(f"WARNING: {line}", file=sys.stderr, flush=True)
 
 
 def _evaluation_config(saved: ConfigDict, split: str, overrides: Mapping[str, str]) -> ConfigDict:

@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import sys
 from typing import Any
 
 from distill_jax.config.schema import TEXT
@@ -36,9 +37,17 @@ def write(path: str | os.PathLike, out: str | os.PathLike, which: str) -> dict[s
         raise UsageError(
             f"--out={target}: there are objects under this name; expected a new folder"
         )
+    if note := paths.check_saved_model(which):
+        print(f"WARNING: {note}", file=sys.stderr, flush=True)
     model = language.load(paths.saved_model(which), key="--workdir")
-    file = resolve_path(read_json(paths.manifest)["data"]["tokenizer"]["path"], "data.tokenizer")
+    known = read_json(paths.manifest)["data"]["tokenizer"]
+    file = resolve_path(known["path"], "data.tokenizer")
     tokenizer = text.load_tokenizer(file)
+    if tokenizer.fingerprint != known["fingerprint"]:
+        raise UsageError(
+            f"data.tokenizer={str(file)!r}: another tokenizer than the run began with (fingerprint "
+            f"{tokenizer.fingerprint[:12]}); expected {known['fingerprint'][:12]}"
+        )
     tokenizer_files = _read_tokenizer_files(file)
     with staging_folder(target, "config.json") as folder:
         language.save(
@@ -46,6 +55,7 @@ def write(path: str | os.PathLike, out: str | os.PathLike, which: str) -> dict[s
             model,
             extra_config={"bos_token_id": tokenizer.bos, "eos_token_id": tokenizer.eos},
             extra_files=tokenizer_files,
+            identity=result["parameters_sha256"],
             key="--out",
         )
     return {
@@ -67,7 +77,7 @@ def _finished_result(paths: Workdir, which: str) -> dict[str, Any]:
         raise UsageError(
             f"--workdir={paths.root}: the run has not finished; expected a result.json"
         )
-    result = read_json(paths.result)[which]
+    result = paths.read_result()[which]
     if result is None:
         raise UsageError(f"--which={which}: the run held nothing out to select on; expected final")
     return result

@@ -56,6 +56,10 @@ class RunLogs:
         for board in self._boards:
             board.write(step, "performance", values)
 
+    def digest(self, step: int) -> str:
+        """Of the lines of metrics.jsonl up to a step; "" for none, and in other processes."""
+        return self._metrics.digest(step)
+
     def sync(self) -> None:
         """Returns when everything written is on the disk or in the bucket."""
         self._metrics.sync()

@@ -9,7 +9,9 @@ from typing import Any
 
 import jax
 
+from distill_jax.errors import UsageError
 from distill_jax.evaluation.text_metrics import METRICS
+from distill_jax.processes import coordination
 from distill_jax.runs.logs import RunLogs
 from distill_jax.runs.workdir import Workdir
 from distill_jax.tasks.base import Parts
@@ -66,6 +68,7 @@ class Session:
         )
         self._progress = progress
         self._resumed = resumed
+        self._run = paths.run_id()
         self._logs = RunLogs(paths)
         self._timed_since = time.perf_counter()
         self._cpu_since = time.process_time()
@@ -80,11 +83,33 @@ class Session:
         else:
             now, at, extra = restored.state, restored.step, restored.extra
             self._progress.note(f"resumed from the checkpoint of step {at}")
+            self._check_own(at, extra)
         self.history = History.of(extra)
         self._last_logged = (at, self.history.training_time_s)
         self._logs.resume(self.config, at)
         self._begin_timing()
         return now, at, extra.get("position", 0)
+
+    def _check_own(self, at: int, extra: Mapping[str, Any]) -> None:
+        """Refuses a checkpoint of another run, and metrics that are not those before it."""
+        if extra.get("run", self._run) != self._run:
+            raise UsageError(
+                f"--workdir={self.paths.root}: checkpoint {at} is of another run "
+                f"({str(extra['run'])[:12]}); expected those of {str(self._run)[:12]}"
+            )
+        expected = extra.get("metrics_sha256", "")
+        found = self._logs.digest(at)
+        if not expected or not coordination.is_first() or found == expected:
+            return
+        if found:
+            raise UsageError(
+                f"--workdir={self.paths.root}: metrics.jsonl is not what this run wrote up to step "
+                f"{at}; expected that file, or none, after which the curves begin at step {at}"
+            )
+        self._progress.note(
+            f"WARNING: metrics.jsonl has lost what the run wrote up to step {at}; "
+            "the curves begin there"
+        )
 
     def _restore(self) -> checkpoints.Restored | None:
         abstract = self.abstract_state()
@@ -99,6 +124,10 @@ class Session:
             lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding),
             self.parts.initial,
         )
+
+    def note(self, line: str) -> None:
+        """Shows the user a line."""
+        self._progress.note(line)
 
     def close(self) -> None:
         """Waits for the last checkpoint and closes the logs."""
@@ -181,6 +210,8 @@ class Session:
                 "last_validation": history.last_validation,
                 "best_test": history.best_test,
                 "training_time_s": history.training_time_s,
+                "run": self._run,
+                "metrics_sha256": self._logs.digest(at),
             }
             score = self._score(history.last_validation) if evaluated else None
             self.checkpoints.save(at, now, extra, score=score)

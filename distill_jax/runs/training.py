@@ -1,5 +1,6 @@
 """The training of a run whose parts are opened: from its start or last checkpoint to its result."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -10,6 +11,11 @@ from distill_jax.tasks.base import Parts
 from distill_jax.training import loop, state, step
 
 MOST_STEPS_A_CALL = 32  # on accelerators, where the config leaves it open
+
+# A teacher's accuracy on validation above that on test, from where on it is remarked: as a share,
+# and in standard deviations of the difference.
+SUSPICIOUS_GAP = 0.02
+SUSPICIOUS_DEVIATIONS = 5.0
 
 Advance = Callable[[state.TrainState, int, list[Any]], state.TrainState]
 
@@ -113,6 +119,9 @@ def _result(
     total, seconds = parts.total_steps, history.training_time_s
     trained = models.parameter_count(parts.initial.params)
     base = parts.description.get("base")
+    notes = list(filter(None, [_note_on_teacher(final)]))
+    for line in notes:
+        session.note(f"WARNING: {line}")
     return {
         "final": final,
         "selected": selected,
@@ -129,4 +138,23 @@ def _result(
         "method": config.method.name,
         "student": config.student.name,
         "seed": config.seed,
+        "evaluated": "moving average" if parts.initial.average else "last step",
+        "notes": notes,
     }
+
+
+def _note_on_teacher(final: dict[str, Any]) -> str:
+    """A line where a teacher is so much better on the validation split that it must know it."""
+    found = [final.get(split) or {} for split in ("validation", "test")]
+    if not all("teacher_accuracy" in values for values in found):
+        return ""
+    (p, n), (q, m) = ((values["teacher_accuracy"], values["count"]) for values in found)
+    mean = (p * n + q * m) / (n + m)
+    deviation = math.sqrt(mean * (1 - mean) * (1 / n + 1 / m))
+    if p - q < max(SUSPICIOUS_GAP, SUSPICIOUS_DEVIATIONS * deviation):
+        return ""
+    return (
+        f"the teacher's accuracy is {p:.2%} on the validation split and {q:.2%} on the test split: "
+        "it was probably trained on the validation examples, so that its figures there are not "
+        "comparable with the student's"
+    )

@@ -11,9 +11,10 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from distill_jax import config as configs
+from distill_jax import models
 from distill_jax.errors import UsageError
 from distill_jax.processes import coordination
-from distill_jax.storage import gcs, is_remote, reporting_unreachable, write_atomically
+from distill_jax.storage import gcs, is_remote, reporting_unreachable, sealed, write_atomically
 
 VISIBLE_TIMEOUT = 60.0  # seconds; network file systems show new files late
 
@@ -91,10 +92,71 @@ class Workdir:
         return self.model if which == "final" else self.selected
 
     def saved_config(self) -> ConfigDict | None:
-        """The config of the run in this folder; None where there is no run."""
+        """The config of the run in this folder; None where there is no run.
+
+        Raises:
+          UsageError: config.json was changed since the run began.
+        """
         if not self.config.exists():
             return None
-        return configs.resolve(read_json(self.config))
+        values = read_json(self.config)
+        began_with = self._read_manifest().get("config")
+        if began_with and (changed := configs.changed_values(began_with, values)):
+            raise UsageError(
+                f"--workdir={self.root}: config.json was changed since the run began "
+                f"({'; '.join(changed)}); expected it as it was, or a new folder for another run"
+            )
+        return configs.resolve(values)
+
+    def _read_manifest(self) -> dict[str, Any]:
+        """The content of manifest.json; {} where there is none yet."""
+        return read_json(self.manifest) if self.manifest.exists() else {}
+
+    def run_id(self) -> str | None:
+        """What identifies the run; None for one that an earlier version began."""
+        return self._read_manifest().get("run")
+
+    def write_result(self, values: dict[str, Any]) -> None:
+        """Writes result.json with a seal on itself and on the metrics of the run."""
+        logs = [path for path in (self.metrics, self.performance) if path.exists()]
+        files = {path.name: path.read_bytes() for path in logs}
+        write_json(self.result, sealed.seal(values, run=self.run_id() or "", files=files))
+
+    def read_result(self) -> dict[str, Any]:
+        """The content of result.json, without its seal.
+
+        Raises:
+          UsageError: it is damaged, was changed, or is of another run.
+        """
+        values = read_json(self.result)
+        if not isinstance(values, dict):
+            raise UsageError(f"--workdir={self.root}: result.json holds no object")
+        if fault := sealed.broken(values, run=self.run_id()):
+            raise UsageError(
+                f"--workdir={self.root}: result.json {fault}; expected the one that the run wrote"
+            )
+        return sealed.without(values)
+
+    def check_saved_model(self, which: str) -> str:
+        """Compares a saved model with the one that result.json names, where the run has finished.
+
+        Returns:
+          One line where an earlier version saved a model without SHA-256 sums, else "".
+
+        Raises:
+          UsageError: it is another model.
+        """
+        folder = self.saved_model(which)
+        found = models.saved_identity(folder)
+        if found is None:
+            return f"{folder}: saved without {models.CHECKSUMS}, so its files are not verified"
+        entry = self.read_result()[which] if self.result.exists() else None
+        if entry and entry["parameters_sha256"] != found:
+            raise UsageError(
+                f"--workdir={self.root}: {folder.name} is another model (fingerprint {found[:12]}) "
+                f"than the one of result.json; expected {entry['parameters_sha256'][:12]}"
+            )
+        return ""
 
     def required_config(self) -> ConfigDict:
         """As `saved_config`; UsageError where there is no run."""

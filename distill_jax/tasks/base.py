@@ -60,6 +60,7 @@ class Parts:
       files: how students are written and read.
       steps_per_epoch: examples over batch size.
       description: {"teachers": ..., "data": ...} for the manifest.
+      notes: lines for the user about what may be wrong with the inputs, or could not be told.
     """
 
     config: ConfigDict
@@ -74,6 +75,7 @@ class Parts:
     files: StudentFiles
     steps_per_epoch: float
     description: dict[str, Any]
+    notes: tuple[str, ...] = ()
 
     @property
     def layout(self) -> TrainState:

@@ -23,6 +23,7 @@ from distill_jax.teachers.answers.text import (
     precompute_text,
 )
 from distill_jax.teachers.average import AverageTeacher
+from distill_jax.teachers.classes import with_classes_of
 from distill_jax.teachers.online import Teachers, load, mean_probabilities
 from distill_jax.teachers.views import Teacher, View
 
@@ -52,4 +53,5 @@ __all__ = [
     "precompute_text",
     "precompute_views",
     "view_key",
+    "with_classes_of",
 ]

@@ -1,7 +1,7 @@
 """Frozen networks that compute their outputs inside the step, one or several."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from distill_jax import models
 from distill_jax.errors import UsageError
 from distill_jax.models import Outputs, Spec
+from distill_jax.teachers.classes import with_classes_of
 from distill_jax.teachers.views import View
 
 Variables = tuple[dict[str, jax.Array], dict[str, jax.Array]]  # parameters, batch statistics
@@ -25,6 +26,8 @@ class Teachers:
       weights: weights that sum to 1, one a teacher.
       fingerprints: SHA-256 of each.
       parameters: number of parameters of each.
+      trained_on: what describes the training examples of each; {} for unknown.
+      notes: lines about what could not be told of them.
     """
 
     specs: tuple[Spec, ...]
@@ -32,6 +35,8 @@ class Teachers:
     weights: tuple[float, ...]
     fingerprints: tuple[str, ...]
     parameters: tuple[int, ...]
+    trained_on: tuple[Mapping[str, Any], ...] = ()
+    notes: tuple[str, ...] = ()
 
     own_average = False
     precomputed = False
@@ -68,6 +73,8 @@ def load(
     weights: Sequence[float] = (),
     input_shape: tuple[int, ...],
     num_classes: int,
+    class_names: Sequence[str] = (),
+    classes: str = "same",
     compute_dtype: str = "float32",
 ) -> tuple[Teachers, list[Variables]]:
     """Reads the teachers of a run.
@@ -77,16 +84,20 @@ def load(
       weights: one a teacher, >= 0; () for equal ones.
       input_shape: (H, W, C) of the data.
       num_classes: of the data.
+      class_names: of the data; () for unknown.
+      classes: how they correspond to a teacher's, one of `models.class_names.CHOICES`.
       compute_dtype: "float32" or "bfloat16".
 
     Returns:
       The structure and the arrays.
 
     Raises:
-      UsageError: when one is missing, unreadable or damaged, or has other classes or another input.
+      UsageError: when one is missing, unreadable or damaged, or has other classes, the same in
+        another order, or another input.
     """
-    saved = [models.load(path, key="teacher.path") for path in paths]
-    for path, teacher in zip(paths, saved, strict=True):
+    saved, notes = [], []
+    for path in paths:
+        teacher = models.load(path, key="teacher.path")
         spec = teacher.spec
         if spec.num_classes != num_classes:
             raise UsageError(
@@ -98,6 +109,10 @@ def load(
                 f"teacher.path={path!r}: the teacher takes {tuple(spec.input_shape)} images; "
                 f"expected the {tuple(input_shape)} of the data"
             )
+        location = f"teacher.path={path!r}"
+        teacher, note = with_classes_of(teacher, class_names, how=classes, location=location)
+        saved.append(teacher)
+        notes.append(note)
     raw = list(weights) or [1.0] * len(saved)
     modules = [
         models.abstract(
@@ -115,6 +130,8 @@ def load(
         weights=tuple(weight / sum(raw) for weight in raw),
         fingerprints=tuple(teacher.fingerprint for teacher in saved),
         parameters=tuple(models.parameter_count(teacher.params) for teacher in saved),
+        trained_on=tuple(teacher.trained_on for teacher in saved),
+        notes=tuple(filter(None, notes)),
     )
     return teachers, [(teacher.params, teacher.stats) for teacher in saved]
 

@@ -60,7 +60,8 @@ def tokenize(
     """Tokenises records.
 
     A text becomes [bos] text [eos], and all of it has a loss. A prompt with its response becomes
-    [bos] prompt response [eos]; the response and eos have a loss. Prompt and response are tokenised
+    [bos] prompt response [eos]; the response and eos have a loss. What begins with bos already, or
+    ends with a stop id, gets no second one. Prompt and response are tokenised
     together if the prompt's own tokens are a prefix of the result. If a token would cross the
     boundary, the response is tokenised by itself, which is how a model that is given the prompt has
     to write it. A conversation becomes what the template writes, and the assistant's turns have a
@@ -108,6 +109,23 @@ def _special(name: str, number: int | None, wanted: bool, tokenizer: Tokenizer) 
     return [number]
 
 
+def between(tokenizer: Tokenizer, ids: list[int], before: list[int], after: list[int]) -> list[int]:
+    """The ids of a text with bos and eos around them, but for those that it has already.
+
+    Args:
+      tokenizer: of the ids.
+      ids: of the text.
+      before: [bos], or [].
+      after: [eos], or []. White space after a stop id, as templates write it, ends a text too.
+    """
+    if ids[: len(before)] == before:
+        before = []
+    stops = [i for i, number in enumerate(ids) if number in tokenizer.stop_ids]
+    if stops and not tokenizer.decode(ids[stops[-1] + 1 :]).strip():
+        after = []
+    return [*before, *ids, *after]
+
+
 def _encode(
     records: list[Record],
     tokenizer: Tokenizer,
@@ -125,13 +143,14 @@ def _encode(
     encoded = iter(tokenizer.encode_batch(texts))
     for record in records:
         if record.text is not None:
-            ids = [*before, *next(encoded), *after]
+            ids = between(tokenizer, next(encoded), before, after)
             yield ids, [True] * len(ids)
         elif record.messages is None:
             prompt, joined, response = next(encoded), next(encoded), next(encoded)
             if joined[: len(prompt)] == prompt:
                 response = joined[len(prompt) :]
-            head, tail = [*before, *prompt], [*response, *after]
+            head = between(tokenizer, prompt, before, [])
+            tail = between(tokenizer, response, [], after)
             yield head + tail, [False] * len(head) + [True] * len(tail)
         elif chat is None:
             raise UsageError(

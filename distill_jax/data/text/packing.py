@@ -40,6 +40,8 @@ class Rows:
       starts: int64 [P], the index in documents.tokens of the first input of each piece.
       lengths: int64 [P], the inputs of each piece, at least 1.
       offsets: int64 [R + 1]; row r holds pieces offsets[r] to offsets[r + 1] - 1, in order.
+      left_out: (rows, inputs) that were packed and have nothing to learn, such as a part of a long
+        prompt; they are in no row.
     """
 
     documents: Documents
@@ -47,6 +49,7 @@ class Rows:
     starts: np.ndarray
     lengths: np.ndarray
     offsets: np.ndarray
+    left_out: tuple[int, int] = (0, 0)
 
     def __len__(self) -> int:
         """The number of rows."""
@@ -100,7 +103,8 @@ def pack(
         as a piece that does not attend to the one before; "cut", only its first T inputs are kept.
 
     Returns:
-      The rows. A document of fewer than two tokens has no target and is in no row.
+      The rows. A document of fewer than two tokens has no target and is in no row; rows in which
+      no target has a loss are left out, because a step of them would learn nothing.
 
     Raises:
       UsageError: an unknown choice, a length below 1, or documents with nothing to learn.
@@ -123,7 +127,7 @@ def pack(
         row = np.arange(len(starts))
         if strategy == "whole":
             starts, lengths, row = _whole(starts, lengths, length)
-    rows = Rows(documents, length, starts, lengths, _before(np.bincount(row)))
+    rows = _without_unlearned(Rows(documents, length, starts, lengths, _before(np.bincount(row))))
     if not summary(rows)["learned_tokens"]:
         raise UsageError(
             f"data.path: {len(documents)} documents hold nothing to learn in rows of {length}"
@@ -132,29 +136,57 @@ def pack(
     return rows
 
 
+def _without_unlearned(rows: Rows) -> Rows:
+    """The rows in which a target has a loss; all of them where none does."""
+    learned = np.add.reduceat(_learned(rows), rows.offsets[:-1]) if len(rows) else np.zeros(0)
+    keep = learned > 0
+    if keep.all() or not keep.any():
+        return rows
+    counts = np.diff(rows.offsets)
+    of_piece = np.repeat(keep, counts)
+    return Rows(
+        rows.documents,
+        rows.length,
+        rows.starts[of_piece],
+        rows.lengths[of_piece],
+        _before(counts[keep]),
+        left_out=(int(np.sum(~keep)), int(rows.lengths[~of_piece].sum())),
+    )
+
+
+def _learned(rows: Rows) -> np.ndarray:
+    """int64 [P]: how many targets of each piece have a loss."""
+    before = _before(rows.documents.loss_mask)
+    return before[rows.starts + 1 + rows.lengths] - before[rows.starts + 1]
+
+
 def summary(rows: Rows) -> dict[str, int | float]:
     """Counts of documents and tokens, and how full the rows are.
 
     Returns:
       rows; documents; short_documents, those of fewer than two tokens, which are in no row;
-      split_documents, those in more than one piece; cut_tokens, targets that long="cut" dropped;
+      split_documents, those in more than one piece; unlearned_documents, those of two tokens or
+      more without a target that has a loss; cut_tokens, targets that long="cut" dropped;
+      left_out_rows, those without a target that has a loss;
       input_tokens, those that are not padding; learned_tokens, those with a loss; fill,
       input_tokens over rows x T.
     """
     documents = rows.documents
     counts = np.maximum(np.diff(documents.offsets) - 1, 0)
     owner = np.searchsorted(documents.offsets, rows.starts, side="right") - 1
-    learned = _before(documents.loss_mask)
-    ends = rows.starts + 1 + rows.lengths
+    learned = _learned(rows)
+    of_document = np.bincount(owner, learned, minlength=len(counts))
     inputs = int(rows.lengths.sum())
     return {
         "rows": len(rows),
         "documents": len(documents),
         "short_documents": int(np.sum(counts == 0)),
         "split_documents": int(np.sum(np.bincount(owner, minlength=1) > 1)),
-        "cut_tokens": int(counts.sum()) - inputs,
+        "unlearned_documents": int(np.sum((counts > 0) & (of_document == 0))),
+        "cut_tokens": int(counts.sum()) - inputs - rows.left_out[1],
+        "left_out_rows": rows.left_out[0],
         "input_tokens": inputs,
-        "learned_tokens": int(np.sum(learned[ends] - learned[rows.starts + 1])),
+        "learned_tokens": int(learned.sum()),
         "fill": inputs / max(len(rows) * rows.length, 1),
     }
 

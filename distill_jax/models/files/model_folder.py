@@ -2,7 +2,8 @@
 
 Reading executes nothing: JSON and safetensors hold only data, and a network is made only from a
 registered name. A SHA-256 covers every byte of both files, so a damaged, truncated or exchanged
-file is refused, never used.
+file is refused, never used. What is known about a network besides (the names of its classes, what
+it was trained on) is no part of its fingerprint, and has a SHA-256 of its own.
 
 Writing is atomic, see `storage.replacing_folder`: a process that is killed while it writes leaves a
 complete model under the folder's name or a hidden one. `load` looks under both, and reads again
@@ -26,7 +27,7 @@ from jax import Array
 
 from distill_jax import parallel, storage
 from distill_jax.errors import UsageError
-from distill_jax.models.files import safetensors_writer
+from distill_jax.models.files import checksums, safetensors_writer
 from distill_jax.models.files.pytorch import from_pytorch
 from distill_jax.models.files.state_dict import read_state_dict
 from distill_jax.models.functional import Flat, split
@@ -51,12 +52,14 @@ class Saved:
       params: flat dictionary, as from `split`.
       stats: likewise, the batch statistics.
       fingerprint: hex SHA-256 of all of it, see `fingerprint`.
+      trained_on: what describes its training examples, as `save` was given it; {} for unknown.
     """
 
     spec: Spec
     params: Flat
     stats: Flat
     fingerprint: str
+    trained_on: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 Arrays = Mapping[str, Array | np.ndarray]
@@ -102,6 +105,10 @@ def fingerprint_of(
     return digest.hexdigest()
 
 
+def _sha256_of(about: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
+
+
 def _misfits(spec: Spec, params: Arrays, stats: Arrays) -> str:
     """How arrays differ from those that `create` makes for the spec; empty when they fit."""
     module = abstract(
@@ -119,14 +126,24 @@ def _misfits(spec: Spec, params: Arrays, stats: Arrays) -> str:
     return "; ".join(faults[:3]) + more
 
 
-def _render(spec: Spec, model_hash: str, weights_hash: str) -> bytes:
-    """The content of model.json."""
-    content = {
+def _about(spec: Spec, trained_on: Mapping[str, Any]) -> dict[str, Any]:
+    """What model.json says besides the network, without what is unknown."""
+    known = {"class_names": list(spec.class_names), "trained_on": dict(trained_on)}
+    return {name: value for name, value in known.items() if value}
+
+
+def _render(
+    spec: Spec, model_hash: str, weights_hash: str, about: Mapping[str, Any] | None = None
+) -> bytes:
+    """The content of model.json; `about` is what `_about` gave."""
+    content: dict[str, Any] = {
         "format": _FORMAT,
         "spec": spec.to_json(),
         "fingerprint": model_hash,
         "weights_sha256": weights_hash,
     }
+    if about:
+        content |= {"about": about, "about_sha256": _sha256_of(about)}
     return (json.dumps(content, indent=2) + "\n").encode()
 
 
@@ -135,6 +152,8 @@ def save(
     spec: Spec,
     params: Mapping[str, Array],
     stats: Mapping[str, Array],
+    *,
+    trained_on: Mapping[str, Any] | None = None,
 ) -> str:
     """Writes a network to a folder, and replaces an earlier model in it.
 
@@ -145,6 +164,7 @@ def save(
       spec: what the network is.
       params: flat dictionary, as from `split`.
       stats: likewise.
+      trained_on: what describes the training examples, as JSON; None for unknown.
 
     Returns:
       The fingerprint.
@@ -169,7 +189,8 @@ def save(
     digest = hashlib.sha256()
     with replacing_folder(path, (_MODEL, _WEIGHTS).__contains__, "a model") as folder:
         safetensors_writer.write(folder / _WEIGHTS, arrays, read, digest=digest)
-        (folder / _MODEL).write_bytes(_render(spec, model_hash, digest.hexdigest()))
+        about = _about(spec, trained_on or {})
+        (folder / _MODEL).write_bytes(_render(spec, model_hash, digest.hexdigest(), about))
     return model_hash
 
 
@@ -199,7 +220,10 @@ def _read(folder: pathlib.Path) -> Saved:
         version, fields, model_hash, weights_hash = (
             content[name] for name in ("format", "spec", "fingerprint", "weights_sha256")
         )
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        about: dict[str, Any] = content.get("about", {})
+        names, trained_on = about.get("class_names", ()), about.get("trained_on", {})
+        about_hash = _sha256_of(about)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UsageError(f"{_MODEL} is damaged or truncated") from error
     if version != _FORMAT:
         raise UsageError(f"{_MODEL} has format {version!r}; this version reads {_FORMAT}")
@@ -207,10 +231,12 @@ def _read(folder: pathlib.Path) -> Saved:
         raise UsageError(
             f"{_WEIGHTS} is damaged or truncated: its SHA-256 is not the one in {_MODEL}"
         )
-    spec = Spec.from_json(fields)
+    if about and content.get("about_sha256") != about_hash:
+        raise UsageError(f"{_MODEL} is damaged: its class names are not those that were saved")
+    spec = Spec.from_json(fields, names)
     params, stats = _ungrouped(weights)
     # Compared as bytes, so that a change which a JSON parser does not see is refused too.
-    intact = model == _render(spec, model_hash, weights_hash)
+    intact = model == _render(spec, model_hash, weights_hash, about)
     if not intact or fingerprint(spec, params, stats) != model_hash:
         raise UsageError(f"{_MODEL} is damaged: its fingerprint is not that of this model")
     try:
@@ -224,6 +250,7 @@ def _read(folder: pathlib.Path) -> Saved:
         params={name: jnp.asarray(value) for name, value in params.items()},
         stats={name: jnp.asarray(value) for name, value in stats.items()},
         fingerprint=model_hash,
+        trained_on=trained_on,
     )
 
 
@@ -286,6 +313,19 @@ def load(path: str | os.PathLike, *, spec: Spec | None = None, key: str = "teach
             f"not {spec.to_json()}"
         )
     return saved
+
+
+def saved_identity(folder: pathlib.Path) -> str | None:
+    """The fingerprint that a saved model of any kind has in its own files; None for none.
+
+    Args:
+      folder: of an image network, or of a decoder that a run saved.
+    """
+    try:
+        found = json.loads((folder / _MODEL).read_bytes())["fingerprint"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return checksums.identity(folder)
+    return str(found)
 
 
 def _load_folder(path: pathlib.Path, location: str) -> Saved:

@@ -16,6 +16,7 @@ from ml_collections import ConfigDict
 from distill_jax import config as configs
 from distill_jax import data, methods, models, parallel, storage, teachers
 from distill_jax.errors import UsageError
+from distill_jax.models.class_names import match
 from distill_jax.tasks import setup
 from distill_jax.tasks.base import AbstractStep
 from distill_jax.tasks.images import build, known_sets
@@ -98,10 +99,12 @@ def _data_shapes(
     }
 
 
-def _spec(text: str, info: data.Info, pixels: Pixels) -> models.Spec:
+def _spec(text: str, info: data.Info, pixels: Pixels, how: str) -> models.Spec:
     """Of a saved model, or of NAME:option=value:... for one that need not exist."""
     if storage.resolve_path(text, "teacher.path").exists():
-        return models.load(text, key="teacher.path").spec
+        spec = models.load(text, key="teacher.path").spec
+        match(spec.class_names, info.known_names, how=how, location=f"teacher.path={text!r}")
+        return spec
     name, *options = text.split(":")
     if name not in models.names():
         raise UsageError(
@@ -124,7 +127,8 @@ def _open_teachers(config: ConfigDict, info: data.Info, pixels: Pixels) -> OpenT
         )
     if not config.teacher.path:
         return OpenTeachers()
-    specs = tuple(_spec(path, info, pixels) for path in config.teacher.path)
+    how = config.teacher.classes
+    specs = tuple(_spec(path, info, pixels, how) for path in config.teacher.path)
     networks = [
         models.split(
             models.abstract(

@@ -54,6 +54,7 @@ def _make_student(config: ConfigDict, info: data.Info, pixels: Pixels) -> _Stude
         num_classes=info.num_classes,
         mean=pixels.mean,
         std=pixels.std,
+        class_names=info.known_names,
     )
     return _Student(spec, *models.split(student))
 

@@ -20,6 +20,7 @@ from distill_jax.tasks.images import build
 from distill_jax.tasks.images.data import ImageData, is_resident, open_data, pixels_of
 from distill_jax.tasks.images.evaluation import ImageEvaluator
 from distill_jax.tasks.images.feed import StoredAnswersFeed, training_feed
+from distill_jax.tasks.images.provenance import notes_on_validation, training_examples
 from distill_jax.tasks.images.recipe import ImageRecipe
 from distill_jax.tasks.images.teachers import OpenTeachers, open_teachers
 from distill_jax.tasks.setup import initial_state, make_mesh
@@ -34,14 +35,16 @@ class ImageModelFiles:
     Attributes:
       spec: the student's.
       layout: the shardings of the state.
+      trained_on: what describes their training examples.
     """
 
     spec: models.Spec
     layout: TrainState
+    trained_on: dict[str, Any]
 
     def save(self, folder: str | os.PathLike, params: models.Flat, stats: models.Flat) -> str:
         with storage.staging_folder(folder, "model.json") as staging:
-            return models.save(staging, self.spec, params, stats)
+            return models.save(staging, self.spec, params, stats, trained_on=self.trained_on)
 
     def load(self, folder: str | os.PathLike) -> tuple[models.Flat, models.Flat]:
         saved = models.load(folder, key="--workdir")
@@ -72,6 +75,8 @@ def prepare(config: ConfigDict) -> Parts:
     resident = _resident(config, mesh, opened.train)
     initial = initial_state(config, mesh, recipes[0], arrays)
     feed = training_feed(config, mesh, opened, resident=bool(resident))
+    fingerprint = data.fingerprint(opened.train)
+    seen = notes_on_validation(config, opened, fingerprint, teachers.trained_on)
     return Parts(
         config=config,
         mesh=mesh,
@@ -82,9 +87,14 @@ def prepare(config: ConfigDict) -> Parts:
         order=feed.order,
         feed=_with_answers(config, feed, teachers),
         evaluators=_evaluators(config, mesh, opened, recipes[0], teachers, resident),
-        files=ImageModelFiles(recipes[0].spec, jax.tree.map(lambda a: a.sharding, initial)),
+        files=ImageModelFiles(
+            recipes[0].spec,
+            jax.tree.map(lambda a: a.sharding, initial),
+            training_examples(config, fingerprint),
+        ),
         steps_per_epoch=steps_per_epoch,
-        description=_description(config, opened, teachers),
+        description=_description(config, opened, teachers, fingerprint),
+        notes=(*teachers.notes, *seen),
     )
 
 
@@ -137,13 +147,15 @@ def _evaluators(
     return found
 
 
-def _description(config: ConfigDict, opened: ImageData, teachers: OpenTeachers) -> dict[str, Any]:
+def _description(
+    config: ConfigDict, opened: ImageData, teachers: OpenTeachers, fingerprint: str
+) -> dict[str, Any]:
     """What the manifest records of the teachers and the data."""
     return {
         "teachers": teachers.entries,
         "data": {
             "name": config.data.name,
-            "fingerprint": data.fingerprint(opened.train),
+            "fingerprint": fingerprint,
             "train": len(opened.train_ids),
             "validation": len(opened.validation_ids),
             "test": len(opened.test),

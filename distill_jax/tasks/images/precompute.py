@@ -20,8 +20,19 @@ def precompute(
     splits = load_splits(config)
     augment = data.Augment(**config.data.augment)
     finite = _has_finitely_many_views(augment)
+    loaded = models.load(config.teacher.path[0], key="teacher.path")
+    saved, note = teachers.with_classes_of(
+        loaded,
+        splits["train"].info.known_names,
+        how=config.teacher.classes,
+        location=f"teacher.path={config.teacher.path[0]!r}",
+    )
+    if note:
+        _note(note)
+    mapped = config.teacher.classes == "by_name" and saved is not loaded
     computation = teachers.AnswerComputation(
-        saved=models.load(config.teacher.path[0], key="teacher.path"),
+        saved=saved,
+        classes="by_name" if mapped else "same",
         train=splits["train"],
         test=splits["test"],
         augment=augment,

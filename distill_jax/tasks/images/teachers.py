@@ -1,7 +1,7 @@
 """Opens the teachers of a run on images: networks, or the answers that a store holds."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -29,6 +29,8 @@ class OpenTeachers:
       params: the first teacher's parameters; {} where answers are stored.
       entries: what the manifest records of each.
       logits: split -> their logits for an evaluation; None without a teacher to compare with.
+      notes: lines about what could not be told of them.
+      trained_on: (path, what describes its training examples, {} for unknown) of each.
     """
 
     teacher: teachers.Teacher | None = None
@@ -37,6 +39,8 @@ class OpenTeachers:
     params: models.Flat = dataclasses.field(default_factory=dict)
     entries: list[dict[str, Any]] = dataclasses.field(default_factory=list)
     logits: Callable[[str], TeacherLogits] | None = None
+    notes: tuple[str, ...] = ()
+    trained_on: tuple[tuple[str, Mapping[str, Any]], ...] = ()
 
 
 def open_teachers(
@@ -57,6 +61,8 @@ def open_teachers(
         weights=config.teacher.weights,
         input_shape=info.image_shape,
         num_classes=info.num_classes,
+        class_names=info.known_names,
+        classes=config.teacher.classes,
         compute_dtype=config.teacher.compute_dtype,
     )
     images = jax.ShapeDtypeStruct((1, *info.image_shape), jnp.float32)
@@ -73,6 +79,8 @@ def open_teachers(
         params=teacher.params(variables),
         entries=[_entry(*one) for one in described],
         logits=lambda split: logits,
+        notes=teacher.notes,
+        trained_on=tuple(zip(config.teacher.path, teacher.trained_on, strict=True)),
     )
 
 
@@ -87,6 +95,11 @@ def _entry(path: str, fingerprint: str, spec: Spec, parameters: int) -> dict[str
 
 def _open_store(config: ConfigDict, mesh: Mesh, method: Method, opened: ImageData) -> OpenTeachers:
     path = config.teacher.store
+    if config.teacher.classes == "by_name":
+        raise UsageError(
+            f"teacher.classes='by_name': the answers of teacher.store={path!r} are stored in one "
+            "order of classes; expected 'same', and 'by_name' where the answers are stored"
+        )
     if method.strong_view:
         raise UsageError(
             f"teacher.store={path!r}: {config.method.name} shows a second view, whose answers are "
@@ -97,6 +110,8 @@ def _open_store(config: ConfigDict, mesh: Mesh, method: Method, opened: ImageDat
         test_fingerprint=data.fingerprint(opened.test),
         augment=data.Augment(**config.data.augment),
         num_classes=opened.train.info.num_classes,
+        class_names=opened.train.info.known_names,
+        classes=config.teacher.classes,
         teacher_fingerprint=_fingerprint(config.teacher.path),
         batch_size=config.training.batch_size,
         train_ids=opened.train_ids,
@@ -129,6 +144,8 @@ def _open_store(config: ConfigDict, mesh: Mesh, method: Method, opened: ImageDat
         outputs=[teacher.guarded(teacher.abstract(1))],
         entries=[entry],
         logits=logits_of,
+        notes=teacher.notes,
+        trained_on=((path, teacher.trained_on[0]),),
     )
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 
+import numpy as np
 from ml_collections import ConfigDict
 
 from distill_jax import storage
@@ -58,24 +59,32 @@ def check_vocabulary(
             )
 
 
-def load_splits(config: ConfigDict, tokenizer: text.Tokenizer) -> dict[str, text.Rows]:
+def load_splits(config: ConfigDict, tokenizer: text.Tokenizer, shared: int) -> dict[str, text.Rows]:
     """Packed rows of "train", "validation" (where held out) and "test".
 
+    Args:
+      config: resolved.
+      tokenizer: of the text.
+      shared: how many ids teachers and student share.
+
     Raises:
-      UsageError: a file is not named or cannot be read, or nothing is held out for the test.
+      UsageError: a file is not named or cannot be read, nothing is held out for the test, or a
+        document has an id that is not shared.
     """
 
-    def documents_of(path: str) -> text.Documents:
+    def documents_of(path: str, key: str) -> text.Documents:
         records = text.read(path, fields=config.data.fields, documents=config.data.documents)
         chat = text.load_chat_template(tokenizer) if _has_template(tokenizer) else None
-        return text.tokenize(records, tokenizer, chat=chat, eos=tokenizer.eos is not None)
+        found = text.tokenize(records, tokenizer, chat=chat, eos=tokenizer.eos is not None)
+        _check_ids(found, tokenizer, shared, f"{key}={path!r}")
+        return found
 
     if not config.data.path:
         raise UsageError("data.path='': expected the file of the training documents")
     held_out, seed = config.data.validation, config.data.split_seed
-    train = documents_of(config.data.path)
+    train = documents_of(config.data.path, "data.path")
     if config.data.test_path:
-        test = documents_of(config.data.test_path)
+        test = documents_of(config.data.test_path, "data.test_path")
     else:
         if not held_out:
             raise UsageError(
@@ -95,6 +104,42 @@ def load_splits(config: ConfigDict, tokenizer: text.Tokenizer) -> dict[str, text
         for name, documents in found.items()
         if len(documents)
     }
+
+
+def _check_ids(
+    documents: text.Documents, tokenizer: text.Tokenizer, shared: int, location: str
+) -> None:
+    """UsageError where a document has an id that a teacher or the student does not have."""
+    beyond = np.flatnonzero(documents.tokens >= shared)
+    if not len(beyond):
+        return
+    owners = np.searchsorted(documents.offsets, beyond, side="right")  # counted from 1
+    number = int(documents.tokens[beyond[0]])
+    raise UsageError(
+        f"{location}: {len(np.unique(owners))} of {len(documents)} documents have ids that teacher "
+        f"and student do not share, such as {number} ({tokenizer.token(number)!r}) in document "
+        f"{owners[0]}; expected ids below {shared}: text without these tokens, or a tokenizer that "
+        "both have"
+    )
+
+
+def notes_on(splits: Mapping[str, text.Rows]) -> tuple[str, ...]:
+    """Lines about documents and rows that have nothing to learn."""
+    lines = []
+    for name, rows in splits.items():
+        counted = text.summary(rows)
+        unlearned, left_out = counted["unlearned_documents"], counted["left_out_rows"]
+        if unlearned:
+            lines.append(
+                f"{unlearned} of {counted['documents']} {name} documents have nothing to learn in "
+                f"rows of data.length={rows.length} tokens: no token of a response is left in them"
+            )
+        if left_out:
+            lines.append(
+                f"{left_out} {name} rows without a token to learn, such as parts of long prompts, "
+                f"are left out; {len(rows)} rows remain"
+            )
+    return tuple(lines)
 
 
 def _has_template(tokenizer: text.Tokenizer) -> bool:

@@ -81,6 +81,12 @@ def _read(
         references=True,
     )
     prompts, ids = generation.encode_prompts(prompts[: chosen.max_prompts or None], tokenizer)
+    for prompt, own in zip(prompts, ids, strict=True):
+        if beyond := [number for number in own if number >= comparison.vocab_size]:
+            raise UsageError(
+                f"{prompt.location}: has id {beyond[0]} ({tokenizer.token(beyond[0])!r}), which "
+                f"teacher and student do not share; expected ids below {comparison.vocab_size}"
+            )
     references = [prompt.reference or "" for prompt in prompts]  # `read_prompts` requires them
     for prompt, reference, own in zip(prompts, references, ids, strict=True):
         for metric in chosen.metrics:

@@ -21,7 +21,7 @@ from distill_jax.processes import coordination
 from distill_jax.tasks.base import Evaluate, Parts
 from distill_jax.tasks.language import build, networks
 from distill_jax.tasks.language.comparison import Comparison
-from distill_jax.tasks.language.data import check_vocabulary, load_splits, open_tokenizer
+from distill_jax.tasks.language.data import check_vocabulary, load_splits, notes_on, open_tokenizer
 from distill_jax.tasks.language.evaluation import TextEvaluator
 from distill_jax.tasks.language.open_prompts import describe, open_prompts
 from distill_jax.tasks.language.prompts import PromptEvaluator, with_answers
@@ -84,11 +84,12 @@ class DecoderFiles:
         if self.base:
             scale = options.lora_alpha / options.lora_rank
             whole = lora.merge_adapters(params, self.base, scale)
-        with storage.staging_folder(folder, "config.json") as staging:
-            language.save_params(staging, self.decoder, whole)
         definition = dataclasses.asdict(self.decoder)
-        fingerprint = models.fingerprint_of(definition, whole, parallel.fetch_to_first)
-        return coordination.broadcast_from_first(lambda: fingerprint)
+        of_first = models.fingerprint_of(definition, whole, parallel.fetch_to_first)
+        fingerprint = coordination.broadcast_from_first(lambda: of_first)
+        with storage.staging_folder(folder, "config.json") as staging:
+            language.save_params(staging, self.decoder, whole, identity=fingerprint)
+        return fingerprint
 
     def load(self, folder: str | os.PathLike) -> tuple[models.Flat, models.Flat]:
         """For an adapted student: the merged kernels, and adapters that add nothing to them."""
@@ -134,7 +135,7 @@ def _open(config: ConfigDict, mesh: Mesh) -> _Opened:
         shared,
         {"student": student, **{f"teacher {path!r}": decoder for path, decoder in named}},
     )
-    splits = load_splits(config, tokenizer)
+    splits = load_splits(config, tokenizer, shared)
     entries = [describe_teacher(config, path, decoder) for path, decoder in named]
     answers = None
     if config.teacher.store:
@@ -191,6 +192,7 @@ def prepare(config: ConfigDict) -> Parts:
         ),
         steps_per_epoch=steps_per_epoch,
         description={**_description(config, opened, prompts), **base},
+        notes=notes_on(opened.splits),
     )
 
 

@@ -17,7 +17,7 @@ from distill_jax.models import language
 from distill_jax.optim import schedules
 from distill_jax.tasks.language import networks
 from distill_jax.tasks.language.comparison import Network, hidden_and_head
-from distill_jax.tasks.language.data import check_vocabulary, load_splits, open_tokenizer
+from distill_jax.tasks.language.data import check_vocabulary, load_splits, notes_on, open_tokenizer
 from distill_jax.tasks.language.parts import describe_teacher
 from distill_jax.tasks.setup import make_mesh
 
@@ -52,7 +52,9 @@ def precompute(
     (teacher,) = networks.open_teachers(config, mesh)
     tokenizer, shared = open_tokenizer(config)
     check_vocabulary(tokenizer, shared, {f"teacher {config.teacher.path[0]!r}": teacher})
-    rows = load_splits(config, tokenizer)["train"]
+    rows = load_splits(config, tokenizer, shared)["train"]
+    for line in notes_on({"train": rows}):
+        _note(f"WARNING: {line}")
     entry = describe_teacher(config, config.teacher.path[0], teacher)
     source = teachers.TextSource(
         teacher=entry["fingerprint"],
@@ -73,7 +75,7 @@ def precompute(
         compute=_answers_to(rows, teacher, source, mesh),
         batch_size=config.evaluation.batch_size,
         part_size=part_size,
-        note=lambda line: print(line, file=sys.stderr, flush=True),
+        note=_note,
     )
     return {
         "path": str(folder),
@@ -82,6 +84,10 @@ def precompute(
         "bytes": manifest["answer_bytes"],
         "bytes_a_token": source.sparse.nbytes,
     }
+
+
+def _note(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
 
 
 def _answers_to(

@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 
 from distill_jax import data, models, parallel
 from distill_jax.errors import UsageError, unknown
+from distill_jax.models.class_names import match
 from distill_jax.storage.sharded import Manifest
 from distill_jax.teachers.answers.manifest import FORMAT, Arrays
 from distill_jax.teachers.answers.schemes import Finite
@@ -33,7 +34,7 @@ class AnswerComputation:
     """A teacher, images and views: everything that decides what the stored answers are.
 
     Attributes:
-      saved: the teacher.
+      saved: the teacher, its classes in the order of the data; see `with_classes_of`.
       train: the full training split.
       test: the test split.
       augment: makes the views of the training images.
@@ -41,6 +42,7 @@ class AnswerComputation:
       dtype: of the stored answers to the training images, one of DTYPES.
       taps: which taps to store in addition to the logits.
       compute_dtype: "float32" or "bfloat16", of the teacher's computation.
+      classes: how the teacher's classes were put in the order of the data, as teacher.classes.
       mesh: the devices that share a batch; all by default.
 
     Raises:
@@ -56,6 +58,7 @@ class AnswerComputation:
     dtype: str = "float16"
     taps: tuple[str, ...] = ("pooled",)
     compute_dtype: str = "float32"
+    classes: str = "same"
     mesh: Mesh = dataclasses.field(default_factory=parallel.make_mesh)
 
     def __post_init__(self) -> None:
@@ -71,6 +74,7 @@ class AnswerComputation:
                     f"teacher.path: the teacher takes {spec.input_shape} images of "
                     f"{spec.num_classes} classes; the {name} images are {have[0]} of {have[1]}"
                 )
+        match(spec.class_names, self.train.info.known_names, how="same", location="teacher.path")
         for tap in self.taps:
             if tap not in self._shapes.taps:
                 raise unknown("taps", tap, self._shapes.taps, "tap")
@@ -209,6 +213,8 @@ class AnswerComputation:
                 "spec": spec.to_json(),
                 "fingerprint": self.saved.fingerprint,
                 "parameters": models.parameter_count(self.saved.params),
+                "class_names": list(spec.class_names),
+                "trained_on": dict(self.saved.trained_on),
             },
             "data": {
                 "name": info.name,
@@ -219,6 +225,7 @@ class AnswerComputation:
                 "held_out": held_out,
             },
             "scheme": dict(scheme),
+            **({"classes": self.classes} if self.classes == "by_name" else {}),
             "augment": dataclasses.asdict(self.augment),
             "dtype": self.dtype,
             "compute_dtype": self.compute_dtype,

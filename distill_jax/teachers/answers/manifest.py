@@ -79,6 +79,7 @@ def settings_of(manifest: Mapping[str, Any]) -> dict[str, Any]:
         "training data": sets["train"]["fingerprint"],
         "test data": sets["test"]["fingerprint"],
         "classes": sets["classes"],
+        "teacher.classes": manifest.get("classes", "same"),
         **augment_settings(manifest["augment"]),
         **{name: value for name, value in manifest["scheme"].items() if name != "probe"},
         **{name: manifest[name] for name in ("dtype", "compute_dtype", "taps")},

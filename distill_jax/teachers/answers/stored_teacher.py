@@ -17,6 +17,7 @@ import numpy as np
 
 from distill_jax import data, models
 from distill_jax.models import Outputs, Spec
+from distill_jax.models.class_names import match
 from distill_jax.storage.sharded import Manifest
 from distill_jax.teachers.answers.manifest import (
     Arrays,
@@ -65,6 +66,8 @@ class StoredTeacher:
       store: the files.
       missing_taps: the teacher's taps that the store does not hold; None where its network is
         not registered, so that they are unknown.
+      trained_on: what describes the teacher's training examples, one entry; {} for unknown.
+      notes: lines about what could not be told.
     """
 
     specs: tuple[Spec, ...]
@@ -73,6 +76,8 @@ class StoredTeacher:
     scheme: Finite | Seeded
     store: AnswerStore
     missing_taps: frozenset[str] | None = frozenset()
+    trained_on: tuple[Mapping[str, Any], ...] = ()
+    notes: tuple[str, ...] = ()
 
     own_average = False
     precomputed = True
@@ -209,6 +214,8 @@ class ImageRequirements:
       test_fingerprint: of the test split.
       augment: of the training.
       num_classes: of the data.
+      class_names: of the data; () for unknown.
+      classes: how they correspond to the stored ones, "same" or "by_position".
       teacher_fingerprint: of the teacher.
       taps: those that the training reads in addition to the logits.
       dtype: of the stored answers.
@@ -222,6 +229,8 @@ class ImageRequirements:
     test_fingerprint: str
     augment: data.Augment
     num_classes: int
+    class_names: tuple[str, ...] = ()
+    classes: str = "same"
     teacher_fingerprint: str | None = None
     taps: Sequence[str] = ()
     dtype: str | None = None
@@ -278,14 +287,23 @@ def open_image_store(
                 f"made for the views that jax {manifest['software'][0]['jax']} draws; jax "
                 f"{jax.__version__} draws others from the same keys",
             )
-    spec = Spec.from_json(manifest["teacher"]["spec"])
+    about = manifest["teacher"]
+    spec = Spec.from_json(about["spec"], about.get("class_names", ()))
+    found = match(
+        spec.class_names,
+        required.class_names,
+        how=required.classes,
+        location=f"teacher.store={str(path)!r}",
+    )
     return StoredTeacher(
         specs=(spec,),
-        fingerprints=(manifest["teacher"]["fingerprint"],),
-        parameters=(manifest["teacher"]["parameters"],),
+        fingerprints=(about["fingerprint"],),
+        parameters=(about["parameters"],),
         scheme=scheme,
         store=open_store(path, manifest, verify),
         missing_taps=_missing_taps(spec, manifest["taps"]),
+        trained_on=(about.get("trained_on", {}),),
+        notes=(found.note,) if found.note else (),
     )
 
 

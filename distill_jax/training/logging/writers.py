@@ -5,6 +5,7 @@ purpose: time stamps (two equal runs write equal bytes; numbers that depend on t
 second log, performance.jsonl), plots, and any dependence on TensorFlow.
 """
 
+import hashlib
 import json
 import math
 import operator
@@ -79,6 +80,19 @@ class MetricsLog:
           How many unreadable lines were dropped (0, or 1 for a torn last line, unless the disk
           damaged the file).
         """
+        kept, unreadable = self._until(step)
+        write_atomically(self.path, kept)
+        os.close(self._file)
+        self._file = self._open()
+        return unreadable
+
+    def digest(self, step: int) -> str:
+        """The SHA-256, in hex, of the lines up to a step; "" where there are none."""
+        kept, _ = self._until(step)
+        return hashlib.sha256(kept).hexdigest() if kept else ""
+
+    def _until(self, step: int) -> tuple[bytes, int]:
+        """The readable lines up to a step, and how many lines are not readable."""
         kept, unreadable = [], 0
         for line in self.path.read_bytes().splitlines(keepends=True):
             record = _record(line)
@@ -86,10 +100,7 @@ class MetricsLog:
                 unreadable += 1
             elif record["step"] <= step:
                 kept.append(line)
-        write_atomically(self.path, b"".join(kept))
-        os.close(self._file)
-        self._file = self._open()
-        return unreadable
+        return b"".join(kept), unreadable
 
     def close(self) -> None:
         """Syncs and closes the file; a second call does nothing."""
@@ -146,6 +157,9 @@ class Silent:
 
     def truncate(self, step: int) -> int:
         return 0
+
+    def digest(self, step: int) -> str:
+        return ""
 
     def close(self) -> None:
         pass

@@ -32,13 +32,26 @@ class Info:
       name: the name by which it was loaded.
       num_classes: the number of classes; labels are in [0, num_classes).
       image_shape: (height, width, channels) of every image.
-      class_names: one name a class.
+      class_names: one name a class; the numbers of the classes where they have no names.
+      named: whether such numbers are the names that the classes really have, as of digits.
     """
 
     name: str
     num_classes: int
     image_shape: tuple[int, int, int]
     class_names: tuple[str, ...]
+    named: bool = False
+
+    @property
+    def known_names(self) -> tuple[str, ...]:
+        """The names of the classes; () where they are unknown."""
+        placeholders = self.class_names == numbered(self.num_classes)
+        return () if placeholders and not self.named else tuple(self.class_names)
+
+
+def numbered(count: int) -> tuple[str, ...]:
+    """The numbers of so many classes, which stand for names that are unknown."""
+    return tuple(map(str, range(count)))
 
 
 class Examples(abc.ABC):
@@ -132,6 +145,7 @@ def from_arrays(
     location: str = "",
     image_size: int = 0,
     class_names: tuple[str, ...] = (),
+    named: bool = False,
 ) -> ArrayExamples:
     """Checks arrays, for example from a file, and makes a split of them.
 
@@ -143,6 +157,7 @@ def from_arrays(
       location: what errors name as the cause, such as "data.path='x.npz'"; by default data.name.
       image_size: height and width to which every image is resized; 0 keeps the size.
       class_names: one a class; numbers when empty.
+      named: as of `Info`.
 
     Returns:
       The split.
@@ -168,8 +183,9 @@ def from_arrays(
     if image_size and images.shape[1:3] != (image_size, image_size):
         images = np.stack([resize(image, image_size) for image in images])
     _, height, width, channels = images.shape
-    names = class_names or tuple(str(number) for number in range(num_classes))
-    return ArrayExamples(Info(name, num_classes, (height, width, channels), names), images, labels)
+    names = class_names or numbered(num_classes)
+    info = Info(name, num_classes, (height, width, channels), names, named)
+    return ArrayExamples(info, images, labels)
 
 
 def check_labels(labels: np.ndarray, num_classes: int, location: str) -> None:

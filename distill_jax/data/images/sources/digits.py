@@ -31,4 +31,5 @@ def load(split: str, image_size: int = 0) -> ArrayExamples:
         labels[ids],
         num_classes=10,
         image_size=image_size,
+        named=True,
     )

@@ -20,6 +20,7 @@ from jax.sharding import NamedSharding, PartitionSpec, Sharding
 from jax.typing import DTypeLike
 
 from distill_jax.errors import UsageError
+from distill_jax.models.files import checksums
 from distill_jax.models.functional import split
 from distill_jax.models.language import int8
 from distill_jax.models.language.config import DecoderConfig
@@ -53,14 +54,17 @@ def load(
     Raises:
       UsageError: there is no such folder, its architecture or an option of it is not implemented, a
         tensor is missing, unexpected or of another shape, a file is truncated, an index points
-        outside the folder, or there are only pickles. All of it is found before a tensor is read.
+        outside the folder, there are only pickles, or a file is not what SHA-256 sums in the folder
+        say (see `files.checksums`). All of it is found before a tensor is read.
     """
     folder = resolve_path(path, key)
     with reporting_unreachable(folder, key):
         folder.exists()
     try:
         config = _read_config(folder)
-        params = _read_params(folder, config, param_dtype, sharding_fn, quantize)
+        files = tensor_files.locate(folder)
+        checksums.verify(folder, tensor_files.names_of(folder, files))
+        params = _read_params(files, config, param_dtype, sharding_fn, quantize)
     except UsageError as error:
         raise UsageError(f"{key}={str(path)!r}: {error}") from error
     return from_params(config, params, **options)
@@ -82,7 +86,9 @@ def load_zeros(
     """
     del sharding_fn
     try:
-        config = _read_config(resolve_path(path, key))
+        folder = resolve_path(path, key)
+        config = _read_config(folder)
+        checksums.verify(folder, [tensor_files.CONFIG])
     except UsageError as error:
         raise UsageError(f"{key}={str(path)!r}: {error}") from error
     stored = _stored_params(shapes(config), param_dtype, quantize)
@@ -115,17 +121,13 @@ def _stored_params(
 
 
 def _read_params(
-    folder: pathlib.Path,
+    located: Mapping[str, pathlib.Path],
     config: DecoderConfig,
     dtype: DTypeLike,
     sharding_fn: ShardingFn | None,
     quantize: str,
 ) -> dict[str, Array]:
-    files = {
-        name: file
-        for name, file in tensor_files.locate(folder).items()
-        if not tensor_map.is_buffer(name)
-    }
+    files = {name: file for name, file in located.items() if not tensor_map.is_buffer(name)}
     param_shapes = shapes(config)
     wanted = {tensor.name: tensor for tensor in tensor_map.tensors(config, param_shapes)}
     if config.tied and names.HEAD in files:

@@ -66,10 +66,10 @@ def locate(folder: pathlib.Path) -> dict[str, pathlib.Path]:
       UsageError: there are no safetensors, a file is missing or truncated, or the index names a
         file outside the folder or differs from what the files hold.
     """
+    if (folder / SINGLE).exists():  # an index beside it is a leftover: transformers reads the file
+        return dict.fromkeys(_names(folder / SINGLE), folder / SINGLE)
     if (folder / INDEX).exists():
         return _from_index(folder)
-    if (folder / SINGLE).exists():
-        return dict.fromkeys(_names(folder / SINGLE), folder / SINGLE)
     present = sorted(p.name for p in folder.iterdir()) if folder.is_dir() else []
     pickles = [name for name in present if name.endswith(_PICKLES)]
     if pickles:
@@ -77,6 +77,13 @@ def locate(folder: pathlib.Path) -> dict[str, pathlib.Path]:
             f"{pickles[0]} is a pickle, which is never read; expected {SINGLE} or {INDEX}"
         )
     raise UsageError(f"no {SINGLE} and no {INDEX}; expected one of them")
+
+
+def names_of(folder: pathlib.Path, files: Mapping[str, pathlib.Path]) -> set[str]:
+    """The names of all files that a model with tensors in these files is read from."""
+    used = {path.name for path in files.values()}
+    index = {INDEX} if SINGLE not in used and (folder / INDEX).exists() else set()
+    return {CONFIG, *used, *index}
 
 
 def _from_index(folder: pathlib.Path) -> dict[str, pathlib.Path]:

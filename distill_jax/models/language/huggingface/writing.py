@@ -5,6 +5,7 @@ first host, which writes it.
 """
 
 import contextlib
+import hashlib
 import json
 import os
 import pathlib
@@ -19,7 +20,7 @@ from jax import Array
 from jax.typing import DTypeLike
 
 from distill_jax import parallel
-from distill_jax.models.files import safetensors_writer
+from distill_jax.models.files import checksums, safetensors_writer
 from distill_jax.models.functional import split
 from distill_jax.models.language.config import DecoderConfig
 from distill_jax.models.language.decoder import Decoder
@@ -40,7 +41,7 @@ TOKENIZER = (
 )
 # The files of an earlier checkpoint, which may be replaced.
 _OURS = re.compile(
-    r"config\.json|model(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?|"
+    r"config\.json|SHA256SUMS|model(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?|"
     + "|".join(map(re.escape, TOKENIZER))
 )
 
@@ -53,6 +54,7 @@ def save(
     shard_bytes: int = 5 * 10**9,
     extra_config: Mapping[str, Any] | None = None,
     extra_files: Mapping[str, bytes] | None = None,
+    identity: str = "",
     key: str = "path",
 ) -> None:
     """Writes config.json and safetensors of a decoder; see `save_params`."""
@@ -64,6 +66,7 @@ def save(
         shard_bytes=shard_bytes,
         extra_config=extra_config,
         extra_files=extra_files,
+        identity=identity,
         key=key,
     )
 
@@ -77,9 +80,10 @@ def save_params(
     shard_bytes: int = 5 * 10**9,
     extra_config: Mapping[str, Any] | None = None,
     extra_files: Mapping[str, bytes] | None = None,
+    identity: str = "",
     key: str = "path",
 ) -> None:
-    """Writes config.json and safetensors.
+    """Writes config.json, safetensors and their SHA-256 sums.
 
     All processes call it together; the first one writes.
 
@@ -92,6 +96,7 @@ def save_params(
       shard_bytes: a larger checkpoint is split into several files with an index.
       extra_config: more keys for config.json, such as bos_token_id and eos_token_id.
       extra_files: contents of more files, by names in TOKENIZER.
+      identity: the parameters_sha256 of the run, which the list of sums then has too.
       key: the config key or flag that errors name.
 
     Raises:
@@ -103,10 +108,13 @@ def save_params(
     with written if coordination.is_first() else contextlib.nullcontext() as saving:
         if saving:
             text = json.dumps(content, indent=2, sort_keys=True) + "\n"
-            (saving / tensor_files.CONFIG).write_text(text)
+            (saving / tensor_files.CONFIG).write_text(text, encoding="utf-8")
             for name, data in (extra_files or {}).items():
                 (saving / name).write_bytes(data)
-        _write_tensors(saving, config, params, file_dtype, shard_bytes)
+        sums = _write_tensors(saving, config, params, file_dtype, shard_bytes)
+        if saving:
+            sums[tensor_files.CONFIG] = hashlib.sha256(text.encode()).hexdigest()
+            (saving / checksums.NAME).write_text(checksums.render(sums, identity))
 
 
 def _write_tensors(
@@ -115,12 +123,17 @@ def _write_tensors(
     params: Mapping[str, Array | MergedParam],
     dtype: np.dtype,
     shard_bytes: int,
-) -> None:
-    """Writes the tensors and, of several files, an index; only the first host has a `folder`."""
+) -> dict[str, str]:
+    """Writes the tensors and, of several files, an index; only the first host has a `folder`.
+
+    Returns:
+      The SHA-256 of each file that was written.
+    """
     shapes = {name: value.shape for name, value in params.items()}
     tensors = tensor_map.tensors(config, shapes)
     shards = list(_shards(tensors, dtype.itemsize, shard_bytes))
     index: dict[str, str] = {}
+    sums: dict[str, str] = {}
     for number, shard in enumerate(shards, 1):
         numbered = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
         file = tensor_files.SINGLE if len(shards) == 1 else numbered
@@ -135,12 +148,19 @@ def _write_tensors(
             name: jax.ShapeDtypeStruct(tensor.shape, dtype) for name, tensor in by_name.items()
         }
         # Transformers refuses a file without the framework that its tensors are for.
-        safetensors_writer.write(folder and folder / file, kinds, read, metadata={"format": "pt"})
+        digest = hashlib.sha256()
+        safetensors_writer.write(
+            folder and folder / file, kinds, read, metadata={"format": "pt"}, digest=digest
+        )
+        sums[file] = digest.hexdigest()
         index |= dict.fromkeys(by_name, file)
     if folder and len(shards) > 1:
         total = sum(int(np.prod(tensor.shape)) for tensor in tensors) * dtype.itemsize
         content = {"metadata": {"total_size": total}, "weight_map": index}
-        (folder / tensor_files.INDEX).write_text(json.dumps(content, indent=2) + "\n")
+        text = json.dumps(content, indent=2) + "\n"
+        (folder / tensor_files.INDEX).write_text(text, encoding="utf-8")
+        sums[tensor_files.INDEX] = hashlib.sha256(text.encode()).hexdigest()
+    return sums
 
 
 def _shards(
