@@ -215,9 +215,9 @@ MUTATIONS = (
     ),
     Mutation(
         "the moving average takes the decay for its complement",
-        "distill_jax/training/step.py",
-        "1.0 - recipe.ema_decay",
-        "recipe.ema_decay",
+        "distill_jax/training/recipe.py",
+        "1.0 - self.ema_decay",
+        "self.ema_decay",
         ("tests/training/test_step.py", "-k", "average"),
     ),
     Mutation(

@@ -69,14 +69,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace, overrides: Mapping[str, str]) -> int:
     """Reads the weights, writes the model folder and prints what it holds."""
     from distill_jax import models
+    from distill_jax.models.spec import unit_problem
 
+    mean, std = (
+        flags.parse_numbers(name, getattr(arguments, name), float) for name in ("mean", "std")
+    )
+    for name, values in (("mean", mean), ("std", std)):
+        if fault := unit_problem(name, values):
+            raise UsageError(f"--{name}={getattr(arguments, name)}: expected {fault}")
     spec = models.Spec(
         name=arguments.model,
         options=models.check_options(arguments.model, _parse_options(arguments.option)),
         input_shape=_parse_shape(arguments.image),
         num_classes=arguments.classes,
-        mean=flags.parse_numbers("mean", arguments.mean, float),
-        std=flags.parse_numbers("std", arguments.std, float),
+        mean=mean,
+        std=std,
         class_names=_read_class_names(arguments.class_names, arguments.classes),
     )
     saved = models.load(arguments.file, spec=spec, key="import")
@@ -134,6 +141,11 @@ def _parse_shape(text: str) -> tuple[int, int, int]:
     if len(numbers) != 3:
         raise UsageError(f"--image={text}: expected height, width and channels, such as 32,32,3")
     height, width, channels = numbers
+    if height in (1, 3, 4) and min(width, channels) > 4:
+        raise UsageError(
+            f"--image={text}: has its channels first; expected height, width and channels, such as "
+            f"{width},{channels},{height}"
+        )
     return height, width, channels
 
 

@@ -8,6 +8,7 @@ from distill_jax.config.schema import IMAGES, SCHEMA, TEXT
 from distill_jax.errors import UsageError, unknown
 from distill_jax.evaluation.text_metrics import METRICS
 from distill_jax.models.language.student import STUDENT_NAME
+from distill_jax.models.spec import unit_problem
 from distill_jax.optim import optimizers, schedules
 
 Flat = Mapping[str, Any]
@@ -27,8 +28,10 @@ def check_all(flat: Flat) -> None:
     _check_augmentation(flat, method)
     _check_teachers(flat, method)
     _check_training(flat)
+    _check_average(flat)
     _check_schedule(flat)
     _check_classes(flat)
+    _check_units(flat)
 
 
 def _check_kind(flat: Flat) -> None:
@@ -174,9 +177,25 @@ def _check_training(flat: Flat) -> None:
         )
 
 
+def _check_average(flat: Flat) -> None:
+    if flat["training.ema_warmup"] and not flat["training.ema_decay"]:
+        raise UsageError(
+            "training.ema_warmup=True: has no meaning with training.ema_decay=0.0; expected a "
+            "decay, such as 0.999"
+        )
+
+
 def _check_schedule(flat: Flat) -> None:
     if flat["schedule.name"] == "step" and not flat["schedule.milestones"]:
         raise UsageError("schedule.milestones=(): schedule.name='step' needs epochs")
+
+
+def _check_units(flat: Flat) -> None:
+    """Mean and standard deviation are of pixels in [0, 1]."""
+    for field in ("mean", "std"):
+        if values := flat[f"data.{field}"]:
+            if fault := unit_problem(field, values):
+                raise UsageError(f"data.{field}={values}: expected {fault}")
 
 
 def _check_classes(flat: Flat) -> None:

@@ -332,6 +332,11 @@ SCHEMA: dict[str, keys.Key] = {
         high=1.0,
         open_high=True,
     ),
+    "training.ema_warmup": keys.flag(
+        False,
+        "begin the moving average with smaller decays, (1 + step) / (10 + step) up to ema_decay, "
+        "so that it catches up in short runs",
+    ),
     "training.remat": keys.choice(
         "none",
         REMAT,

@@ -141,7 +141,8 @@ def encode(
     """Renders conversations and tokenises all prompts.
 
     A plain prompt begins with bos if the tokenizer adds it by default or the prompt has it already.
-    For a conversation, the tokenizer's chat template alone decides; it also opens the assistant's turn.
+    For a conversation, the tokenizer's chat template alone decides; it also opens the assistant's
+    turn.
 
     Returns:
       (prompts, ids), both in the given order.

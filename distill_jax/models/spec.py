@@ -23,6 +23,21 @@ def _finite(value: object) -> bool:
     return math.isfinite(value)
 
 
+def unit_problem(field: str, values: Sequence[float]) -> str:
+    """What an error says was expected of a "mean" or "std" of pixels; "" where it can be one.
+
+    The mean of numbers in [0, 1] lies in [0, 1], and no standard deviation of them is above 1.
+    """
+    low, high = (0.0 if field == "mean" else -math.inf), 1.0
+    if all(low <= value <= high for value in values):
+        return ""
+    scaled = tuple(round(value / 255, 4) for value in values)
+    hint = f": {scaled} if these are of pixels in 0 to 255" if max(values) > 1 else ""
+    return (
+        f"numbers for pixels in [0, 1], so none {'outside [0, 1]' if low == 0 else 'above 1'}{hint}"
+    )
+
+
 @dataclasses.dataclass(frozen=True)
 class Spec:
     """A network and what it expects of an image. Lists become tuples, so that specs compare equal.
@@ -62,6 +77,9 @@ class Spec:
             expected = f"{shape[-1]} finite numbers, one a channel"
             self._check(fits and all(map(_finite, values)), field, expected)
         self._check(all(value > 0 for value in self.std), "std", "numbers above 0")
+        for field in ("mean", "std"):
+            if fault := unit_problem(field, getattr(self, field)):
+                self._check(False, field, fault)
         names = self.class_names
         texts = isinstance(names, list | tuple) and all(isinstance(name, str) for name in names)
         expected = f"no names, or {self.num_classes} texts, one a class"

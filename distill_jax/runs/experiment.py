@@ -7,7 +7,7 @@ import pathlib
 import sys
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -26,6 +26,8 @@ from distill_jax.runs.workdir import Workdir
 from distill_jax.tasks.base import Parts
 from distill_jax.training import checkpoints, loop
 from distill_jax.training.logging.progress import Progress
+
+MOST_OF_THE_START = 0.01  # of the initial parameters in a moving average, before it is remarked
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,11 +117,28 @@ def _start_and_train(
         for line in (warning, *parts.notes):
             if line:
                 progress.note(f"WARNING: {line}")
+        for line in _notes_on_average(config, total):
+            progress.note(line)
         session = Session(parts, paths, progress, resumed)
         try:
             return training.train(session, stop_requested)
         finally:
             session.close()
+
+
+def _notes_on_average(config: ConfigDict, steps: int) -> Iterator[str]:
+    """Lines about the moving average of the student, where one is kept."""
+    decay = config.training.ema_decay
+    if not decay:
+        return
+    setting = f"training.ema_decay={decay}"
+    yield f"{setting}: the moving average of the student is evaluated and saved, not its last step"
+    left = decay**steps
+    if left > MOST_OF_THE_START and not config.training.ema_warmup:
+        yield (
+            f"WARNING: {setting}: after {steps} steps {left:.0%} of the average are still the "
+            "initial parameters; expected training.ema_warmup=true, a smaller decay or more steps"
+        )
 
 
 def _write_start(parts: Parts, paths: Workdir, resumed: bool) -> str:

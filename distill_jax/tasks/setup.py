@@ -122,6 +122,7 @@ def stage_settings(
         ema_decay=config.training.ema_decay,
         accumulate=config.training.accumulate,
         log_every=config.logging.every_steps,
+        ema_warmup=config.training.ema_warmup,
     )
 
 

@@ -64,6 +64,7 @@ class StageSettings:
       ema_decay: of the moving average; 0 for none.
       accumulate: how many parts a batch is computed in, one after the other.
       log_every: the sums of the metrics are reset after this many steps.
+      ema_warmup: whether the moving average begins with smaller decays.
     """
 
     begin: int
@@ -78,6 +79,18 @@ class StageSettings:
     ema_decay: float
     accumulate: int
     log_every: int
+    ema_warmup: bool = False
+
+    def average_rate(self, step: jax.Array) -> jax.Array | float:
+        """How much of the student the moving average takes over in a step, counted from 0.
+
+        1 - ema_decay; with a warm-up at least 9 / (10 + step), as TensorFlow's
+        ExponentialMovingAverage with num_updates.
+        """
+        rate = 1.0 - self.ema_decay
+        if not self.ema_warmup:
+            return rate
+        return jnp.maximum(rate, 9.0 / (10.0 + jnp.asarray(step, jnp.float32)))
 
     def moment(self, step: jax.Array) -> Moment:
         """How far the training is at a step, which is counted from the start of the run."""

@@ -115,7 +115,7 @@ def _updated(
     average = {}
     if state.average:
         average = optax.incremental_update(
-            {"params": params, "stats": stats}, state.average, 1.0 - recipe.ema_decay
+            {"params": params, "stats": stats}, state.average, recipe.average_rate(state.step)
         )
     norm = optax.tree.norm(gradient)
     fresh = (state.step % recipe.log_every) == 0

@@ -207,6 +207,21 @@ def test_the_average_follows_its_formula(digits_teacher):
     assert three.evaluated[0] is three.average["params"]
 
 
+def test_an_average_with_a_warm_up_catches_up(digits_teacher):
+    config = changed(
+        TEACHER, training__ema_decay=0.9999, training__ema_warmup=True, training__steps=3
+    )
+    _, three, _ = trained(config, 3)
+    path = [trained(config, n)[1].params for n in (1, 2, 3)]
+    parts, _, _ = trained(config, 0)
+    for name, value in parts.initial.params.items():
+        expected = np.asarray(value, np.float64)
+        for done, params in enumerate(path):
+            decay = (1 + done) / (10 + done)
+            expected = decay * expected + (1 - decay) * np.asarray(params[name], np.float64)
+        np.testing.assert_allclose(three.average["params"][name], expected, atol=1e-6)
+
+
 def test_the_first_bad_step_is_remembered(digits_teacher):
     config = changed(
         TEACHER, optimizer__name="sgd", optimizer__learning_rate=1e25, training__steps=6

@@ -14,7 +14,14 @@ from distill_jax.data.text.chat import ChatTemplate
 from distill_jax.data.text.chat import load as load_chat_template
 from distill_jax.data.text.documents import Documents, split, tokenize
 from distill_jax.data.text.feed import EvaluationFeed, TrainingFeed, evaluation_feed, training_feed
-from distill_jax.data.text.packing import Batch, Rows, fingerprint, pack, summary
+from distill_jax.data.text.packing import (
+    Batch,
+    Rows,
+    fingerprint,
+    pack,
+    summary,
+    without_unlearned,
+)
 from distill_jax.data.text.sources import FIELDS, Record, read
 from distill_jax.data.text.tokenizer import Tokenizer, same_vocabulary
 from distill_jax.data.text.tokenizer import load as load_tokenizer
@@ -40,4 +47,5 @@ __all__ = [
     "summary",
     "tokenize",
     "training_feed",
+    "without_unlearned",
 ]

@@ -103,8 +103,7 @@ def pack(
         as a piece that does not attend to the one before; "cut", only its first T inputs are kept.
 
     Returns:
-      The rows. A document of fewer than two tokens has no target and is in no row; rows in which
-      no target has a loss are left out, because a step of them would learn nothing.
+      The rows. A document of fewer than two tokens has no target and is in no row.
 
     Raises:
       UsageError: an unknown choice, a length below 1, or documents with nothing to learn.
@@ -127,7 +126,7 @@ def pack(
         row = np.arange(len(starts))
         if strategy == "whole":
             starts, lengths, row = _whole(starts, lengths, length)
-    rows = _without_unlearned(Rows(documents, length, starts, lengths, _before(np.bincount(row))))
+    rows = Rows(documents, length, starts, lengths, _before(np.bincount(row)))
     if not summary(rows)["learned_tokens"]:
         raise UsageError(
             f"data.path: {len(documents)} documents hold nothing to learn in rows of {length}"
@@ -136,11 +135,13 @@ def pack(
     return rows
 
 
-def _without_unlearned(rows: Rows) -> Rows:
-    """The rows in which a target has a loss; all of them where none does."""
-    learned = np.add.reduceat(_learned(rows), rows.offsets[:-1]) if len(rows) else np.zeros(0)
-    keep = learned > 0
-    if keep.all() or not keep.any():
+def without_unlearned(rows: Rows) -> Rows:
+    """The rows in which a target has a loss, of rows from `pack`; a step of others learns nothing.
+
+    The same rows where all have one.
+    """
+    keep = np.add.reduceat(_learned(rows), rows.offsets[:-1]) > 0
+    if keep.all():
         return rows
     counts = np.diff(rows.offsets)
     of_piece = np.repeat(keep, counts)

@@ -78,6 +78,34 @@ def open_data(config: ConfigDict) -> ImageData:
     return ImageData(train, test, *train_ids_of(config, train))
 
 
+def notes_on(config: ConfigDict, opened: ImageData) -> tuple[str, ...]:
+    """Lines about the files, and about classes without examples."""
+    info = opened.train.info
+    wanted = set(config.data.only_classes or range(info.num_classes))
+    wanted -= set(config.data.exclude_classes)
+    lines = [*opened.train.notes, *opened.test.notes]
+    used = {
+        "training": opened.train.labels()[opened.train_ids],
+        "test": opened.test.labels() if len(opened.test) else None,
+    }
+    for split, labels in used.items():
+        if labels is None:
+            continue
+        empty = sorted(wanted - set(np.unique(labels).tolist()))
+        if not empty:
+            continue
+        shown = ", ".join(
+            f"{k} ({info.class_names[k]!r})" if info.known_names else str(k) for k in empty[:10]
+        )
+        more = f" and {len(empty) - 10} more" if len(empty) > 10 else ""
+        hint = "; do the labels count from 1?" if empty == [0] and split == "training" else ""
+        lines.append(
+            f"data.name={config.data.name!r}: {len(empty)} of {info.num_classes} classes have no "
+            f"{split} example: {shown}{more}{hint}"
+        )
+    return tuple(lines)
+
+
 def train_ids_of(config: ConfigDict, train: data.Examples) -> tuple[np.ndarray, np.ndarray]:
     """Ids of the training split that are trained on, and those that are held out."""
     return data.splits(

@@ -17,7 +17,7 @@ from distill_jax import config as configs
 from distill_jax import data, methods, models, parallel, storage
 from distill_jax.tasks.base import Evaluate, Feed, Parts
 from distill_jax.tasks.images import build
-from distill_jax.tasks.images.data import ImageData, is_resident, open_data, pixels_of
+from distill_jax.tasks.images.data import ImageData, is_resident, notes_on, open_data, pixels_of
 from distill_jax.tasks.images.evaluation import ImageEvaluator
 from distill_jax.tasks.images.feed import StoredAnswersFeed, training_feed
 from distill_jax.tasks.images.provenance import notes_on_validation, training_examples
@@ -94,7 +94,7 @@ def prepare(config: ConfigDict) -> Parts:
         ),
         steps_per_epoch=steps_per_epoch,
         description=_description(config, opened, teachers, fingerprint),
-        notes=(*teachers.notes, *seen),
+        notes=(*notes_on(config, opened), *teachers.notes, *seen),
     )
 
 

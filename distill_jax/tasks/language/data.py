@@ -98,8 +98,10 @@ def load_splits(config: ConfigDict, tokenizer: text.Tokenizer, shared: int) -> d
     )
     found = {"train": train, "validation": validation, "test": test}
     return {
-        name: text.pack(
-            documents, config.data.length, strategy=config.data.packing, long=config.data.long
+        name: text.without_unlearned(
+            text.pack(
+                documents, config.data.length, strategy=config.data.packing, long=config.data.long
+            )
         )
         for name, documents in found.items()
         if len(documents)

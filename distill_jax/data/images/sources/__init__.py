@@ -7,7 +7,13 @@ one split, decode, and check; they neither shuffle nor normalise, and nothing he
 from collections.abc import Callable
 
 from distill_jax.data.images.sources import digits, folder, idx, npz, tfds
-from distill_jax.data.images.sources.base import ArrayExamples, Examples, Info, from_arrays
+from distill_jax.data.images.sources.base import (
+    ArrayExamples,
+    Examples,
+    Info,
+    check_layout,
+    from_arrays,
+)
 from distill_jax.data.images.sources.registry import Loader, find, names, register
 from distill_jax.errors import UsageError, unknown
 
@@ -57,7 +63,11 @@ def load(
     loader = find(name)
     if loader is None:
         return tfds.load(name, split, tfds_dir, image_size)
-    return loader(split, path, image_size)
+    examples = loader(split, path, image_size)
+    check_layout(
+        examples.info.image_shape, f"data.path={path!r}" if path else f"data.name={name!r}"
+    )
+    return examples
 
 
 __all__ = ["ArrayExamples", "Examples", "Info", "from_arrays", "load", "names", "register"]

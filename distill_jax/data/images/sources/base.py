@@ -58,6 +58,7 @@ class Examples(abc.ABC):
     """One split of a data set of labelled uint8 images, read by position."""
 
     info: Info
+    notes: tuple[str, ...] = ()  # lines about what may be wrong with the files
     crops: bool = False  # whether `cropped` is implemented: images are decoded when they are read
     _decoded: tuple[np.ndarray, np.ndarray] | None = None
 
@@ -180,12 +181,35 @@ def from_arrays(
         )
     check_labels(labels, num_classes, location)
     images = images.reshape(*images.shape[:3], -1)
+    check_layout(images.shape[1:], location)
     if image_size and images.shape[1:3] != (image_size, image_size):
         images = np.stack([resize(image, image_size) for image in images])
     _, height, width, channels = images.shape
     names = class_names or numbered(num_classes)
     info = Info(name, num_classes, (height, width, channels), names, named)
-    return ArrayExamples(info, images, labels)
+    examples = ArrayExamples(info, images, labels)
+    if images.max() <= 1:
+        examples.notes = (
+            f"{location}: no pixel is above 1, so that all images are nearly black; expected 0 to "
+            "255 (were they in [0, 1] before they became uint8?)",
+        )
+    return examples
+
+
+def check_layout(shape: tuple[int, ...], location: str) -> None:
+    """Raises UsageError for the shape of an image whose channels are probably first.
+
+    Args:
+      shape: (H, W, C) as it would be read.
+      location: what the error names as the cause.
+    """
+    first, *others = shape
+    if first in MODES and min(others) > max(MODES):
+        raise UsageError(
+            f"{location}: images are {list(shape)}, which reads as {first} by {others[0]} pixels "
+            f"of {others[1]} channels; expected [N, H, W, C], as transpose(0, 2, 3, 1) of arrays "
+            "with channels first"
+        )
 
 
 def check_labels(labels: np.ndarray, num_classes: int, location: str) -> None:

@@ -2,9 +2,12 @@
 
 If PATH holds neither train/ nor test/, the classes are directly under it and a fifth of each is the
 test split, by a permutation from a constant seed. Classes are numbered in the order of their names.
+Hidden files and folders (".ipynb_checkpoints", "._0.png", "__MACOSX") are left out at every level,
+and files of other suffixes are passed over with a note.
 Pixels are used as stored: an alpha channel is dropped and EXIF rotation is not applied.
 """
 
+import collections
 import os
 import pathlib
 from collections.abc import Iterable, Sequence
@@ -19,6 +22,8 @@ from distill_jax.data.order import SOURCE_STREAM, stratified
 from distill_jax.errors import UsageError
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
+HIDDEN = (".", "__")  # what the names of hidden files and folders begin with
+LITTER = ("thumbs.db", "desktop.ini")  # of Windows
 TEST_FOLDERS = ("test", "validation", "val")
 TEST_FRACTION = 0.2
 SPLIT_SEED = 8020
@@ -94,7 +99,9 @@ def load(path: str, split: str, image_size: int = 0) -> FolderExamples:
         folder = test
 
     class_names = _classes(train)
-    files, labels = _labelled_files(folder, class_names, may_lack_classes=folder == test)
+    files, labels, passed_over = _labelled_files(
+        folder, class_names, may_lack_classes=folder == test
+    )
     ids = np.arange(len(files))
     if train == root:
         chosen = stratified(labels, round(TEST_FRACTION * len(ids)), SPLIT_SEED, SOURCE_STREAM)
@@ -105,7 +112,22 @@ def load(path: str, split: str, image_size: int = 0) -> FolderExamples:
     chosen_files = tuple(files[index] for index in ids)
     shape = _image_shape(str(folder), chosen_files, image_size)
     info = Info("folder", len(class_names), shape, class_names)
-    return FolderExamples(info, str(folder), chosen_files, labels[ids], image_size)
+    examples = FolderExamples(info, str(folder), chosen_files, labels[ids], image_size)
+    if passed_over:
+        examples.notes = (_note_on(passed_over, folder),)
+    return examples
+
+
+def _note_on(passed_over: Sequence[str], folder: pathlib.Path) -> str:
+    """A line about files that are no images of a class."""
+    counts = collections.Counter(
+        pathlib.PurePosixPath(name).suffix.lower() or "without a suffix" for name in passed_over
+    )
+    listed = ", ".join(f"{count} {suffix}" for suffix, count in counts.most_common(5))
+    return (
+        f"data.path={str(folder)!r}: {len(passed_over)} files are passed over ({listed}), such as "
+        f"{passed_over[0]!r}; images are read from class folders and end in {', '.join(SUFFIXES)}"
+    )
 
 
 def _split_folders(root: pathlib.Path, path: str) -> tuple[pathlib.Path, pathlib.Path | None]:
@@ -119,8 +141,10 @@ def _split_folders(root: pathlib.Path, path: str) -> tuple[pathlib.Path, pathlib
 
 def _labelled_files(
     folder: pathlib.Path, class_names: tuple[str, ...], *, may_lack_classes: bool
-) -> tuple[list[str], np.ndarray]:
+) -> tuple[list[str], np.ndarray, list[str]]:
     """Paths of images below `folder`, sorted within each class, and their labels, int32 [N].
+
+    The third are the files that are passed over.
 
     A test split may lack images of a class; a train split may not.
     """
@@ -128,18 +152,20 @@ def _labelled_files(
         raise UsageError(f"data.path={str(folder / extra[0])!r}: no such class in train/")
     files: list[str] = []
     labels: list[int] = []
+    passed_over = sorted(item.name for item in folder.iterdir() if _is_plain_file(item, folder))
     for label, name in enumerate(class_names):
-        found = _images(folder, name)
+        found, others = _images(folder, name)
+        passed_over += others
         if not found and not may_lack_classes:
             raise UsageError(f"data.path={str(folder / name)!r}: no images in this class folder")
         files += found
         labels += [label] * len(found)
-    return files, np.array(labels, np.int32)
+    return files, np.array(labels, np.int32), passed_over
 
 
 def _classes(folder: pathlib.Path) -> tuple[str, ...]:
     names = (item.name for item in folder.iterdir() if item.is_dir())
-    classes = tuple(sorted(name for name in names if not name.startswith((".", "__"))))
+    classes = tuple(sorted(name for name in names if not name.startswith(HIDDEN)))
     if not classes:
         raise UsageError(
             f"data.path={str(folder)!r}: no images; expected one folder a class, images inside"
@@ -147,11 +173,21 @@ def _classes(folder: pathlib.Path) -> tuple[str, ...]:
     return classes
 
 
-def _images(folder: pathlib.Path, name: str) -> list[str]:
-    found = (folder / name).rglob("*")
-    return sorted(
-        item.relative_to(folder).as_posix() for item in found if item.suffix.lower() in SUFFIXES
+def _images(folder: pathlib.Path, name: str) -> tuple[list[str], list[str]]:
+    """Paths of the images of a class below `folder`, and of its other files, both sorted."""
+    root = folder / name
+    found = (
+        [item for item in root.rglob("*") if _is_plain_file(item, root)] if root.is_dir() else []
     )
+    paths = sorted(item.relative_to(folder).as_posix() for item in found)
+    images = [path for path in paths if pathlib.PurePosixPath(path).suffix.lower() in SUFFIXES]
+    return images, sorted(set(paths) - set(images))
+
+
+def _is_plain_file(item: pathlib.Path, root: pathlib.Path) -> bool:
+    """Whether a path below `root` is a file that is not hidden, at any level."""
+    hidden = any(part.startswith(HIDDEN) for part in item.relative_to(root).parts)
+    return not hidden and item.name.lower() not in LITTER and item.is_file()
 
 
 def _image_shape(folder: str, files: Iterable[str], image_size: int) -> tuple[int, int, int]:
