@@ -144,7 +144,8 @@ def test_a_folder_is_replaced_as_a_whole_and_a_folder_with_other_files_is_not(ll
     out = tmp_path / "out"
     language.save(out, model, shard_bytes=8000)
     language.save(out, model, extra_config={"eos_token_id": 3})
-    assert sorted(p.name for p in out.iterdir()) == ["config.json", "model.safetensors"]
+    names = ["SHA256SUMS", "config.json", "model.safetensors"]
+    assert sorted(p.name for p in out.iterdir()) == names
     assert json.loads((out / "config.json").read_text())["eos_token_id"] == 3
     assert sorted(p.name for p in tmp_path.iterdir()) == ["llama", "out"]
     (out / "notes.txt").write_text("mine")
@@ -210,6 +211,13 @@ def test_an_index_that_disagrees_with_its_files_is_refused(sharded):
     assert _refusal(sharded) == "no.safetensors is missing; expected it in the folder"
     (sharded / INDEX).write_text("{}")
     assert "has no weight_map" in _refusal(sharded)
+
+
+def test_an_index_beside_a_whole_file_is_a_leftover(llama, sharded):
+    expected = split(language.load(llama))[1]
+    (llama / INDEX).write_bytes((sharded / INDEX).read_bytes())  # names files that are not there
+    found = split(language.load(llama))[1]
+    assert all(np.array_equal(found[name], value) for name, value in expected.items())
 
 
 def test_pickles_and_empty_folders_are_refused(llama, tmp_path):
