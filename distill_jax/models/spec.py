@@ -32,7 +32,7 @@ def unit_problem(field: str, values: Sequence[float]) -> str:
     if all(low <= value <= high for value in values):
         return ""
     scaled = tuple(round(value / 255, 4) for value in values)
-    hint = f": {scaled} if these are of pixels in 0 to 255" if max(values) > 1 else ""
+    hint = f"; divided by 255 they are {scaled}" if max(values) > 1 else ""
     return (
         f"numbers for pixels in [0, 1], so none {'outside [0, 1]' if low == 0 else 'above 1'}{hint}"
     )

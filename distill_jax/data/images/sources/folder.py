@@ -120,14 +120,18 @@ def load(path: str, split: str, image_size: int = 0) -> FolderExamples:
 
 def _note_on(passed_over: Sequence[str], folder: pathlib.Path) -> str:
     """A line about files that are no images of a class."""
-    counts = collections.Counter(
-        pathlib.PurePosixPath(name).suffix.lower() or "without a suffix" for name in passed_over
-    )
-    listed = ", ".join(f"{count} {suffix}" for suffix, count in counts.most_common(5))
     return (
-        f"data.path={str(folder)!r}: {len(passed_over)} files are passed over ({listed}), such as "
-        f"{passed_over[0]!r}; images are read from class folders and end in {', '.join(SUFFIXES)}"
+        f"data.path={str(folder)!r}: {len(passed_over)} files are passed over "
+        f"({_counted(passed_over)}), such as {passed_over[0]!r}; images are in class folders and "
+        f"end in {', '.join(SUFFIXES)}"
     )
+
+
+def _counted(names: Sequence[str]) -> str:
+    """Such as "4 .ppm, 1 without a suffix"."""
+    suffixes = (pathlib.PurePosixPath(name).suffix.lower() for name in names)
+    counts = collections.Counter(suffix or "without a suffix" for suffix in suffixes)
+    return ", ".join(f"{count} {suffix}" for suffix, count in counts.most_common(5))
 
 
 def _split_folders(root: pathlib.Path, path: str) -> tuple[pathlib.Path, pathlib.Path | None]:
@@ -157,7 +161,10 @@ def _labelled_files(
         found, others = _images(folder, name)
         passed_over += others
         if not found and not may_lack_classes:
-            raise UsageError(f"data.path={str(folder / name)!r}: no images in this class folder")
+            held = f": {_counted(others)}; expected {', '.join(SUFFIXES)}" if others else ""
+            raise UsageError(
+                f"data.path={str(folder / name)!r}: no images in this class folder{held}"
+            )
         files += found
         labels += [label] * len(found)
     return files, np.array(labels, np.int32), passed_over
