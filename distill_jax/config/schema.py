@@ -242,7 +242,6 @@ SCHEMA: dict[str, keys.Key] = {
         "whether the teachers were trained on the examples that data.validation holds out here; "
         "unknown: their own records tell, where they have some",
         lasting=False,
-        only=IMAGES,
     ),
     "teacher.store": keys.file(
         "",

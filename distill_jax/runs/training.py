@@ -119,7 +119,7 @@ def _result(
     total, seconds = parts.total_steps, history.training_time_s
     trained = models.parameter_count(parts.initial.params)
     base = parts.description.get("base")
-    notes = list(filter(None, [_note_on_teacher(final)]))
+    notes = list(filter(None, [_note_on_teacher(final), _note_on_numbers(final)]))
     for line in notes:
         session.note(f"WARNING: {line}")
     return {
@@ -141,6 +141,17 @@ def _result(
         "evaluated": "moving average" if parts.initial.average else "last step",
         "notes": notes,
     }
+
+
+def _note_on_numbers(final: dict[str, Any]) -> str:
+    """A line where a figure is no finite number."""
+    wrong = [
+        f"{name} of the {split} split"
+        for split, values in final.items()
+        for name, value in (values.items() if isinstance(values, dict) else ())
+        if isinstance(value, float) and not math.isfinite(value)
+    ]
+    return f"not a finite number: {', '.join(wrong)}" if wrong else ""
 
 
 def _note_on_teacher(final: dict[str, Any]) -> str:

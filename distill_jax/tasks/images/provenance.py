@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 
 from distill_jax import data
 from distill_jax.errors import UsageError
+from distill_jax.tasks import notes
 from distill_jax.tasks.images.data import ImageData
 
 # The keys of the section data that choose, from a split, the examples that are trained on.
@@ -51,22 +52,9 @@ def notes_on_validation(
         return ()
     lines = []
     for path, trained_on in teachers:
-        seen = None if answer == "unknown" else held_out
-        if seen is None:
-            seen = _seen(opened, fingerprint, trained_on)
-        if seen is None:
-            lines.append(
-                f"teacher {path!r}: nothing tells whether it was trained on some of the {held_out} "
-                "validation examples, on which its figures would then not be comparable with the "
-                "student's; teacher.saw_validation='yes' or 'no' does"
-            )
-        elif seen:
-            lines.append(
-                f"teacher {path!r}: was trained on {seen} of the {held_out} validation examples; "
-                "its figures there are not comparable with the student's, those of the test split "
-                "are"
-            )
-    return tuple(lines)
+        seen = held_out if answer == "yes" else _seen(opened, fingerprint, trained_on)
+        lines.append(notes.on_validation(path, seen, held_out, "examples"))
+    return tuple(filter(None, lines))
 
 
 def _seen(opened: ImageData, fingerprint: str, trained_on: Mapping[str, Any]) -> int | None:

@@ -1,6 +1,7 @@
 """Opens, checks and places on the mesh all that a run on text is made of; writes no file."""
 
 import dataclasses
+import json
 import os
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -18,6 +19,7 @@ from distill_jax.models import language
 from distill_jax.models.language import lora
 from distill_jax.optim import schedules
 from distill_jax.processes import coordination
+from distill_jax.tasks import notes
 from distill_jax.tasks.base import Evaluate, Parts
 from distill_jax.tasks.language import build, networks
 from distill_jax.tasks.language.comparison import Comparison
@@ -192,8 +194,35 @@ def prepare(config: ConfigDict) -> Parts:
         ),
         steps_per_epoch=steps_per_epoch,
         description={**_description(config, opened, prompts), **base},
-        notes=notes_on(opened.splits),
+        notes=(*notes_on(opened.splits), *_notes_on_validation(config, opened.splits)),
     )
+
+
+def _notes_on_validation(config: ConfigDict, splits: dict[str, text.Rows]) -> tuple[str, ...]:
+    """A line for each teacher that was, or may have been, trained on the validation documents."""
+    answer = config.teacher.saw_validation
+    if "validation" not in splits or answer == "no":
+        return ()
+    held_out = len(splits["validation"].documents)
+    rows = text.fingerprint(splits["train"])
+    lines = []
+    for path in config.teacher.path:
+        seen = held_out if answer == "yes" else None
+        if seen is None and _rows_of(path) == rows:
+            seen = 0  # the very rows of this run, which leave out its validation documents
+        lines.append(notes.on_validation(path, seen, held_out, "documents"))
+    return tuple(filter(None, lines))
+
+
+def _rows_of(path: str) -> str | None:
+    """The fingerprint of the rows that a teacher of ours was trained on; None for unknown."""
+    try:
+        manifest = json.loads(
+            (storage.resolve_path(path, "teacher.path") / "manifest.json").read_bytes()
+        )
+        return manifest["data"]["fingerprint"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def _shapes(arrays: models.Flat) -> dict[str, jax.ShapeDtypeStruct]:

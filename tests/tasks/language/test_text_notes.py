@@ -84,7 +84,25 @@ def test_rows_without_a_label_are_left_out_and_said(teacher, tmp_path):
     assert f"{rows.left_out[0]} train rows without a token to learn" in notes
     # Where nothing is masked throughout, nothing changes.
     fine = changed(config, data__path=str(write(tmp_path / "f.jsonl", plain(24))))
+    fine = changed(fine, teacher__saw_validation="no")
     assert experiment.prepare(configs.resolve(fine)).notes == ()
+
+
+def test_whether_a_teacher_has_seen_the_validation_documents(teacher, tmp_path):
+    path = write(tmp_path / "t.jsonl", plain(40))
+    config = changed(small_texts.config(teacher, path), training__steps=1)
+    (note,) = experiment.prepare(configs.resolve(config)).notes
+    assert "nothing tells whether" in note and "8 validation documents" in note
+    (note,) = experiment.prepare(
+        configs.resolve(changed(config, teacher__saw_validation="yes"))
+    ).notes
+    assert "was trained on 8 of the 8 validation documents" in note
+    # A teacher that a run on the same rows has trained left out the same documents.
+    experiment.run(config, tmp_path / "run")
+    ours = changed(config, teacher__path=(str(tmp_path / "run"),), data__tokenizer=str(teacher))
+    assert experiment.prepare(configs.resolve(ours)).notes == ()
+    other = changed(ours, data__split_seed=5)
+    assert "nothing tells whether" in experiment.prepare(configs.resolve(other)).notes[0]
 
 
 def test_a_split_document_keeps_the_rows_that_have_a_label(teacher, tmp_path):
