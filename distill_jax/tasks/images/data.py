@@ -83,7 +83,7 @@ def notes_on(config: ConfigDict, opened: ImageData) -> tuple[str, ...]:
     info = opened.train.info
     wanted = set(config.data.only_classes or range(info.num_classes))
     wanted -= set(config.data.exclude_classes)
-    lines = [*opened.train.notes, *opened.test.notes]
+    lines = list(dict.fromkeys([*opened.train.notes, *opened.test.notes]))
     used = {
         "training": opened.train.labels()[opened.train_ids],
         "test": opened.test.labels() if len(opened.test) else None,
