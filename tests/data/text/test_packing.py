@@ -158,6 +158,7 @@ def test_known_rows():
     assert rows.batch(np.arange(2))["tokens"].tolist() == [[20, 21, 22, 0], [10, 11, 0, 0]]
     assert text.summary(rows) == {
         "rows": 2, "documents": 4, "short_documents": 2, "split_documents": 0, "cut_tokens": 0,
+        "unlearned_documents": 0, "left_out_rows": 0,
         "input_tokens": 5, "learned_tokens": 4, "fill": 5 / 8,
     }  # fmt: skip
     assert rows.batch(np.zeros(0, int))["tokens"].shape == (0, 4)
