@@ -1,8 +1,11 @@
 """Batch normalisation, and the three conventions of it that every network takes as options."""
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
+
+from distill_jax.kernels import batch_norm as kernels
 
 #: The options and their defaults; see `set_batch_norm`.
 BATCH_NORM = {"bn_momentum": 0.9, "bn_epsilon": 1e-5, "bn_unbiased": False}
@@ -24,17 +27,50 @@ class BatchNorm(nnx.BatchNorm):
         self.unbiased = False
 
     # The mode is an argument of every call: NNX's own signature leaves it to a flag of the module.
-    def __call__(self, x: Array, *, train: bool) -> Array:  # type: ignore[override]
+    def __call__(  # type: ignore[override]
+        self, x: Array, *, train: bool, residual: Array | None = None, relu: bool = False
+    ) -> Array:
+        """Normalises, adds the residual, if any, and applies the ReLU, if asked to.
+
+        Args:
+          x: [..., C].
+          train: whether the batch's statistics normalise and update the running ones, or the
+            running ones normalise.
+          residual: like x.
+          relu: whether a ReLU follows.
+        """
+        if train and kernels.has_form(x):
+            y, mean, var = kernels.normalize(
+                x, self.scale[...], self.bias[...], residual, epsilon=self.epsilon, relu=relu
+            )
+            kept = self.momentum
+            self.mean[...] = kept * self.mean[...] + (1 - kept) * mean
+            self.var[...] = kept * self.var[...] + (1 - kept) * var * self._correction(x)
+            return y
+        y = self._by_nnx(x, train=train).astype(x.dtype)
+        y = y if residual is None else y + residual
+        return nnx.relu(y) if relu else y
+
+    def frozen(self) -> tuple[Array, Array]:
+        """The factor and the offset, float32 [C], by which the running statistics normalise."""
+        factor = self.scale[...] * jax.lax.rsqrt(self.var[...] + self.epsilon)
+        return factor, self.bias[...] - self.mean[...] * factor
+
+    def _correction(self, x: Array) -> float:
+        """What the running variance's new part is multiplied by."""
         values = x.size // self.num_features
-        if not (train and self.unbiased and values > 1):
-            return super().__call__(x, use_running_average=not train).astype(x.dtype)
+        return values / (values - 1) if self.unbiased and values > 1 else 1.0
+
+    def _by_nnx(self, x: Array, *, train: bool) -> Array:
+        correction = self._correction(x) if train else 1.0
+        if correction == 1.0:
+            return super().__call__(x, use_running_average=not train)
         # NNX computes old * kept + new * (1 - kept) in place. Only the new part is to be scaled, so
         # the old one is divided by the factor first and the sum multiplied by it.
-        factor = values / (values - 1)
-        self.var[...] = self.var[...] / factor
+        self.var[...] = self.var[...] / correction
         y = super().__call__(x, use_running_average=False)
-        self.var[...] = self.var[...] * factor
-        return y.astype(x.dtype)
+        self.var[...] = self.var[...] * correction
+        return y
 
 
 def set_batch_norm(

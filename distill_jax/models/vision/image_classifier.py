@@ -56,9 +56,9 @@ class ImageClassifier(nnx.Module):
 class StagedClassifier(ImageClassifier):
     """A stem, stages of blocks, for some networks a last convolution, an average, a dense layer.
 
-    A block computes its map up to, but not including, its last ReLU. The network applies that one,
-    because both the map before it and the map after it are taps. A family whose blocks differ
-    overrides `run_block`.
+    Called with `relu=False`, a block computes its map up to, but not including, its last ReLU. In
+    the last block of a stage the network applies that one, because both the map before it and the
+    map after it are taps. A family whose blocks differ overrides `run_block`.
 
     Taps: "stem" [B, H, W, C] after its ReLU; for each stage n, of its last block, "stage<n>" after
     the ReLU and "stage<n>_pre" before it; "pooled" [B, D], which the classifier reads.
@@ -93,16 +93,17 @@ class StagedClassifier(ImageClassifier):
 
     def outputs(self, x: Array, *, train: bool, key: Array | None) -> Outputs:
         del key  # Nothing here is random.
-        taps = {"stem": nnx.relu(self.stem(x, train=train))}
+        taps = {"stem": self.stem(x, train=train, relu=True)}
         x = self.after_stem(taps["stem"])
         for name in self.stages:
-            for block in getattr(self, name):
-                x, before = self.run_block(block, x, train=train)
+            blocks = getattr(self, name)
+            for i, block in enumerate(blocks, start=1):
+                x, before = self.run_block(block, x, train=train, last=i == len(blocks))
                 if before is not None:
                     taps[f"{name}_pre"] = before
             taps[name] = x
         if self.head is not None:
-            x = nnx.relu(self.head(x, train=train))
+            x = self.head(x, train=train, relu=True)
         taps["pooled"] = layers.pool(x)
         return Outputs(self.classifier(taps["pooled"]), taps)
 
@@ -111,8 +112,13 @@ class StagedClassifier(ImageClassifier):
         return x
 
     def run_block(
-        self, block: Callable[..., Any], x: Array, *, train: bool
+        self, block: Callable[..., Any], x: Array, *, train: bool, last: bool
     ) -> tuple[Array, Array | None]:
-        """A block's map after its last ReLU, and before it; None where no ReLU comes last."""
+        """A block's map after its last ReLU, and, of the last of a stage, before it.
+
+        None in its place: the block is not the last one, or no ReLU comes last.
+        """
+        if not last:
+            return block(x, train=train, relu=True), None
         before = block(x, train=train)
         return nnx.relu(before), before

@@ -34,11 +34,11 @@ class Bottleneck(nnx.Module):
             else None
         )
 
-    def __call__(self, x: Array, *, train: bool) -> Array:
+    def __call__(self, x: Array, *, train: bool, relu: bool = False) -> Array:
         shortcut = x if self.projection is None else self.projection(x, train=train)
-        x = nnx.relu(self.first(x, train=train))
-        x = nnx.relu(self.second(x, train=train))
-        return self.third(x, train=train) + shortcut
+        x = self.first(x, train=train, relu=True)
+        x = self.second(x, train=train, relu=True)
+        return self.third(x, train=train, residual=shortcut, relu=relu)
 
 
 class ImageNetResNet(StagedClassifier):

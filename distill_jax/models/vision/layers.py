@@ -8,61 +8,16 @@ every network with batch normalisation (`models.batch_norm`).
 """
 
 import math
-from collections.abc import Sequence
-from typing import Any, Literal, Protocol
+from typing import Literal, Protocol
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
+from distill_jax.kernels.convolution import convolve, convolve_frozen
 from distill_jax.models.batch_norm import BatchNorm
 from distill_jax.models.initializers import initial
-
-_PARTS = 4  # of a batch; a CPU computes their kernel gradients at the same time
-
-
-def convolve(
-    x: Array,
-    kernel: Array,
-    window_strides: Sequence[int],
-    padding: str | Sequence[tuple[int, int]],
-    **options: Any,
-) -> Array:
-    """`jax.lax.conv_general_dilated`, with a faster gradient for the kernel on a CPU.
-
-    On a CPU, XLA computes that gradient, a convolution whose window is the whole map, on one core.
-    The gradients of four parts of a batch are independent and run on several. A part takes every
-    fourth image, so that each device of a mesh keeps its own images. Other platforms, other dtypes,
-    grouped and 1x1 convolutions get JAX's own gradient.
-
-    Args and result are those of `jax.lax.conv_general_dilated`, for x [B, H, W, C].
-    """
-
-    def plain(x: Array, kernel: Array) -> Array:
-        return jax.lax.conv_general_dilated(x, kernel, window_strides, padding, **options)
-
-    grouped = options.get("feature_group_count", 1) > 1
-    if grouped or kernel.shape[0] == 1 or x.shape[0] % _PARTS or x.dtype != jnp.float32:
-        return plain(x, kernel)
-
-    def whole(x: Array, kernel: Array, g: Array) -> Array:
-        return jax.vjp(lambda kernel: plain(x, kernel), kernel)[1](g)[0]
-
-    def by_parts(x: Array, kernel: Array, g: Array) -> Array:
-        x, g = (a.reshape(-1, _PARTS, *a.shape[1:]) for a in (x, g))
-        return jnp.asarray(sum(whole(x[:, i], kernel, g[:, i]) for i in range(_PARTS)))
-
-    def backward(saved: tuple[Array, Array], g: Array) -> tuple[Array, Array]:
-        x, kernel = saved
-        to_x = jax.vjp(lambda x: plain(x, kernel), x)[1](g)[0]
-        to_kernel = jax.lax.platform_dependent(x, kernel, g, cpu=by_parts, default=whole)
-        return to_x, to_kernel
-
-    convolved = jax.custom_vjp(lambda x, kernel: plain(x, kernel))
-    convolved.defvjp(lambda x, kernel: (plain(x, kernel), (x, kernel)), backward)
-    return convolved(x, kernel)
-
 
 def convolution(
     inputs: int,
@@ -110,8 +65,49 @@ def convolution(
     )
 
 
+def convolve_and_normalize(
+    conv: nnx.Conv,
+    norm: BatchNorm,
+    x: Array,
+    *,
+    train: bool,
+    residual: Array | None = None,
+    relu: bool = False,
+) -> Array:
+    """Convolves and normalises, adds the residual, if any, and applies the ReLU, if `relu`.
+
+    Outside of training the normalisation is a factor and an offset of each channel. They are folded
+    into the convolution's kernel and bias: exact up to rounding, and one pass over the map less.
+
+    Args:
+      conv: from `convolution`.
+      norm: of its result.
+      x: [B, H, W, C].
+      train: whether the batch's statistics normalise, or the running ones.
+      residual: like the result.
+      relu: whether a ReLU follows.
+    """
+    if train:
+        return norm(conv(x), train=True, residual=residual, relu=relu)
+    factor, offset = norm.frozen()
+    bias = offset if conv.bias is None else offset + conv.bias[...] * factor
+    return convolve_frozen(
+        x.astype(conv.dtype),
+        conv.kernel[...] * factor,
+        bias,
+        strides=(conv.strides,) * 2 if isinstance(conv.strides, int) else tuple(conv.strides),
+        padding=conv.padding,
+        groups=conv.feature_group_count,
+        residual=residual,
+        relu=relu,
+    )
+
+
 class ConvNorm(nnx.Module):
-    """A square convolution, see `convolution`, then batch normalisation."""
+    """A square convolution, see `convolution`, then batch normalisation.
+
+    See `convolve_and_normalize`.
+    """
 
     def __init__(
         self,
@@ -139,8 +135,20 @@ class ConvNorm(nnx.Module):
         )
         self.norm = BatchNorm(outputs, rngs=rngs)
 
-    def __call__(self, x: Array, *, train: bool) -> Array:
-        return self.norm(self.conv(x), train=train)
+    def __call__(
+        self, x: Array, *, train: bool, residual: Array | None = None, relu: bool = False
+    ) -> Array:
+        """Convolves and normalises, adds the residual, if any, and applies the ReLU, if asked to.
+
+        Args:
+          x: [B, H, W, C].
+          train: whether the batch's statistics normalise, or the running ones.
+          residual: like the result.
+          relu: whether a ReLU follows.
+        """
+        return convolve_and_normalize(
+            self.conv, self.norm, x, train=train, residual=residual, relu=relu
+        )
 
 
 class BlockConstructor(Protocol):

@@ -29,8 +29,8 @@ class Block(nnx.Module):
         )
         self.pointwise = layers.ConvNorm(inputs, outputs, 1, init="torch", dtype=dtype, rngs=rngs)
 
-    def __call__(self, x: Array, *, train: bool) -> Array:
-        return self.pointwise(nnx.relu(self.depthwise(x, train=train)), train=train)
+    def __call__(self, x: Array, *, train: bool, relu: bool = False) -> Array:
+        return self.pointwise(self.depthwise(x, train=train, relu=True), train=train, relu=relu)
 
 
 class MobileNetV1(StagedClassifier):

@@ -53,10 +53,9 @@ class Block(nnx.Module):
         self.residual = stride == 1 and inputs == outputs
 
     def __call__(self, x: Array, *, train: bool) -> Array:
-        y = nnx.relu(self.first(x, train=train))
-        y = nnx.relu(self.second(y, train=train))
-        y = self.third(y, train=train)
-        return x + y if self.residual else y
+        y = self.first(x, train=train, relu=True)
+        y = self.second(y, train=train, relu=True)
+        return self.third(y, train=train, residual=x if self.residual else None)
 
 
 class MobileNetV2(StagedClassifier):
@@ -102,7 +101,10 @@ class MobileNetV2(StagedClassifier):
             ),
         )
 
-    def run_block(self, block: Callable[..., Any], x: Array, *, train: bool) -> tuple[Array, None]:
+    def run_block(
+        self, block: Callable[..., Any], x: Array, *, train: bool, last: bool
+    ) -> tuple[Array, None]:
+        del last
         return block(x, train=train), None
 
 

@@ -47,14 +47,16 @@ class Block(nnx.Module):
             else None
         )
 
-    def __call__(self, x: Array, *, train: bool) -> Array:
-        y = self.second(nnx.relu(self.first(x, train=train)), train=train)
+    def __call__(self, x: Array, *, train: bool, relu: bool = False) -> Array:
         if self.projection is not None:
-            return y + self.projection(x, train=train)
-        before = self.missing // 2
-        channels = (before, self.missing - before)
-        x = x[:, :: self.stride, :: self.stride]
-        return y + jnp.pad(x, ((0, 0), (0, 0), (0, 0), channels))
+            shortcut = self.projection(x, train=train)
+        else:
+            before = self.missing // 2
+            channels = (before, self.missing - before)
+            shortcut = x[:, :: self.stride, :: self.stride]
+            shortcut = jnp.pad(shortcut, ((0, 0), (0, 0), (0, 0), channels))
+        y = self.first(x, train=train, relu=True)
+        return self.second(y, train=train, residual=shortcut, relu=relu)
 
 
 class ResNet(StagedClassifier):

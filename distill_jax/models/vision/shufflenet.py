@@ -57,16 +57,17 @@ class Unit(nnx.Module):
         self.groups = first_groups
         self.stride = stride
 
-    def __call__(self, x: Array, *, train: bool) -> Array:
-        y = shuffle(nnx.relu(self.first(x, train=train)), self.groups)
-        y = nnx.relu(self.second(y, train=train))
-        y = self.third(y, train=train)
+    def __call__(self, x: Array, *, train: bool, relu: bool = False) -> Array:
+        y = shuffle(self.first(x, train=train, relu=True), self.groups)
+        y = self.second(y, train=train, relu=True)
         if self.stride == 1:
-            return y + x
+            return self.third(y, train=train, residual=x, relu=relu)
+        y = self.third(y, train=train)
         # Padding counts as zeros in the average, as in torch.nn.AvgPool2d.
         with jax.numpy_dtype_promotion("standard"):  # flax divides by an integer
             shortcut = nnx.avg_pool(x, (3, 3), (2, 2), padding=((1, 1), (1, 1)))
-        return jnp.concatenate([y, shortcut], -1)
+        y = jnp.concatenate([y, shortcut], -1)
+        return nnx.relu(y) if relu else y
 
 
 class ShuffleNetV1(StagedClassifier):
@@ -114,7 +115,7 @@ class Branch(nnx.Module):
         self.third = conv_norm(width, width, 1)
 
     def __call__(self, x: Array, *, train: bool) -> Array:
-        y = nnx.relu(self.first(x, train=train))
+        y = self.first(x, train=train, relu=True)
         return self.third(self.second(y, train=train), train=train)
 
 
@@ -188,7 +189,10 @@ class ShuffleNetV2(StagedClassifier):
             classifier=layers.classifier(widths[3], num_classes, rngs=rngs),
         )
 
-    def run_block(self, block: Callable[..., Any], x: Array, *, train: bool) -> tuple[Array, Array]:
+    def run_block(
+        self, block: Callable[..., Any], x: Array, *, train: bool, last: bool
+    ) -> tuple[Array, Array]:
+        del last  # Both maps come out of every unit.
         return block(x, train=train)
 
 

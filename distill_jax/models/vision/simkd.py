@@ -81,7 +81,7 @@ class SimKD(nnx.Module):
         taps = dict(self.backbone(images, train=train, key=key).taps)
         x = taps[self.last]
         for layer in self.projector:
-            x = nnx.relu(layer(x, train=train))
+            x = layer(x, train=train, relu=True)
         taps["projected"] = x
         taps["pooled"] = layers.pool(x)
         return Outputs(self.classifier(taps["pooled"]), taps)

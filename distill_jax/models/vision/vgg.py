@@ -69,12 +69,14 @@ class VGG(ImageClassifier):
         del key  # Nothing here is random.
         taps = {}
         for name in WIDTHS:
-            for layer in getattr(self, name):
-                before = layer(x, train=train)
-                x = nnx.relu(before)
-            taps[name] = x
-            if name != "stem":
-                taps[f"{name}_pre"] = before
+            *first, last = getattr(self, name)
+            for layer in first:
+                x = layer(x, train=train, relu=True)
+            if name == "stem":
+                taps[name] = x = last(x, train=train, relu=True)
+            else:
+                taps[f"{name}_pre"] = last(x, train=train)
+                taps[name] = x = nnx.relu(taps[f"{name}_pre"])
             if name in self.pooled:
                 x = layers.max_pool(x, 2, stride=2)
         taps["pooled"] = layers.pool(x)

@@ -38,7 +38,8 @@ class Block(nnx.Module):
         """Returns the sum, and the normalised input before its ReLU."""
         normalised = self.norm1(x, train=train)
         active = nnx.relu(normalised)
-        y = self.conv2(nnx.relu(self.norm2(self.conv1(active), train=train)))
+        y = layers.convolve_and_normalize(self.conv1, self.norm2, active, train=train, relu=True)
+        y = self.conv2(y)
         shortcut = x if self.projection is None else self.projection(active)
         return y + shortcut, normalised
 
