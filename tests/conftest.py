@@ -11,6 +11,7 @@ import compiling
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ["XLA_FLAGS"] = compiling.flags(8, os.environ.get("XLA_FLAGS", ""))
+os.environ["DISTILL_JAX_CPU_KERNELS"] = "xla"  # whose results are stored; see tests/kernels
 os.environ.update(compiling.cache_environment())  # for the processes that tests start, too
 
 # No test reaches a real cloud: without `emulator` everything ends at a closed port.

@@ -7,7 +7,7 @@ method (`student.*`, `method.*`), which come from their signatures.
 
 from typing import Any, Final
 
-from distill_jax import methods, models, parallel
+from distill_jax import kernels, methods, models, parallel
 from distill_jax.config import keys
 from distill_jax.data.text.packing import LONG
 from distill_jax.data.text.packing import STRATEGIES as PACKING
@@ -352,6 +352,13 @@ SCHEMA: dict[str, keys.Key] = {
         only=TEXT,
     ),
     "training.compute_dtype": keys.choice("float32", DTYPES, "dtype of the student's computation"),
+    "training.cpu_kernels": keys.choice(
+        "auto",
+        kernels.CHOICES,
+        "on one CPU device: oneDNN's kernels or XLA's; auto: oneDNN's where `pip install "
+        "'distill_jax[cpu]'` and a C++ compiler provide them",
+        lasting=False,
+    ),
     "training.steps_per_call": keys.integer(
         0, "steps in one compiled call; 0: 1 on a CPU, up to 32 on accelerators", lasting=False
     ),

@@ -8,6 +8,14 @@ The same bits come out in any process on the same kind of processor: how a batch
 order of sums, depend on shapes alone.
 """
 
-from distill_jax.kernels.native import Status, Unavailable, enabled, select, selected, status
+from distill_jax.kernels.native import (
+    CHOICES,
+    Status,
+    Unavailable,
+    enabled,
+    select,
+    selected,
+    status,
+)
 
-__all__ = ["Status", "Unavailable", "enabled", "select", "selected", "status"]
+__all__ = ["CHOICES", "Status", "Unavailable", "enabled", "select", "selected", "status"]

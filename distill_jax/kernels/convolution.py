@@ -98,7 +98,7 @@ def convolve_frozen(
 def _two_dimensional(x: Array, kernel: Array, options: dict[str, Any]) -> bool:
     """Whether a call is a plain convolution of images."""
     numbers = jax.lax.conv_dimension_numbers(
-        x.shape, kernel.shape, options.get("dimension_numbers", _LAYOUT)
+        x.shape, kernel.shape, options.get("dimension_numbers")
     )
     wanted = jax.lax.conv_dimension_numbers(x.shape, kernel.shape, _LAYOUT) if x.ndim == 4 else None
     return (
@@ -106,7 +106,8 @@ def _two_dimensional(x: Array, kernel: Array, options: dict[str, Any]) -> bool:
         and options.get("batch_group_count", 1) == 1
         and not options.get("preferred_element_type")
         and all(
-            all(d == 1 for d in options.get(name) or (1,)) for name in ("lhs_dilation", "rhs_dilation")
+            all(d == 1 for d in options.get(name) or (1,))
+            for name in ("lhs_dilation", "rhs_dilation")
         )
     )
 

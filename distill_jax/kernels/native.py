@@ -24,6 +24,8 @@ from collections.abc import Iterator
 import jax
 import jaxlib
 
+from distill_jax.errors import UsageError
+
 _SOURCES = ("convolution.cc", "batch_norm.cc")
 _HEADERS = ("parallel.h",)
 _FLAGS = ("-std=c++20", "-O3", "-march=native", "-fPIC", "-shared", "-fopenmp", "-w")
@@ -36,6 +38,10 @@ _TARGETS = (
 )
 _ONEDNN = ("onednn-cpu-gomp", "onednn-devel-cpu-gomp")
 _BUILD_SECONDS = 300
+
+#: The environment variable with the choice that "auto" stands for: "onednn" or "xla".
+VARIABLE = "DISTILL_JAX_CPU_KERNELS"
+CHOICES = ("auto", "onednn", "xla")
 
 
 class Unavailable(Exception):
@@ -58,8 +64,7 @@ class Status:
         return f"{self.name} ({self.detail})"
 
 
-_off = Status("xla", "not selected")
-_status = _off
+_status = Status("xla", "not selected")
 
 
 def status() -> Status:
@@ -72,11 +77,13 @@ def enabled() -> bool:
     return _status.name == "onednn"
 
 
-def select(choice: str, *, devices: int) -> Status:
+def select(choice: str, *, platform: str = "cpu", devices: int = 1) -> Status:
     """Selects the kernels of the computations that are traced from now on.
 
     Args:
-      choice: "xla"; "onednn"; or "auto": oneDNN wherever it can be used.
+      choice: "xla"; "onednn"; or "auto": what the environment variable DISTILL_JAX_CPU_KERNELS
+        names, else oneDNN wherever it can be used.
+      platform: of the mesh; native kernels are for "cpu".
       devices: of the mesh. A program for several CPU devices keeps XLA's kernels, because its
         partitioner cannot split a native call.
 
@@ -86,31 +93,41 @@ def select(choice: str, *, devices: int) -> Status:
     Raises:
       Unavailable: "onednn" was chosen and cannot be used.
     """
-    global _status
+    choice = os.environ.get(VARIABLE, choice) if choice == "auto" else choice
+    if choice not in CHOICES:
+        raise UsageError(f"{VARIABLE}={choice}: expected {' or '.join(CHOICES)}")
     try:
         if choice == "xla":
-            _status = Status("xla", "as configured")
-        elif devices > 1:
+            return _set(Status("xla", "as configured"))
+        if platform != "cpu":
+            raise Unavailable(f"a mesh of {platform} devices")
+        if devices > 1:
             raise Unavailable(f"a mesh of {devices} devices")
-        else:
-            _status = Status("onednn", _load())
+        return _set(Status("onednn", _load()))
     except Unavailable as error:
         if choice == "onednn":
             raise
-        _status = Status("xla", str(error))
-    return _status
+        return _set(Status("xla", str(error)))
+
+
+def _set(status: Status) -> Status:
+    """Sets the status; programs that were traced with other kernels are not used again."""
+    global _status
+    if status.name != _status.name:
+        jax.clear_caches()
+    _status = status
+    return status
 
 
 @contextlib.contextmanager
 def selected(choice: str) -> Iterator[None]:
     """Within the context, computations of one device that are traced use the chosen kernels."""
-    global _status
     before = _status
-    select(choice, devices=1)
+    select(choice)
     try:
         yield
     finally:
-        _status = before
+        _set(before)
 
 
 @functools.cache

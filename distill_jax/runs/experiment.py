@@ -14,7 +14,7 @@ import jax
 from ml_collections import ConfigDict
 
 from distill_jax import config as configs
-from distill_jax import parallel, reports, storage, tasks
+from distill_jax import kernels, parallel, reports, storage, tasks
 from distill_jax.config import schema
 from distill_jax.errors import UsageError
 from distill_jax.evaluation.text_metrics import METRICS
@@ -113,6 +113,8 @@ def _start_and_train(
         style=config.logging.progress if coordination.is_first() else "off",
         unit="rows" if config.data.name == schema.TEXT else "images",
     ) as progress:
+        if parallel.platform(parts.mesh) == "cpu":
+            device = f"{device}; kernels: {kernels.status()}"
         progress.note(f"device: {device}; workdir: {paths.root}; {total} steps")
         for line in (warning, *parts.notes):
             if line:
@@ -150,7 +152,7 @@ def _write_start(parts: Parts, paths: Workdir, resumed: bool) -> str:
         manifest = workdir.read_json(paths.manifest)
         manifests.check_same_inputs(manifest, **parts.description)
         manifests.check_same_prompts(manifest, parts.description["data"])
-        kept = ("started", "git_revision", "command", "devices", "processes")
+        kept = ("started", "git_revision", "command", "devices", "processes", "cpu_kernels")
         manifest["resumed"].append({key: now[key] for key in kept})
     size = sum(leaf.nbytes for leaf in jax.tree.leaves(parts.initial))
     manifest["notes"] = list(parts.notes)

@@ -10,7 +10,7 @@ from typing import Any
 
 import jax
 
-from distill_jax import __version__
+from distill_jax import __version__, kernels
 from distill_jax.errors import UsageError
 
 LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
@@ -35,6 +35,7 @@ def describe_run(
         "platform": platform.platform(),
         "devices": [f"{device.platform}:{device.device_kind}" for device in devices],
         "processes": jax.process_count(),
+        "cpu_kernels": str(kernels.status()),
         "command": sys.argv,
         "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "teachers": teachers,

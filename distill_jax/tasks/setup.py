@@ -9,7 +9,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
 from distill_jax import config as configs
-from distill_jax import parallel
+from distill_jax import kernels, parallel
 from distill_jax.errors import UsageError
 from distill_jax.optim import optimizers, schedules
 from distill_jax.optim.optimizers import LearningRate
@@ -39,7 +39,23 @@ def make_mesh(config: ConfigDict, devices: Sequence[Any] | None = None) -> Mesh:
             f"not divide by the {parallel.batch_ways(mesh)} devices that share a batch; expected a "
             "smaller number"
         )
+    select_kernels(config, mesh)
     return mesh
+
+
+def select_kernels(config: ConfigDict, mesh: Mesh) -> None:
+    """Selects the kernels of CPUs, as `training.cpu_kernels` names them, for what is traced next.
+
+    Raises:
+      UsageError: the kernels cannot be used here.
+    """
+    choice = config.training.cpu_kernels
+    try:
+        kernels.select(choice, platform=parallel.platform(mesh), devices=mesh.size)
+    except kernels.Unavailable as error:
+        raise UsageError(
+            f"training.cpu_kernels={choice!r}: {error}; expected 'auto' or 'xla' here"
+        ) from None
 
 
 def initial_state(

@@ -19,6 +19,7 @@ from distill_jax.kernels.convolution import convolve, convolve_frozen
 from distill_jax.models.batch_norm import BatchNorm
 from distill_jax.models.initializers import initial
 
+
 def convolution(
     inputs: int,
     outputs: int,

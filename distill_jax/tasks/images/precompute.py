@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 from distill_jax import data, models, parallel, teachers
 from distill_jax.errors import UsageError
 from distill_jax.tasks.images.data import load_splits, train_ids_of
+from distill_jax.tasks.setup import select_kernels
 
 
 def precompute(
@@ -30,6 +31,8 @@ def precompute(
     if note:
         _note(note)
     mapped = config.teacher.classes == "by_name" and saved is not loaded
+    mesh = parallel.make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
+    select_kernels(config, mesh)
     computation = teachers.AnswerComputation(
         saved=saved,
         classes="by_name" if mapped else "same",
@@ -40,7 +43,7 @@ def precompute(
         dtype=dtype,
         taps=("pooled",) if taps is None else tuple(taps),
         compute_dtype=config.teacher.compute_dtype,
-        mesh=parallel.make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor),
+        mesh=mesh,
     )
     if finite:
         manifest = teachers.precompute_views(folder, computation, note=_note)
