@@ -103,7 +103,7 @@ def _start_and_train(
     """Writes the manifest and trains; returns the content of result.json but the wall time."""
     config = parts.config
     started = coordination.broadcast_from_first(lambda: _write_start(parts, paths, resumed))
-    paths.check_shared(started)
+    paths.check_shared(started["time"])
 
     device, warning = parallel.describe_devices(parts.mesh)
     total = parts.total_steps
@@ -116,7 +116,7 @@ def _start_and_train(
         if parallel.platform(parts.mesh) == "cpu":
             device = f"{device}; kernels: {kernels.status()}"
         progress.note(f"device: {device}; workdir: {paths.root}; {total} steps")
-        for line in (warning, *parts.notes):
+        for line in (warning, started["warning"], *parts.notes):
             if line:
                 progress.note(f"WARNING: {line}")
         for line in _notes_on_average(config, total):
@@ -143,15 +143,16 @@ def _notes_on_average(config: ConfigDict, steps: int) -> Iterator[str]:
         )
 
 
-def _write_start(parts: Parts, paths: Workdir, resumed: bool) -> str:
-    """Writes config.json and manifest.json; returns the time of this start."""
-    config = parts.config
+def _write_start(parts: Parts, paths: Workdir, resumed: bool) -> dict[str, str | None]:
+    """Writes config.json and manifest.json; returns the time of this start, and a warning."""
+    config, warning = parts.config, None
     now = manifests.describe_run(**parts.description)
     manifest = now
     if resumed and paths.manifest.exists():
         manifest = workdir.read_json(paths.manifest)
         manifests.check_same_inputs(manifest, **parts.description)
         manifests.check_same_prompts(manifest, parts.description["data"])
+        warning = manifests.other_kernels(manifest, now)
         kept = ("started", "git_revision", "command", "devices", "processes", "cpu_kernels")
         manifest["resumed"].append({key: now[key] for key in kept})
     size = sum(leaf.nbytes for leaf in jax.tree.leaves(parts.initial))
@@ -165,7 +166,7 @@ def _write_start(parts: Parts, paths: Workdir, resumed: bool) -> str:
         storage.make_folder(paths.root)
         workdir.write_json(paths.config, config.to_dict())
         workdir.write_json(paths.manifest, manifest)
-    return now["started"]
+    return {"time": now["started"], "warning": warning}
 
 
 def headline(metrics: Mapping[str, Any]) -> dict[str, Any]:

@@ -45,6 +45,22 @@ def describe_run(
     }
 
 
+def other_kernels(manifest: dict[str, Any], now: dict[str, Any]) -> str | None:
+    """A warning where a run resumes with other kernels than it began with, which round otherwise.
+
+    Args:
+      manifest: of the run.
+      now: of this start.
+    """
+    before = manifest.get("cpu_kernels", "xla")
+    if before.split()[0] == now["cpu_kernels"].split()[0]:
+        return None
+    return (
+        f"this run began with the kernels {before}, which round otherwise than "
+        f"{now['cpu_kernels']}; training.cpu_kernels={before.split()[0]} resumes bit for bit"
+    )
+
+
 def _git_revision() -> str | None:
     """The commit of the source tree that this package runs from; None for an installed copy."""
     source = pathlib.Path(__file__).resolve().parents[2]
