@@ -90,8 +90,8 @@ def _backward(epsilon, relu, saved, cotangents):
         like = jax.ShapeDtypeStruct(x.shape, x.dtype)
         channel = jax.ShapeDtypeStruct(scale.shape, jnp.float32)
         nothing = jnp.zeros((0,), jnp.float32)
-        results = (like, channel, channel, like if residual is not None else nothing)
-        results = tuple(jax.ShapeDtypeStruct(r.shape, r.dtype) for r in results)
+        to_added = jax.ShapeDtypeStruct(nothing.shape if residual is None else x.shape, x.dtype)
+        results = (like, channel, channel, to_added)
         to_x, to_scale, to_bias, to_residual = jax.ffi.ffi_call(
             "distill_batch_norm_gradient", results
         )(

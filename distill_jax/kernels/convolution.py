@@ -30,17 +30,16 @@ def convolve(
     Args and result are those of `jax.lax.conv_general_dilated`, for x [B, H, W, C].
     """
     groups = options.get("feature_group_count", 1)
-    plain = functools.partial(
-        jax.lax.conv_general_dilated, window_strides=window_strides, padding=padding, **options
-    )
-    if isinstance(padding, str) or not _two_dimensional(x, kernel, options):
-        return plain(x, kernel)
-    pairs: Pairs = tuple(tuple(pair) for pair in padding)  # type: ignore[assignment]
-    if native.enabled() and _has_form(x, kernel):
-        return _convolve(x, kernel, tuple(window_strides), pairs, groups)
-    if groups > 1 or kernel.shape[0] == 1 or x.shape[0] % _PARTS or x.dtype != jnp.float32:
-        return plain(x, kernel)
-    return _by_parts(x, kernel, tuple(window_strides), pairs)
+    parted = groups == 1 and kernel.shape[0] > 1 and x.shape[0] % _PARTS == 0
+    if not isinstance(padding, str) and _two_dimensional(x, kernel, options):
+        (top, bottom), (left, right) = padding
+        pairs = ((top, bottom), (left, right))
+        strides = (window_strides[0], window_strides[1])
+        if native.enabled() and _has_form(x, kernel):
+            return _convolve(x, kernel, strides, pairs, groups)
+        if parted and x.dtype == jnp.float32:
+            return _by_parts(x, kernel, strides, pairs)
+    return jax.lax.conv_general_dilated(x, kernel, window_strides, padding, **options)
 
 
 def convolve_frozen(
@@ -48,7 +47,7 @@ def convolve_frozen(
     kernel: Array,
     bias: Array,
     *,
-    strides: tuple[int, int],
+    stride: int,
     padding: Pairs,
     groups: int = 1,
     residual: Array | None = None,
@@ -62,7 +61,7 @@ def convolve_frozen(
       x: [B, H, W, C], float32 or bfloat16; the dtype of the result.
       kernel: float32 [h, w, C / groups, O].
       bias: float32 [O].
-      strides: of the rows and the columns.
+      stride: of the rows and the columns.
       padding: ((top, bottom), (left, right)).
       groups: of channels, convolved separately.
       residual: [B, H', W', O], added before the ReLU.
@@ -71,6 +70,8 @@ def convolve_frozen(
     Returns:
       [B, H', W', O].
     """
+
+    strides = (stride, stride)
 
     def xla(x: Array, kernel: Array, bias: Array, residual: Array | None) -> Array:
         y = _lax(x, kernel.astype(x.dtype), strides, padding, groups)

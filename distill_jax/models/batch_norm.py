@@ -40,8 +40,9 @@ class BatchNorm(nnx.BatchNorm):
           relu: whether a ReLU follows.
         """
         if train and kernels.has_form(x):
+            scale, bias = self._affine()
             y, mean, var = kernels.normalize(
-                x, self.scale[...], self.bias[...], residual, epsilon=self.epsilon, relu=relu
+                x, scale, bias, residual, epsilon=self.epsilon, relu=relu
             )
             kept = self.momentum
             self.mean[...] = kept * self.mean[...] + (1 - kept) * mean
@@ -53,8 +54,13 @@ class BatchNorm(nnx.BatchNorm):
 
     def frozen(self) -> tuple[Array, Array]:
         """The factor and the offset, float32 [C], by which the running statistics normalise."""
-        factor = self.scale[...] * jax.lax.rsqrt(self.var[...] + self.epsilon)
-        return factor, self.bias[...] - self.mean[...] * factor
+        scale, bias = self._affine()
+        factor = scale * jax.lax.rsqrt(self.var[...] + self.epsilon)
+        return factor, bias - self.mean[...] * factor
+
+    def _affine(self) -> tuple[Array, Array]:
+        assert self.scale is not None and self.bias is not None  # as `__init__` makes them
+        return self.scale[...], self.bias[...]
 
     def _correction(self, x: Array) -> float:
         """What the running variance's new part is multiplied by."""

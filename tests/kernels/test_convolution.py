@@ -117,7 +117,7 @@ def test_a_frozen_convolution_adds_bias_and_residual_and_applies_relu(dtype, wit
 
     def apply(x, w, bias, residual):
         return convolution.convolve_frozen(
-            x, w, bias, strides=(2, 2), padding=padding(3), residual=residual, relu=relu
+            x, w, bias, stride=2, padding=padding(3), residual=residual, relu=relu
         )
 
     arrays = (

@@ -8,14 +8,14 @@ every network with batch normalisation (`models.batch_norm`).
 """
 
 import math
-from typing import Literal, Protocol
+from typing import Literal, Protocol, cast
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
-from distill_jax.kernels.convolution import convolve, convolve_frozen
+from distill_jax.kernels.convolution import Pairs, convolve, convolve_frozen
 from distill_jax.models.batch_norm import BatchNorm
 from distill_jax.models.initializers import initial
 
@@ -96,8 +96,8 @@ def convolve_and_normalize(
         x.astype(conv.dtype),
         conv.kernel[...] * factor,
         bias,
-        strides=(conv.strides,) * 2 if isinstance(conv.strides, int) else tuple(conv.strides),
-        padding=conv.padding,
+        stride=cast(int, conv.strides),
+        padding=cast(Pairs, conv.padding),
         groups=conv.feature_group_count,
         residual=residual,
         relu=relu,
