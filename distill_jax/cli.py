@@ -13,7 +13,7 @@ from typing import NoReturn
 
 from distill_jax import __version__, commands
 from distill_jax.errors import UsageError
-from distill_jax.processes import coordination
+from distill_jax.processes import coordination, huge_pages
 from distill_jax.storage import gcs
 
 _DESCRIPTION = "Trains small models to match large ones, in JAX."
@@ -63,6 +63,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if overrides and not verb.takes_config_keys:
             key = next(iter(overrides))
             raise UsageError(f"--config.{key}: {verb.name} takes no config keys")
+        if argv is None and verb.computes:
+            huge_pages.start_again("distill_jax.cli", script="distill-jax")
         command: commands.Command = arguments.command
         code = command.run(arguments, overrides)
         coordination.leave()

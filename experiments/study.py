@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import NoReturn
 
 from distill_jax.errors import UsageError
+from distill_jax.processes import huge_pages
 
 
 class _Parser(argparse.ArgumentParser):
@@ -28,15 +29,22 @@ class Program:
     Attributes:
       study: the study's folder, such as "hinton2015".
       module: the module that is run.
+      huge_pages: whether it computes in huge pages where they help; False for a program whose
+        child processes are compared, since they inherit the setting.
     """
 
     study: str
     module: str = "run"
+    huge_pages: bool = True
 
     @property
     def name(self) -> str:
         """What a user types to start it."""
-        return f"python -m experiments.{self.study}.{self.module}"
+        return f"python -m {self._full_module}"
+
+    @property
+    def _full_module(self) -> str:
+        return f"experiments.{self.study}.{self.module}"
 
     def parser(self, description: str | None) -> argparse.ArgumentParser:
         """A parser of its arguments, whose errors are `UsageError`s."""
@@ -58,6 +66,8 @@ class Program:
         that SIGTERM stopped and the same command resumes, 130 for an interrupt.
         """
         try:
+            if self.huge_pages:
+                huge_pages.start_again(self._full_module)
             return work()
         except UsageError as error:
             self.print_error(str(error))
@@ -145,14 +155,3 @@ def results_folder(home: pathlib.Path, workdir: pathlib.Path, *, trial: bool) ->
     folder = workdir / "report" if trial else home
     (folder / "results").mkdir(parents=True, exist_ok=True)
     return folder
-
-
-def share_programs(workdir: pathlib.Path) -> None:
-    """Keeps compiled programs in a workdir for runs that differ in the seed alone.
-
-    A cache that the user has configured is left as it is.
-    """
-    import jax
-
-    if not jax.config.jax_compilation_cache_dir:
-        jax.config.update("jax_compilation_cache_dir", str(workdir.absolute() / "compiled"))

@@ -42,6 +42,7 @@ class Verb:
       summary: its line in `distill-jax --help`.
       aliases: other names of the verb.
       takes_config_keys: whether it accepts `--config.key=value`.
+      computes: whether it runs networks, for which memory in huge pages is worth a new start.
     """
 
     name: str
@@ -49,6 +50,7 @@ class Verb:
     summary: str
     aliases: tuple[str, ...] = ()
     takes_config_keys: bool = True
+    computes: bool = False
 
     def load(self) -> Command:
         """The module of the verb."""
@@ -56,8 +58,8 @@ class Verb:
 
 
 VERBS = (
-    Verb("train", "train", "train a teacher, a baseline or a student; resumes"),
-    Verb("eval", "evaluate", "evaluate the student of a finished run"),
+    Verb("train", "train", "train a teacher, a baseline or a student; resumes", computes=True),
+    Verb("eval", "evaluate", "evaluate the student of a finished run", computes=True),
     Verb("plan", "plan", "predict whether a run fits given hardware, and how fast it can be"),
     Verb(
         "report", "report", "write report.html of a run, finished or not", takes_config_keys=False
@@ -73,8 +75,9 @@ VERBS = (
         "precompute",
         "write a teacher's answers to all training data to disk; resumes",
         aliases=("store",),
+        computes=True,
     ),
-    Verb("generate", "generate", "let a teacher respond to prompts; resumes"),
+    Verb("generate", "generate", "let a teacher respond to prompts; resumes", computes=True),
     Verb(
         "export", "export", "write a trained decoder for other libraries", takes_config_keys=False
     ),

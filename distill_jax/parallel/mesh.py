@@ -3,7 +3,6 @@
 import collections
 import math
 import os
-import pathlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,6 +12,7 @@ from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from distill_jax.errors import UsageError
+from distill_jax.processes.machine import gpu_present
 
 AXES = ("data", "fsdp", "tensor")
 #: The axes that a batch is split over.
@@ -105,11 +105,6 @@ def check_divides(mesh: Mesh, key: str, batch_size: int) -> None:
             f"{key}={batch_size}: expected a multiple of {parts}, "
             f"the devices along mesh.data*mesh.fsdp"
         )
-
-
-def gpu_present() -> bool:
-    """Whether this machine has an NVIDIA driver, whether or not JAX uses it."""
-    return pathlib.Path("/proc/driver/nvidia/version").exists()
 
 
 def fix_gpu_order() -> None:

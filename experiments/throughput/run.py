@@ -29,7 +29,7 @@ from experiments import study
 from experiments.throughput import contest, plan, records, report
 
 HERE = pathlib.Path(__file__).resolve().parent
-PROGRAM = study.Program("throughput")
+PROGRAM = study.Program("throughput", huge_pages=False)
 
 
 def _arguments(argv: Sequence[str]) -> argparse.Namespace:

@@ -99,7 +99,7 @@ def measure(device: Any) -> list[dict[str, Any]]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Compiles all ways; returns the exit code, see `study.Program.run`."""
-    program = study.Program("vocab_loss", "memory")
+    program = study.Program("vocab_loss", "memory", huge_pages=False)
     parser = program.parser(__doc__)
     parser.add_argument("--target", default="gpu:h100:1", help="as of distill-jax plan")
     parser.add_argument("--publish", action="store_true")

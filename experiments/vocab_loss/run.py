@@ -26,7 +26,7 @@ from experiments.vocab_loss.contenders import JAX, TORCH
 
 HERE = pathlib.Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
-PROGRAM = study.Program("vocab_loss")
+PROGRAM = study.Program("vocab_loss", huge_pages=False)
 DIVERGENCES = ("forward_kl", "jensen_shannon")
 
 
