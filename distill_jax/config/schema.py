@@ -365,6 +365,14 @@ SCHEMA: dict[str, keys.Key] = {
     "training.deterministic": keys.flag(
         True, "on a GPU: exclude kernels that sum in no fixed order", lasting=False
     ),
+    "training.compilation_cache": keys.Key(
+        "auto",
+        keys.local_path,
+        "auto, off, or a folder",
+        "where compiled programs are kept for the next start; auto: the user's cache folder, at "
+        "most 1 GiB; with several processes a folder that all of them see, or none",
+        lasting=False,
+    ),
     # evaluation
     "evaluation.every_epochs": keys.number(
         1.0, "epochs between evaluations of the validation split; 0: only at the end"

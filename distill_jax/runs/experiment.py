@@ -24,7 +24,7 @@ from distill_jax.runs import training, workdir
 from distill_jax.runs.session import Session
 from distill_jax.runs.workdir import Workdir
 from distill_jax.tasks.base import Parts
-from distill_jax.training import checkpoints, loop
+from distill_jax.training import checkpoints, compilation_cache, loop
 from distill_jax.training.logging.progress import Progress
 
 MOST_OF_THE_START = 0.01  # of the initial parameters in a moving average, before it is remarked
@@ -83,7 +83,8 @@ def run(config: Mapping[str, Any] | ConfigDict, path: str | os.PathLike) -> Resu
         return Result(done, paths.root)
     if config.training.deterministic:
         parallel.fix_gpu_order()
-    with loop.stop_on_sigterm() as stop_requested:
+    cache = compilation_cache.opened(config.training.compilation_cache)
+    with loop.stop_on_sigterm() as stop_requested, cache:
         values = _start_and_train(prepare(config), paths, resumed, stop_requested)
     values["wall_time_s"] = time.perf_counter() - began
 
@@ -154,6 +155,7 @@ def _write_start(parts: Parts, paths: Workdir, resumed: bool) -> dict[str, str |
         manifests.check_same_prompts(manifest, parts.description["data"])
         warning = manifests.other_kernels(manifest, now)
         kept = ("started", "git_revision", "command", "devices", "processes", "cpu_kernels")
+        kept += ("cpu", "memory")
         manifest["resumed"].append({key: now[key] for key in kept})
     size = sum(leaf.nbytes for leaf in jax.tree.leaves(parts.initial))
     manifest["notes"] = list(parts.notes)
@@ -202,7 +204,8 @@ def evaluate(
     watchdog.mark(0, f"evaluating {which}", long=True)
     _warn(*parts.notes, coordination.broadcast_from_first(lambda: paths.check_saved_model(which)))
     params, stats = parts.files.load(paths.saved_model(which))
-    return parts.evaluators[split](params, stats)
+    with compilation_cache.opened(parts.config.training.compilation_cache):
+        return parts.evaluators[split](params, stats)
 
 
 def _warn(*lines: str) -> None:

@@ -12,6 +12,7 @@ import jax
 
 from distill_jax import __version__, kernels
 from distill_jax.errors import UsageError
+from distill_jax.processes import huge_pages, machine
 
 LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
@@ -36,6 +37,8 @@ def describe_run(
         "devices": [f"{device.platform}:{device.device_kind}" for device in devices],
         "processes": jax.process_count(),
         "cpu_kernels": str(kernels.status()),
+        "cpu": machine.describe_cpu(),
+        "memory": huge_pages.describe(),
         "command": sys.argv,
         "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "teachers": teachers,

@@ -8,7 +8,7 @@ from distill_jax import models, parallel
 from distill_jax.processes import coordination, watchdog
 from distill_jax.runs.session import Session
 from distill_jax.tasks.base import Parts
-from distill_jax.training import loop, state, step
+from distill_jax.training import compilation_cache, loop, state, step
 
 MOST_STEPS_A_CALL = 32  # on accelerators, where the config leaves it open
 
@@ -46,6 +46,7 @@ def train(session: Session, stop_requested: Callable[[], bool]) -> dict[str, Any
     """Trains, saves and evaluates; returns the content of result.json."""
     parts = session.parts
     now, at, position = session.start()
+    compilation_cache.announce("steps", session.note)
     now = loop.run_steps(
         now,
         at,

@@ -27,6 +27,7 @@ from distill_jax.tasks.language import abstract as text_step
 from distill_jax.tasks.language import parts as text_parts
 from distill_jax.tasks.language import precompute as text_answers
 from distill_jax.tasks.setup import make_mesh
+from distill_jax.training import compilation_cache
 
 __all__ = ["AbstractStep", "Parts", "abstract_step", "precompute", "prepare"]
 
@@ -99,6 +100,9 @@ def precompute(
     for flag, value, fits in (("taps", taps, not on_text), ("answers", answers, on_text)):
         if value is not None and not fits:
             raise UsageError(f"--{flag}={value}: has no meaning for data.name={config.data.name!r}")
-    if on_text:
-        return text_answers.precompute(config, folder, answers=answers or "sampled", dtype=dtype)
-    return image_answers.precompute(config, folder, taps=taps, dtype=dtype)
+    with compilation_cache.opened(config.training.compilation_cache):
+        if on_text:
+            return text_answers.precompute(
+                config, folder, answers=answers or "sampled", dtype=dtype
+            )
+        return image_answers.precompute(config, folder, taps=taps, dtype=dtype)

@@ -182,7 +182,6 @@ def run_study(
     page = home / RANKING if ranking else home
     measured = _prepare_teachers(given, runs, configs, root)
     target = study.results_folder(page, folder, trial=trial)
-    study.share_programs(root)
     table = Table(
         root=root,
         runs=folder,

@@ -62,7 +62,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def open_study(arguments: argparse.Namespace) -> Study:
-    """Checks the arguments, prepares the text, and keeps programs for the next seed.
+    """Checks the arguments and prepares the text.
 
     Raises:
       UsageError: an invalid argument, or no data; before anything is written.
@@ -74,7 +74,6 @@ def open_study(arguments: argparse.Namespace) -> Study:
     study.require_at_least("documents", arguments.documents, 100)
     source = corpus.data_folder(arguments.data)
     text = corpus.prepare(source, root / "text", arguments.documents)
-    study.share_programs(root)
     whole = {
         "steps": (arguments.steps, plan.STEPS),
         "teacher steps": (arguments.teacher_steps, plan.TEACHER_STEPS),

@@ -7,7 +7,6 @@ cache outside the checkout, which test runs, parallel workers and the processes 
 
 import os
 import pathlib
-import uuid
 from importlib.metadata import version
 
 QUICK = {"xla_backend_optimization_level": "0", "xla_cpu_parallel_codegen_split_count": "1"}
@@ -63,23 +62,16 @@ def write_cache_entries_atomically() -> None:
     """
     from jax._src import lru_cache
 
+    from distill_jax.training.compilation_cache import write_whole
+
     def put(cache, key: str, value: bytes) -> None:
-        path = pathlib.Path(cache._path) / f"{key}{lru_cache._CACHE_SUFFIX}"
-        if not path.exists():
-            unfinished = path.with_name(f".{uuid.uuid4().hex}")
-            unfinished.write_bytes(value)
-            unfinished.rename(path)
+        write_whole(pathlib.Path(cache._path) / f"{key}{lru_cache._CACHE_SUFFIX}", value)
 
     lru_cache.LRUCache.put = put
 
 
 def bound_cache(limit: int = CACHE_LIMIT) -> None:
-    """Deletes what was written first until the folder holds at most `limit` bytes."""
-    files = [(path, path.stat()) for path in cache_folder().glob("*-cache")]
-    files.sort(key=lambda file: file[1].st_mtime)
-    excess = sum(status.st_size for _, status in files) - limit
-    for path, status in files:
-        if excess <= 0:
-            return
-        path.unlink(missing_ok=True)
-        excess -= status.st_size
+    """Deletes the least recently used programs until the folder holds at most `limit` bytes."""
+    from distill_jax.training.compilation_cache import bound
+
+    bound(cache_folder(), limit)
