@@ -21,11 +21,10 @@ import numpy as np
 from absl import flags
 
 from distill_jax.data.images.crops import Crops
-from distill_jax.data.images.sources.base import Examples
+from distill_jax.data.images.sources.base import SMALL, Examples
 from distill_jax.data.order import Order, process_rows
 
-# bytes; smaller sets are read whole for statistics and fingerprints, larger ones are sampled
-SMALL = 2**30
+# Statistics and fingerprints of larger sets than `SMALL` are those of so many examples.
 STATISTICS_SAMPLE = 2048
 FINGERPRINT_SAMPLE = 1024
 

@@ -20,7 +20,7 @@ import shlex
 from collections.abc import Mapping
 from typing import Any
 
-import jax.numpy as jnp
+import jax
 import numpy as np
 import safetensors.numpy
 from jax import Array
@@ -247,8 +247,9 @@ def _read(folder: pathlib.Path) -> Saved:
         raise UsageError(f"{_WEIGHTS} does not fit {spec.name}: {faults}")
     return Saved(
         spec=spec,
-        params={name: jnp.asarray(value) for name, value in params.items()},
-        stats={name: jnp.asarray(value) for name, value in stats.items()},
+        # Not `jnp.asarray`, which compiles a program for every shape.
+        params=jax.device_put(params),
+        stats=jax.device_put(stats),
         fingerprint=model_hash,
         trained_on=trained_on,
     )

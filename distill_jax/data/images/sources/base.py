@@ -23,6 +23,9 @@ MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 # How many examples `arrays` decodes at a time; bounds the encoded bytes in memory.
 CHUNK = 1024
 
+# Sets below this size in bytes are read as a whole, larger ones by samples.
+SMALL = 2**30
+
 
 @dataclasses.dataclass(frozen=True)
 class Info:
@@ -72,7 +75,7 @@ class Examples(abc.ABC):
 
     @abc.abstractmethod
     def labels(self) -> np.ndarray:
-        """All labels, int32 [N], without decoding an image."""
+        """All labels, int32 [N]; images are decoded for them at most in sets below `SMALL`."""
 
     @property
     def nbytes(self) -> int:
