@@ -38,6 +38,8 @@ class Memory:
       code: the program.
       padding: what the device's array layouts add to `held`.
       limit: the memory of the device.
+      process: on a CPU, a device's share of what else its process holds: libraries, the compiler,
+        and images on the host.
     """
 
     held: dict[str, int]
@@ -46,6 +48,7 @@ class Memory:
     code: int
     padding: int
     limit: int
+    process: int = 0
 
     @property
     def arguments(self) -> int:
@@ -54,14 +57,17 @@ class Memory:
 
     @property
     def total(self) -> int:
-        """The peak of a step; of its temporaries only the gradients if they are not known."""
+        """The peak of a step; of its temporaries only the gradients if they are not known.
+
+        Without `process`.
+        """
         within = self.gradients if self.temporaries is None else self.temporaries
         return self.arguments + within + self.code
 
     @property
     def fits(self) -> bool:
         """Whether the peak is within the memory of the device."""
-        return self.total <= self.limit
+        return self.total + self.process <= self.limit
 
 
 def argument_bytes(state: Any, frozen: Any, resident: Any, batches: Any) -> dict[str, int]:

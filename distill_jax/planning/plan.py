@@ -17,6 +17,7 @@ from distill_jax.errors import UsageError
 from distill_jax.planning import gpus, hlo, memory, roofline, step_flops
 from distill_jax.planning.collectives import Collective, collectives
 from distill_jax.planning.targets import Target
+from distill_jax.processes import machine
 from distill_jax.tasks import AbstractStep
 from distill_jax.training.step import compile_steps
 
@@ -159,6 +160,7 @@ def _with_program(plan: Plan, run: AbstractStep, compiled: Compiled, taken: int)
         temporaries=taken - stats.argument_size_in_bytes,
         code=stats.generated_code_size_in_bytes,
         padding=stats.argument_size_in_bytes - sum(plan.memory.held.values()),
+        process=_process_bytes(plan) if target.platform == "cpu" else 0,
     )
     module = hlo.parse(compiled.as_text() or "")
     notes = plan.notes
@@ -189,6 +191,15 @@ def _with_program(plan: Plan, run: AbstractStep, compiled: Compiled, taken: int)
         times=times,
         notes=notes,
     )
+
+
+def _process_bytes(plan: Plan) -> int:
+    """A device's share of what the process of a run holds besides arrays and temporaries.
+
+    This very process has loaded the same libraries and compiled the same step. A run also keeps
+    the images that it has decoded.
+    """
+    return machine.resident() // len(plan.target.devices) + plan.memory.held["data"]
 
 
 def _compilable_attention(config: ConfigDict, target: Target) -> tuple[ConfigDict, list[str]]:

@@ -56,6 +56,7 @@ def to_json(plan: Plan, advice: str | None = None) -> dict[str, Any]:
             "activations": _activations(plan),
             "program": found.code,
             "total": found.total,
+            "process": found.process,
             "limit": found.limit,
         },
         "flops_a_step": None
@@ -112,9 +113,13 @@ def to_text(plan: Plan, advice: str | None = None) -> str:
     parts |= {"program": found.code} if found.code else {}
     lines += [f"  {name:<12}{_sized(size)}" for name, size in parts.items()]
     verdict = "fits" if plan.fits else "does not fit"
-    lines.append(
-        f"  {'total':<12}{_sized(found.total)} of {found.limit / 2**30:.2f} GiB: {verdict}"
-    )
+    within = f" of {found.limit / 2**30:.2f} GiB: {verdict}"
+    lines.append(f"  {'total':<12}{_sized(found.total)}{'' if found.process else within}")
+    if found.process:
+        lines.append(
+            f"  {'process':<12}{_sized(found.process)}: libraries, compiler, host's images"
+        )
+        lines.append(f"  {'all':<12}{_sized(found.total + found.process)}{within}")
     if plan.flops is not None:
         lines += ["", *_step_lines(plan, plan.flops)]
     if plan.notes:

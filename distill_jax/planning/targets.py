@@ -17,6 +17,7 @@ from typing import Any
 
 from distill_jax.errors import UsageError
 from distill_jax.planning import chips, gpus
+from distill_jax.processes import machine
 
 EXPECTED = (
     "tpu:CHIP:SHAPE such as tpu:v5p:4x4x4, gpu:CHIP:COUNT such as gpu:h100:8, or local; chips: "
@@ -36,7 +37,8 @@ class Target:
       chip: its entry in the table, or None.
       devices: the devices to compile for.
       shape: the shape of a TPU slice; () otherwise.
-      memory: bytes of a device that a program may use.
+      memory: bytes of a device that a program may use; of a CPU, its share of this machine's
+        memory, or of the limit of this process' control group.
     """
 
     name: str
@@ -120,13 +122,8 @@ def open_target(target: str) -> Target:
     kind = chips.of_kind(devices[0].device_kind) or ""
     chip = chips.CHIPS.get(kind)
     stats = devices[0].memory_stats() or {}
-    memory = stats.get("bytes_limit") or (chip.memory if chip else _host_memory(len(devices)))
+    memory = stats.get("bytes_limit") or (chip.memory if chip else machine.memory() // len(devices))
     return Target(target, kind, chip, devices, (), memory)
-
-
-def _host_memory(devices: int) -> int:
-    """A CPU device's share of the memory of this machine."""
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // devices
 
 
 def _slice(target: str, name: str, sizes: tuple[int, ...]) -> Target:

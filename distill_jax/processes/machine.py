@@ -8,6 +8,8 @@ import hashlib
 import os
 import pathlib
 import platform
+import resource
+import sys
 
 _NVIDIA = pathlib.Path("/proc/driver/nvidia/version")
 #: Devices of AMD GPUs and of TPUs.
@@ -73,6 +75,16 @@ def memory() -> int:
     """Bytes that this process may use: the machine's, or the smaller limit of its control group."""
     physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return min([physical, *_group_limits()])
+
+
+def resident() -> int:
+    """Bytes of memory that this process holds now; its peak where the system does not tell."""
+    try:
+        pages = int(pathlib.Path("/proc/self/statm").read_text().split()[1])
+        return pages * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, IndexError, ValueError):
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak if sys.platform == "darwin" else peak * 1024
 
 
 def _group_limits(groups: pathlib.Path = _CGROUPS, own: str = "/proc/self/cgroup") -> list[int]:

@@ -13,11 +13,14 @@ from distill_jax import config as configs
 from distill_jax.errors import UsageError
 from distill_jax.planning import alternatives, gpus, memory, plan, report, targets
 from distill_jax.planning.chips import CHIPS
+from distill_jax.processes import machine
 from distill_jax.training.step import compile_steps
 
 
 @pytest.fixture
-def local():
+def local(monkeypatch):
+    """The devices here, without what the process of the tests holds besides."""
+    monkeypatch.setattr(machine, "resident", lambda: 0)
     return targets.open_target("local")
 
 
@@ -90,6 +93,24 @@ def test_an_image_run_needs_neither_data_nor_weights(local):
     assert found.flops.student_forward == 80 * 2 * (784 * 32 + 32 * 10)
     assert (found.unit, found.units, found.steps) == ("images", 80, 1500)
     assert found.memory.padding == 0
+    assert found.memory.process == found.memory.held["data"]  # the images, decoded on the host
+
+
+def test_what_the_process_of_a_cpu_holds_besides_counts(tmp_path, local, monkeypatch):
+    settings = config(tmp_path)
+    alone = plan.make_plan(settings, local).memory
+    monkeypatch.setattr(machine, "resident", lambda: 8 * 2**30)
+    exact = dataclasses.replace(local, memory=alone.total + 2**30)
+    found = plan.make_plan(settings, exact)
+    assert (found.memory.total, found.memory.process) == (alone.total, 2**30) and found.fits
+    assert "1.00 GiB: libraries, compiler, images on the host" in report.to_text(found)
+    assert report.to_json(found)["bytes_a_device"]["process"] == 2**30
+    assert not plan.make_plan(settings, dataclasses.replace(exact, memory=exact.memory - 1)).fits
+
+
+def test_the_memory_of_a_cpu_is_that_of_the_machine_or_its_control_group(monkeypatch):
+    monkeypatch.setattr(machine, "memory", lambda: 8000)
+    assert targets.open_target("local").memory == 1000  # eight devices
 
 
 @pytest.mark.parametrize("method", ["crd", "mutual", "fitnet"])
