@@ -117,7 +117,7 @@ def to_text(plan: Plan, advice: str | None = None) -> str:
     lines.append(f"  {'total':<12}{_sized(found.total)}{'' if found.process else within}")
     if found.process:
         lines.append(
-            f"  {'process':<12}{_sized(found.process)}: libraries, compiler, host's images"
+            f"  {'process':<12}{_sized(found.process)}: libraries, compiler, images on the host"
         )
         lines.append(f"  {'all':<12}{_sized(found.total + found.process)}{within}")
     if plan.flops is not None:
