@@ -227,7 +227,7 @@ def test_a_ranking_is_by_accuracy_and_compares_the_cost_of_a_step(tmp_path):
     for index, one in enumerate(found):
         records.write(one, tmp_path / "results" / f"{index}.json")
     text = report.write(tmp_path).read_text()
-    lines = [line for line in text.splitlines() if line.startswith("| ")][1:]
+    lines = [line for line in text.splitlines() if line.startswith("| ")][2:]
     assert [line.split("|")[1].strip() for line in lines] == ["at", "kd", "labels alone"]
     cells = [cell.strip() for cell in lines[1].strip("|").split("|")]
     assert cells[2:4] == ["34.00", "4.00"] and cells[5:7] == ["120", "2.40"]
