@@ -57,6 +57,7 @@ class Attention(nnx.Module):
         kv_width = config.kv_heads * config.head_dim
         self.head_dim = config.head_dim
         self.norm_all = config.qk_norm == "all"
+        self.interleaved = config.rope_interleaved
         self.query = linear(config.dim, query_width, config.qkv_bias)
         self.key = linear(config.dim, kv_width, config.qkv_bias)
         self.value = linear(config.dim, kv_width, config.qkv_bias)
@@ -78,7 +79,9 @@ class Attention(nnx.Module):
         query = self._split_heads(self.query(x), self.query_norm)
         key = self._split_heads(self.key(x), self.key_norm)
         if rope is not None:
-            query, key = apply_rope(query, rope), apply_rope(key, rope)
+            query, key = (
+                apply_rope(each, rope, interleaved=self.interleaved) for each in (query, key)
+            )
         return query, key, self._split_heads(self.value(x))
 
     def project_output(self, attended: Array) -> Array:

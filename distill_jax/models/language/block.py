@@ -40,6 +40,7 @@ class Block(nnx.Module):
                 return MLP(config, lead=lead, param_dtype=param_dtype, rngs=rngs)
             return Experts(config, lead=lead, sharding=sharding, param_dtype=param_dtype, rngs=rngs)
 
+        self.residual_scale = config.residual_scale
         self.attention_norm = norm(("pre", "sandwich"))
         self.attention = Attention(config, lead=lead, param_dtype=param_dtype, rngs=rngs)
         self.attention_post_norm = norm(("post", "sandwich"))
@@ -61,8 +62,13 @@ class Block(nnx.Module):
         Returns:
           [B, T, D].
         """
-        x = x + _optional(self.attention_post_norm, self.attention.project_output(attended))
-        return x + _optional(self.mlp_post_norm, self.mlp(_optional(self.mlp_norm, x)))
+        x = self._add(
+            x, _optional(self.attention_post_norm, self.attention.project_output(attended))
+        )
+        return self._add(x, _optional(self.mlp_post_norm, self.mlp(_optional(self.mlp_norm, x))))
+
+    def _add(self, x: Array, more: Array) -> Array:
+        return x + (more if self.residual_scale == 1.0 else more * self.residual_scale)
 
 
 def _optional(norm: Norm | None, x: Array) -> Array:

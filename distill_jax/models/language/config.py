@@ -2,14 +2,14 @@
 
 One `Decoder` computes all families. What is peculiar to a family stands in the tables of
 `huggingface`, which translate to and from the files of transformers. Left out on purpose: dropout,
-RoPE scalings other than "linear" and "llama3", and mixtures of experts that have dense layers among
-their own or shared experts, which every token passes.
+RoPE scalings that grow with the text ("dynamic"), and mixtures of experts that have dense layers
+among their own or shared experts, which every token passes.
 """
 
 import dataclasses
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from distill_jax.errors import UsageError
 
@@ -22,7 +22,7 @@ CHOICES = {
     "qk_norm": ("none", "head", "all"),
 }
 _SIZES = ("vocab_size", "dim", "layers", "heads", "kv_heads", "head_dim", "mlp_dim")
-_POSITIVE = ("norm_eps", "rope_theta", "embedding_scale", "logit_scale")
+_POSITIVE = ("norm_eps", "rope_theta", "embedding_scale", "residual_scale", "logit_scale")
 _OPTIONAL = ("rope_local_theta", "attention_scale", "attention_cap", "logit_cap")
 
 
@@ -43,11 +43,20 @@ class RopeScaling:
     Attributes:
       kind: "linear" divides all of them by `factor`; "llama3" divides those whose wavelength is
         above original_max_positions / low_frequency_factor, leaves those below
-        original_max_positions / high_frequency_factor, and blends between.
-      factor: at least 1.
-      low_frequency_factor: of "llama3" alone, like the two fields below.
+        original_max_positions / high_frequency_factor, and blends between. "yarn" (Peng et al.,
+        2023, section 3.2) blends between pairs that turn beta_slow and beta_fast times in the
+        original context; "longrope" (Ding et al., 2024) divides each by its own factor, of
+        `short_factors` in texts up to the original context, else of `long_factors`.
+      factor: at least 1; of "longrope" not read.
+      low_frequency_factor: of "llama3" alone, like the field below.
       high_frequency_factor: above `low_frequency_factor`.
       original_max_positions: the context length before the stretch, in tokens.
+      beta_fast: of "yarn" alone, like the two fields below.
+      beta_slow: below `beta_fast`.
+      truncate: whether the bounds of the blend are rounded to whole pairs.
+      attention_factor: of "yarn" and "longrope": multiplies cosines and sines.
+      short_factors: of "longrope", one for each pair of a head.
+      long_factors: likewise.
     """
 
     kind: str
@@ -55,14 +64,21 @@ class RopeScaling:
     low_frequency_factor: float = 1.0
     high_frequency_factor: float = 4.0
     original_max_positions: int = 8192
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+    truncate: bool = True
+    attention_factor: float = 1.0
+    short_factors: tuple[float, ...] = ()
+    long_factors: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         def require(condition: bool, field: str, expected: str) -> None:
             if not condition:
                 value = getattr(self, field)
-                raise UsageError(f"rope_scaling.{field}={value!r}: expected {expected}")
+                raise UsageError(f"rope_scaling.{field}={value!r:.80}: expected {expected}")
 
-        require(self.kind in ("linear", "llama3"), "kind", "'linear' or 'llama3'")
+        kinds = ("linear", "llama3", "yarn", "longrope")
+        require(self.kind in kinds, "kind", " or ".join(map(repr, kinds)))
         require(_positive(self.factor) and self.factor >= 1, "factor", "a number of at least 1")
         low, high = self.low_frequency_factor, self.high_frequency_factor
         require(_positive(low), "low_frequency_factor", "a positive number")
@@ -70,7 +86,21 @@ class RopeScaling:
         require(_positive(high) and high > low, "high_frequency_factor", above)
         original = self.original_max_positions
         require(_positive_int(original), "original_max_positions", "a positive int")
+        require(_positive(self.beta_slow), "beta_slow", "a positive number")
+        above = f"a number above beta_slow={self.beta_slow!r}"
+        require(_positive(self.beta_fast) and self.beta_fast > self.beta_slow, "beta_fast", above)
+        require(type(self.truncate) is bool, "truncate", "True or False")
+        require(_positive(self.attention_factor), "attention_factor", "a positive number")
+        for field in ("short_factors", "long_factors"):
+            given = getattr(self, field)
+            numbers = isinstance(given, list | tuple) and all(map(_positive, given))
+            wanted = self.kind == "longrope"
+            expected = "positive numbers, one a pair of a head" if wanted else "none"
+            require(numbers and bool(given) == wanted, field, expected)
+            object.__setattr__(self, field, tuple(map(float, given)))
         for field in ("factor", "low_frequency_factor", "high_frequency_factor"):
+            object.__setattr__(self, field, float(getattr(self, field)))
+        for field in ("beta_fast", "beta_slow", "attention_factor"):
             object.__setattr__(self, field, float(getattr(self, field)))
 
 
@@ -104,6 +134,9 @@ class DecoderConfig:
       rope_scaling: see `RopeScaling`; None for none.
       rope_local_theta: the base in layers with a sliding window, which are then not scaled
         (Gemma 3); None for the base and scaling of all layers.
+      rotary_dim: how many numbers of a head are rotated, the first ones; None for all.
+      rope_interleaved: whether pairs are neighbours (2 i, 2 i + 1), as in GLM, or halves of a head.
+      no_rope: which layers do not rotate, a pattern as `sliding` (SmolLM3).
       qkv_bias: whether the projections to queries, keys and values have biases.
       output_bias: whether the output projection of the attention has one.
       mlp_bias: whether the matrices of the MLP have biases.
@@ -119,6 +152,7 @@ class DecoderConfig:
         every other layer, beginning with the first. Kept in its shortest form; (False,) without a
         window.
       embedding_scale: the factor of the embeddings (Gemma: dim ** 0.5).
+      residual_scale: the factor of what attention and MLP add to the residual stream (Granite).
       tied: whether the head is the transposed embedding.
       logit_scale: the factor of the logits, before their cap.
       max_positions: the longest context. A limit where positions are "learned"; otherwise only
@@ -160,6 +194,10 @@ class DecoderConfig:
     logit_scale: float = 1.0
     max_positions: int = 2048
     family: str = "llama"
+    rotary_dim: int | None = None
+    rope_interleaved: bool = False
+    no_rope: tuple[bool, ...] = (False,)
+    residual_scale: float = 1.0
 
     def __post_init__(self) -> None:
         for field in (*_SIZES, "max_positions"):
@@ -181,6 +219,7 @@ class DecoderConfig:
         self._require(self.heads % self.kv_heads == 0, "kv_heads", divisor)
         even = self.positions != "rope" or self.head_dim % 2 == 0
         self._require(even, "head_dim", "an even int, for rotary positions")
+        self._check_rope()
         if self.rope_scaling is not None:
             is_scaling = isinstance(self.rope_scaling, RopeScaling)
             self._require(is_scaling, "rope_scaling", "a RopeScaling or None")
@@ -190,6 +229,26 @@ class DecoderConfig:
     def _require(self, condition: bool, field: str, expected: str) -> None:
         if not condition:
             raise UsageError(f"decoder.{field}={getattr(self, field)!r}: expected {expected}")
+
+    def _check_rope(self) -> None:
+        dim = self.rotary_dim
+        part = dim is None or (_positive_int(dim) and dim % 2 == 0 and dim <= self.head_dim)
+        self._require(part, "rotary_dim", f"an even int up to head_dim={self.head_dim}, or None")
+        if dim == self.head_dim:
+            object.__setattr__(self, "rotary_dim", None)
+        self._require(
+            _are_flags(self.no_rope), "no_rope", "a tuple of bools, such as (True, False)"
+        )
+        layers = _repeated(self.no_rope, self.layers)
+        object.__setattr__(self, "no_rope", layers[: period(layers)])
+        scaling, pairs = self.rope_scaling, (self.rotary_dim or self.head_dim) // 2
+        if isinstance(scaling, RopeScaling) and scaling.kind == "longrope":
+            for field in ("short_factors", "long_factors"):
+                if len(getattr(scaling, field)) != pairs:
+                    raise UsageError(
+                        f"rope_scaling.{field}: has {len(getattr(scaling, field))} numbers; "
+                        f"expected {pairs}, one a pair of a head"
+                    )
 
     def _check_experts(self) -> None:
         experts, chosen = self.experts, self.experts_per_token
@@ -208,8 +267,7 @@ class DecoderConfig:
         self._require(
             window is None or _positive_int(window), "window", "a positive int, in tokens, or None"
         )
-        flags = isinstance(sliding, tuple) and sliding and all(type(s) is bool for s in sliding)
-        self._require(bool(flags), "sliding", "a tuple of bools, such as (True, False)")
+        self._require(_are_flags(sliding), "sliding", "a tuple of bools, such as (True, False)")
         self._require(
             any(sliding) == (window is not None),
             "sliding",
@@ -225,7 +283,24 @@ class DecoderConfig:
 
     def sliding_layers(self) -> tuple[bool, ...]:
         """Whether each of the layers has the sliding window."""
-        return tuple(self.sliding[i % len(self.sliding)] for i in range(self.layers))
+        return _repeated(self.sliding, self.layers)
+
+    def layer_kinds(self) -> tuple["LayerKind", ...]:
+        """What each of the layers has of the options that layers differ in."""
+        no_rope = _repeated(self.no_rope, self.layers)
+        return tuple(map(LayerKind, self.sliding_layers(), no_rope))
+
+    def definition(self) -> dict[str, Any]:
+        """The fields as a dictionary, for a fingerprint.
+
+        Fields that came later are left out at their defaults, so that the fingerprint of a model
+        does not change with a version of this program.
+        """
+        fields = _without_defaults(dataclasses.asdict(self), self, _LATER)
+        if self.rope_scaling is not None:
+            scaling = fields["rope_scaling"]
+            fields["rope_scaling"] = _without_defaults(scaling, self.rope_scaling, _LATER_SCALING)
+        return fields
 
     def replace(self, **fields: Any) -> "DecoderConfig":
         """A copy with other values.
@@ -236,7 +311,45 @@ class DecoderConfig:
         return dataclasses.replace(self, **fields)
 
 
-def period(pattern: Sequence[bool]) -> int:
+class LayerKind(NamedTuple):
+    """What layers of one model differ in.
+
+    Attributes:
+      sliding: whether the layer has the sliding window.
+      no_rope: whether it does not rotate queries and keys.
+    """
+
+    sliding: bool
+    no_rope: bool = False
+
+
+_LATER = ("rotary_dim", "rope_interleaved", "no_rope", "residual_scale")
+_LATER_SCALING = (
+    *("beta_fast", "beta_slow", "truncate", "attention_factor"),
+    *("short_factors", "long_factors"),
+)
+
+
+def _without_defaults(
+    fields: dict[str, Any], owner: DecoderConfig | RopeScaling, later: tuple[str, ...]
+) -> dict[str, Any]:
+    defaults = {field.name: field.default for field in dataclasses.fields(owner)}
+    return {
+        name: value
+        for name, value in fields.items()
+        if name not in later or getattr(owner, name) != defaults[name]
+    }
+
+
+def _are_flags(pattern: object) -> bool:
+    return isinstance(pattern, tuple) and bool(pattern) and all(type(s) is bool for s in pattern)
+
+
+def _repeated(pattern: tuple[bool, ...], layers: int) -> tuple[bool, ...]:
+    return tuple(pattern[i % len(pattern)] for i in range(layers))
+
+
+def period(pattern: Sequence[Any]) -> int:
     """The smallest p with pattern[i] == pattern[i % p] for all i."""
     return next(
         p
@@ -247,16 +360,16 @@ def period(pattern: Sequence[bool]) -> int:
 
 @dataclasses.dataclass(frozen=True)
 class LayerRun:
-    """Consecutive layers that one `lax.scan` computes: a pattern of windows, repeated.
+    """Consecutive layers that one `lax.scan` computes: a pattern of kinds of layers, repeated.
 
     The flat names of their parameters begin with "runs/0", "runs/1" and so on.
 
     Attributes:
-      pattern: whether each layer of one repeat has the sliding window.
+      pattern: the kind of each layer of one repeat.
       repeats: how often the pattern is repeated.
     """
 
-    pattern: tuple[bool, ...]
+    pattern: tuple[LayerKind, ...]
     repeats: int
 
     @property
@@ -272,7 +385,7 @@ def layer_runs(config: DecoderConfig) -> tuple[LayerRun, ...]:
     Qwen2's windows from layer 28 on make two runs.
     """
     found: list[LayerRun] = []
-    rest = config.sliding_layers()
+    rest = config.layer_kinds()
     while rest:
         size = period(rest)
         if 2 * size > len(rest) and size > 1:

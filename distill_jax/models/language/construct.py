@@ -110,9 +110,9 @@ def from_layers(
         raise UsageError(
             f"{key}={chosen!r}: expected numbers of layers, from 0 to {config.layers - 1}"
         )
-    sliding = tuple(config.sliding_layers()[i] for i in chosen)
+    sliding, no_rope = zip(*(config.layer_kinds()[i] for i in chosen), strict=True)
     window = config.window if any(sliding) else None
-    smaller = config.replace(layers=len(chosen), sliding=sliding, window=window)
+    smaller = config.replace(layers=len(chosen), sliding=sliding, window=window, no_rope=no_rope)
     _, params, _ = split(model)
     taken = {name: jnp.copy(v) for name, v in params.items() if not name.startswith("runs/")}
     # The blocks of all runs have the same parameters.

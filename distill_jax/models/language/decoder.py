@@ -32,13 +32,14 @@ from distill_jax.models.language.block import Block
 from distill_jax.models.language.cache import Cache
 from distill_jax.models.language.config import (
     DecoderConfig,
+    LayerKind,
     LayerRun,
     layer_locations,
     layer_runs,
 )
 from distill_jax.models.language.layers import INITIAL, Linear, Norm
 from distill_jax.models.language.remat import POLICIES
-from distill_jax.models.language.rope import Rope, frequencies, make_rope
+from distill_jax.models.language.rope import Rope, make_rope
 from distill_jax.models.language.sharding import DecoderSharding
 
 #: The matrices of a layer, by the part that they are in.
@@ -77,7 +78,7 @@ class ComputeOptions(TypedDict, total=False):
 
 
 class _LayerContext(NamedTuple):
-    """What all layers with the sliding window have in common, or all layers without."""
+    """What all layers of one kind have in common."""
 
     rope: Rope | None
     mask: AttentionMask
@@ -186,8 +187,8 @@ class Decoder(nnx.Module):
                 positions = index if segments is None else document_positions(segments)
         x = self._embed(tokens, positions)
         contexts = {
-            sliding: self._layer_context(positions, index, segments, cache, sliding=sliding)
-            for sliding in set(self.config.sliding_layers())
+            kind: self._layer_context(positions, index, segments, cache, kind)
+            for kind in set(self.config.layer_kinds())
         }
         states, keys, values = [x[None]], [], []
         for i, run in enumerate(layer_runs(self.config)):
@@ -219,8 +220,8 @@ class Decoder(nnx.Module):
         run, row = layer_locations(self.config)[layer]
         graphdef, stacked = nnx.split(self.runs[run])
         block = nnx.merge(graphdef, jax.tree.map(lambda a: a[row], stacked))
-        sliding = self.config.sliding_layers()[layer]
-        return block.attention_inputs(decoded.states[layer], self._rope(positions, sliding))
+        kind = self.config.layer_kinds()[layer]
+        return block.attention_inputs(decoded.states[layer], self._rope(positions, kind))
 
     def _check_shapes(
         self,
@@ -259,14 +260,14 @@ class Decoder(nnx.Module):
             x = x + rows(self.position_embedding[...], positions)
         return x if self.sharding is None else self.sharding.stream(x)
 
-    def _rope(self, positions: Array, sliding: bool) -> Rope | None:
+    def _rope(self, positions: Array, kind: LayerKind) -> Rope | None:
         config = self.config
-        if config.positions != "rope":
+        if config.positions != "rope" or kind.no_rope:
             return None
         theta, scaling = config.rope_theta, config.rope_scaling
-        if sliding and config.rope_local_theta is not None:
+        if kind.sliding and config.rope_local_theta is not None:
             theta, scaling = config.rope_local_theta, None
-        return make_rope(positions, frequencies(config.head_dim, theta, scaling))
+        return make_rope(positions, config.rotary_dim or config.head_dim, theta, scaling)
 
     def _layer_context(
         self,
@@ -274,13 +275,12 @@ class Decoder(nnx.Module):
         index: Array,
         segments: Array | None,
         cache: Cache | None,
-        *,
-        sliding: bool,
+        kind: LayerKind,
     ) -> _LayerContext:
-        rotation = self._rope(positions, sliding)
+        rotation = self._rope(positions, kind)
         mask = make_mask(
             self.config,
-            sliding=sliding,
+            sliding=kind.sliding,
             implementation=self.implementation,
             mesh=self.mesh,
             dtype=self.dtype,
@@ -295,7 +295,7 @@ class Decoder(nnx.Module):
         index: int,
         run: LayerRun,
         x: Array,
-        contexts: Mapping[bool, _LayerContext],
+        contexts: Mapping[LayerKind, _LayerContext],
         kv: _KeyValues | None,
         slots: Array | None,
     ) -> tuple[Array, _KeyValues | None, Array]:
@@ -305,7 +305,7 @@ class Decoder(nnx.Module):
           index: the number of the run.
           run: its pattern.
           x: the residual stream before the run, [B, T, D].
-          contexts: of the layers with the sliding window (True) and without (False).
+          contexts: of each kind of layers.
           kv: the run's cached keys and values; None without a cache.
           slots: int32 [B, T], where the tokens go in the cache.
 
@@ -317,11 +317,11 @@ class Decoder(nnx.Module):
         size, sharding = len(run.pattern), self.sharding
         stacked = jax.tree.map(lambda a: a.reshape(run.repeats, size, *a.shape[1:]), stacked)
 
-        def layer(carry: _Carry, row: Array, state: nnx.State, sliding: bool) -> _Carry:
+        def layer(carry: _Carry, row: Array, state: nnx.State, kind: LayerKind) -> _Carry:
             if sharding is not None:
                 state = sharding.gather_layer(f"runs/{index}", state, self.dtype)
             block = nnx.merge(graphdef, state)
-            x, kv = self._layer(block, carry, row, contexts[sliding], slots)
+            x, kv = self._layer(block, carry, row, contexts[kind], slots)
             return x if sharding is None else sharding.stream(x), kv
 
         if self.remat != "none" or (sharding is not None and sharding.gathers):
@@ -337,9 +337,9 @@ class Decoder(nnx.Module):
         def repeat(carry: _Carry, inputs: tuple[Array, nnx.State]) -> tuple[_Carry, Array]:
             number, state = inputs
             after = []
-            for i, sliding in enumerate(run.pattern):
+            for i, kind in enumerate(run.pattern):
                 of_layer = jax.tree.map(lambda a, i=i: a[i], state)
-                carry = layer(carry, number * size + i, of_layer, sliding)
+                carry = layer(carry, number * size + i, of_layer, kind)
                 after.append(carry[0])
             return carry, jnp.stack(after)
 

@@ -86,7 +86,7 @@ class DecoderFiles:
         if self.base:
             scale = options.lora_alpha / options.lora_rank
             whole = lora.merge_adapters(params, self.base, scale)
-        definition = dataclasses.asdict(self.decoder)
+        definition = self.decoder.definition()
         of_first = models.fingerprint_of(definition, whole, parallel.fetch_to_first)
         fingerprint = coordination.broadcast_from_first(lambda: of_first)
         with storage.staging_folder(folder, "config.json") as staging:
@@ -340,4 +340,4 @@ def _open_answers(
 
 def _fingerprint(config: language.DecoderConfig, params: models.Flat) -> str:
     """SHA-256, in hex, of what a decoder computes and of all its parameters."""
-    return models.fingerprint_of(dataclasses.asdict(config), params)
+    return models.fingerprint_of(config.definition(), params)

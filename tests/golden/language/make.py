@@ -1,6 +1,6 @@
 """What transformers makes of small checkpoints: the files of this folder, and the live comparison.
 
-    python make.py golden             writes FAMILY.json next to this file
+    python make.py golden [FAMILY …]  writes FAMILY.json next to this file
     python make.py checkpoints DIR    writes DIR/FAMILY, as transformers saves it, with answer.npz
     python make.py answers DIR        loads DIR/FAMILY, whoever wrote it, writes answer.npz there
 
@@ -40,6 +40,16 @@ _LLAMA3 = dict(
     low_freq_factor=1.0,
     high_freq_factor=4.0,
     original_max_position_embeddings=32,
+)
+_YARN = dict(
+    rope_type="yarn", rope_theta=500.0, factor=4.0, original_max_position_embeddings=16, beta_fast=4
+)
+_LONGROPE = dict(
+    rope_type="longrope",
+    rope_theta=1e4,
+    partial_rotary_factor=0.75,
+    short_factor=[1.0, 1.5, 2.0],
+    long_factor=[1.0, 3.0, 8.0],
 )
 #: File name: (class of the config, its values).
 FAMILIES = {
@@ -91,6 +101,51 @@ FAMILIES = {
     ),
     "phi3": ("Phi3Config", _SMALL | dict(sliding_window=4)),
     "olmo2": ("Olmo2Config", _SMALL),
+    "olmo3": (
+        "Olmo3Config",
+        _SMALL | dict(num_hidden_layers=5, sliding_window=4, olmo3_rope=_YARN),
+    ),
+    "smollm3": ("SmolLM3Config", _SMALL | dict(num_hidden_layers=5, attention_bias=True)),
+    "smollm3_windows": (
+        "SmolLM3Config",
+        _SMALL
+        | dict(use_sliding_window=True, sliding_window=4, no_rope_layers=[0, 1, 0], mlp_bias=True),
+    ),
+    "ministral": (
+        "MinistralConfig",
+        _SMALL
+        | dict(
+            sliding_window=4,
+            head_dim=8,
+            layer_types=["full_attention", "sliding_attention", "full_attention"],
+        ),
+    ),
+    "granite": (
+        "GraniteConfig",
+        _SMALL
+        | dict(
+            embedding_multiplier=12.0,
+            residual_multiplier=0.22,
+            attention_multiplier=0.35,
+            logits_scaling=4.0,
+            mlp_bias=True,
+        ),
+    ),
+    "seed_oss": ("SeedOssConfig", _SMALL | dict(head_dim=6, attention_out_bias=True)),
+    "glm": ("GlmConfig", _SMALL | dict(head_dim=8)),
+    "glm4": ("Glm4Config", _SMALL | dict(head_dim=8, attention_bias=False)),
+    "llama_yarn": (
+        "LlamaConfig",
+        _SMALL | dict(rope=_YARN | dict(mscale=1.5, mscale_all_dim=0.5, truncate=False)),
+    ),
+    "phi4_mini": (
+        "Phi3Config",
+        _SMALL | dict(hidden_size=32, original_max_position_embeddings=8, rope=_LONGROPE),
+    ),
+    "phi4_mini_short": (
+        "Phi3Config",
+        _SMALL | dict(hidden_size=32, original_max_position_embeddings=16, rope=_LONGROPE),
+    ),
     "gpt2": (
         "GPT2Config",
         dict(
@@ -125,7 +180,7 @@ def config_of(name: str):
     kind, values = FAMILIES[name]
     values = dict(values)
     four = int(transformers.__version__.split(".")[0]) < 5
-    for option in ("rope", "gemma3_rope"):
+    for option in ("rope", "gemma3_rope", "olmo3_rope"):
         rope = values.pop(option, None)
         if rope is None:
             continue
@@ -134,6 +189,9 @@ def config_of(name: str):
             values["rope_scaling"] = {k: v for k, v in rope.items() if k != "rope_theta"}
         elif option == "rope":
             values["rope_parameters"] = rope
+        elif option == "olmo3_rope":
+            local = dict(rope_type="default", rope_theta=rope["rope_theta"])
+            values["rope_parameters"] = dict(full_attention=rope, sliding_attention=local)
         else:
             local = dict(rope_type="default", rope_theta=100.0)
             values["rope_parameters"] = dict(full_attention=rope, sliding_attention=local)
@@ -167,8 +225,8 @@ def _filled(name: str):
     return model, {own: list(shape) for own, shape in sorted(shapes.items())}
 
 
-def golden() -> None:
-    for name in FAMILIES:
+def golden(*names: str) -> None:
+    for name in names or FAMILIES:
         model, shapes = _filled(name)
         content = {
             "config": json.loads(model.config.to_json_string()),
@@ -201,6 +259,7 @@ def answers(folder: pathlib.Path) -> None:
 
 if __name__ == "__main__":
     command, *rest = sys.argv[1:]
-    {"golden": golden, "checkpoints": checkpoints, "answers": answers}[command](
-        *map(pathlib.Path, rest)
-    )
+    if command == "golden":
+        golden(*rest)
+    else:
+        {"checkpoints": checkpoints, "answers": answers}[command](*map(pathlib.Path, rest))

@@ -8,7 +8,7 @@ import pytest
 from distill_jax.errors import UsageError
 from distill_jax.models import language
 from distill_jax.models.language import DecoderConfig, RopeScaling
-from distill_jax.models.language.config import LayerRun, layer_runs
+from distill_jax.models.language.config import LayerKind, LayerRun, layer_runs
 
 SIZES = dict(vocab_size=31, dim=16, layers=5, heads=4, kv_heads=2, head_dim=4, mlp_dim=24)
 
@@ -153,16 +153,30 @@ def test_configs_of_transformers_4_and_5_read_the_same():
 
 def test_layers_come_in_few_runs():
     def of(layers, *sliding):
-        window = 4 if any(sliding) else None
+        window = 4 if any(kind.sliding for kind in sliding) else None
         sizes = SIZES | dict(layers=layers)
+        sliding = tuple(kind.sliding for kind in sliding)
         return layer_runs(DecoderConfig(**sizes, window=window, sliding=sliding))
 
-    near, far = True, False
+    near, far = LayerKind(True), LayerKind(False)
     assert of(32, far) == (LayerRun((far,), 32),)
     assert of(26, near, far) == (LayerRun((near, far), 13),)
     assert of(26, *[near] * 5, far) == (LayerRun((near,) * 5 + (far,), 4), LayerRun((near,), 2))
     assert of(32, *[far] * 28, *[near] * 4) == (LayerRun((far,), 28), LayerRun((near,), 4))
     assert of(3, near, far, far) == (LayerRun((near,), 1), LayerRun((far,), 2))
+
+
+def test_layers_without_rotary_positions_are_a_pattern_of_their_own():
+    config = DecoderConfig(**SIZES | dict(layers=6), no_rope=(False, False, True))
+    plain, bare = LayerKind(False), LayerKind(False, no_rope=True)
+    assert layer_runs(config) == (LayerRun((plain, plain, bare), 2),)
+
+
+def test_what_came_later_is_in_no_fingerprint_of_a_model_without_it():
+    old = DecoderConfig(**SIZES, rope_scaling=RopeScaling("linear", 2.0)).definition()
+    later = {"rotary_dim", "rope_interleaved", "no_rope", "residual_scale"}
+    assert not later & old.keys() and len(old["rope_scaling"]) == 5
+    assert DecoderConfig(**SIZES, residual_scale=0.5).definition()["residual_scale"] == 0.5
 
 
 def test_patterns_of_windows_are_compared_by_what_they_say():
@@ -207,14 +221,20 @@ def test_values_that_make_no_decoder_are_refused(fields, message):
 @pytest.mark.parametrize(
     "values, message",
     [
-        (dict(kind="yarn", factor=2.0), "rope_scaling.kind='yarn': expected 'linear' or 'llama3'"),
+        (dict(kind="dynamic", factor=2.0), "rope_scaling.kind='dynamic': expected 'linear' or"),
+        (dict(kind="yarn", factor=2.0, beta_slow=40.0), "rope_scaling.beta_fast=32.0: expected a"),
+        (dict(kind="longrope", factor=1.0), "rope_scaling.short_factors=(): expected positive"),
+        (
+            dict(kind="linear", factor=1.0, long_factors=(1.0,)),
+            "rope_scaling.long_factors=(1.0,): expected none",
+        ),
         (dict(kind="linear", factor=0.5), "rope_scaling.factor=0.5: expected a number of at least"),
         (
             dict(kind="llama3", factor=8.0, high_frequency_factor=1.0),
             "rope_scaling.high_frequency_factor=1.0: expected a number above",
         ),
     ],
-    ids=["kind", "factor", "order"],
+    ids=["kind", "betas", "longrope", "factors", "factor", "order"],
 )
 def test_values_that_make_no_scaling_are_refused(values, message):
     with pytest.raises(UsageError) as caught:
@@ -226,7 +246,9 @@ def test_values_that_make_no_scaling_are_refused(values, message):
     "changes, message",
     [
         (dict(model_type="dbrx"), "config.json: model_type='dbrx': unknown architecture;"),
-        (dict(model_type="gemma3"), "config.json: model_type='gemma3': unknown architecture; did"),
+        # Names that resemble each other are other architectures.
+        (dict(model_type="olmo4"), "config.json: model_type='olmo4': unknown architecture; known:"),
+        (dict(model_type="gemma3"), "config.json: text_config is missing; expected it for gemma3"),
         (dict(model_type=None), "config.json: model_type=None: unknown architecture;"),
         (
             dict(architectures=["LlamaForSequenceClassification"]),
@@ -242,8 +264,8 @@ def test_values_that_make_no_scaling_are_refused(values, message):
         (dict(hidden_size="64"), "config.json: decoder.dim='64': expected a positive int"),
         (dict(rms_norm_eps="x"), "config.json: decoder.norm_eps='x': expected a positive number"),
         (
-            dict(rope_scaling={"type": "longrope", "factor": 2.0}),
-            "config.json: rope_scaling.rope_type='longrope': not implemented; expected one of",
+            dict(rope_scaling={"type": "dynamic", "factor": 2.0}),
+            "config.json: rope_scaling.rope_type='dynamic': not implemented; expected one of",
         ),
         (
             dict(rope_scaling={"type": "linear"}),
@@ -280,7 +302,9 @@ def test_what_is_not_implemented_is_refused_by_name(changes, message):
         ("gemma3", dict(attn_logit_softcapping=50.0), "attn_logit_softcapping=50.0: not"),
         ("gpt2", dict(scale_attn_by_inverse_layer_idx=True), "scale_attn_by_inverse_layer_idx="),
         ("qwen2", dict(use_sliding_window=False), "layer_types: expected full_attention alone"),
-        ("phi3", dict(rope_parameters={"rope_type": "longrope"}), "rope_parameters.rope_type="),
+        ("phi3", dict(rope_parameters={"rope_type": "longrope"}), "rope_parameters.short_factor"),
+        ("smollm3", dict(no_rope_layers=[1, 0]), "no_rope_layers=[1, 0]: expected 5 of 0 and 1"),
+        ("granite", dict(residual_multiplier=0), "decoder.residual_scale=0"),
         ("mixtral", dict(num_experts_per_tok=5), "decoder.experts_per_token=5: expected an int"),
         ("qwen3_moe", dict(num_experts=4), "num_local_experts=8: expected num_experts alone"),
         ("qwen3_moe", dict(mlp_only_layers=[0]), "mlp_only_layers=[0]: not implemented for qwen3"),

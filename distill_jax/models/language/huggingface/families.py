@@ -1,9 +1,8 @@
 """config.json of transformers, versions 4 and 5, to and from `DecoderConfig`.
 
 Both directions follow the rows of `family_table.FAMILIES`. A key that a row does not know is
-refused, unless its value is empty (null, false, "", [] or {}) or the key is known not to change
-what a model computes: an error is better than silently computing another model. Dropout rates are
-such keys, because nothing here drops out.
+refused, unless its value turns nothing on or the key never changes what a model computes, see
+`harmless_keys`: an error is better than silently computing another model.
 """
 
 import dataclasses
@@ -16,10 +15,11 @@ from distill_jax.models.language.config import DecoderConfig
 from distill_jax.models.language.huggingface import rope_config
 from distill_jax.models.language.huggingface.family_table import (
     FAMILIES,
-    HARMLESS,
+    MULTIMODAL,
     NEEDED,
     Family,
 )
+from distill_jax.models.language.huggingface.harmless_keys import is_harmless, says_nothing
 
 _ACTIVATIONS = {
     "silu": "silu",
@@ -54,12 +54,17 @@ def from_huggingface(content: Mapping[str, Any], *, key: str = "config.json") ->
     """
     if not isinstance(content, Mapping):
         raise UsageError(f"{key}={content!r:.40}: expected a JSON object")
+    content = _text_part(content, key)
     name = content.get("model_type")
     if not isinstance(name, str) or name not in FAMILIES:
-        raise unknown(f"{key}: model_type", name, FAMILIES, kind="architecture")
+        # Families of similar names (smollm3, olmo2) are no spellings of each other.
+        raise UsageError(
+            f"{key}: model_type={name!r:.80}: unknown architecture; known: "
+            + ", ".join(sorted(FAMILIES))
+        )
     family = FAMILIES[name]
     classes = content.get("architectures") or [family.architecture]
-    if classes != [family.architecture]:
+    if classes not in ([family.architecture], [family.base_architecture]):
         raise UsageError(
             f"{key}: architectures={classes!r}: not implemented; expected {[family.architecture]!r}"
         )
@@ -81,19 +86,44 @@ def from_huggingface(content: Mapping[str, Any], *, key: str = "config.json") ->
         raise UsageError(f"{key}: a value has a wrong type: {error}") from error
 
 
+def _text_part(content: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    """The config of the decoder: of a multimodal model its text_config, else the whole file."""
+    name = content.get("model_type")
+    if not isinstance(name, str) or name not in MULTIMODAL:
+        return content
+    part = content.get("text_config")
+    if not isinstance(part, Mapping):
+        raise UsageError(f"{key}: text_config is missing; expected it for {name}")
+    inherited = {
+        option: content[option] for option in ("tie_word_embeddings",) if option in content
+    }
+    own = {"model_type": MULTIMODAL[name], **part}
+    own.pop("architectures", None)
+    return {**inherited, **own}
+
+
 def _refuse_unknown_keys(content: Mapping[str, Any], name: str, key: str) -> None:
     family = FAMILIES[name]
-    known = HARMLESS | family.keys.keys() | {family.activation[0]}
+    known = family.keys.keys() | {family.activation[0]}
     known |= set(_WINDOW_KEYS[family.windows]) | set(family.unread)
     if family.rotary:
         known |= rope_config.KEYS
-    for option, value in content.items():
-        empty = value is None or value is False or value in ("", [], {})
-        if option in known or empty or value == family.equal.get(option, NEEDED):
-            continue
+    if family.no_rope:
+        known |= rope_config.NO_ROPE
+    refused = {
+        option: value
+        for option, value in content.items()
+        if option not in known
+        and not is_harmless(option)
+        and not says_nothing(option, value)
+        and value != family.equal.get(option, NEEDED)
+    }
+    if refused:
+        listed = ", ".join(f"{option}={value!r:.60}" for option, value in refused.items())
         raise UsageError(
-            f"{key}: {option}={value!r:.60}: not implemented for {name}; expected a file without "
-            "it (take it out if it does not change what the model computes)"
+            f"{key}: {listed}: not implemented for {name}; expected a file without "
+            f"{'it' if len(refused) == 1 else 'them'} (take out what does not change what the "
+            "model computes)"
         )
 
 
@@ -128,15 +158,18 @@ def _read_fields(
         fields |= rope_config.read(content, family)
     if family.scaled_embedding:
         fields["embedding_scale"] = dim**0.5
-    return fields | _read_window(fields["layers"], family, content)
+    return fields | _read_window(fields, family, content)
 
 
 def _key_of(field: str, family: Family) -> str:
     return next(option for option, row in family.keys.items() if field in row.targets)
 
 
-def _read_window(layers: int, family: Family, content: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields window and sliding."""
+def _read_window(
+    fields: Mapping[str, Any], family: Family, content: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The fields window and sliding; `fields` has the others."""
+    layers = fields["layers"]
     window = content.get("sliding_window", family.default_window)
     if family.windows == "none":
         return {}
@@ -149,11 +182,15 @@ def _read_window(layers: int, family: Family, content: Mapping[str, Any]) -> dic
             raise UsageError(f"sliding_window_pattern={stated!r}: expected a positive int")
         pattern = (True,) * (stated - 1) + (False,)
     sliding = [pattern[i % len(pattern)] for i in range(layers)]
+    if window is None:
+        sliding = [False] * layers
     if family.windows == "switched":
         first = content.get("max_window_layers", 28)
         on = content.get("use_sliding_window", False) and window is not None
         window = window if on else None
         sliding = [on and i >= first for i in range(layers)]
+        if family.no_rope:  # the window is where no position is
+            sliding = [on and flag for flag in fields["no_rope"]]
     types = content.get("layer_types")
     if types is not None:
         if len(types) != layers or not all(kind in _LAYER_TYPES for kind in types):
@@ -177,7 +214,7 @@ def to_huggingface(
     Args:
       config: its `family` names the architecture.
       dtype: of the parameters in the file.
-      extra_config: more keys of `HARMLESS`, such as eos_token_id.
+      extra_config: more keys that are harmless, such as eos_token_id.
 
     Raises:
       UsageError: the family is unknown, or has no such option as the config asks for.

@@ -6,6 +6,7 @@ code compares a family's name. How to add one stands in the docstring of this pa
 """
 
 import dataclasses
+import re
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
@@ -14,19 +15,6 @@ from distill_jax.models.language.huggingface import names
 
 #: The default of a key that every config.json must have.
 NEEDED = object()
-
-#: Keys that do not change the hidden states of an evaluated model.
-HARMLESS = frozenset(
-    """_attn_implementation_autoset _name_or_path architectures attention_dropout attn_pdrop
-    auto_map begin_suppress_tokens bos_token_id cache_implementation chunk_size_feed_forward
-    do_sample dtype embd_pdrop embedding_dropout eos_token_id finetuning_task id2label
-    initializer_range is_llama_config label2id max_length model_type n_ctx output_router_logits
-    pad_token_id prefix pretraining_tp problem_type reorder_and_upcast_attn resid_pdrop return_dict
-    router_aux_loss_coef router_jitter_noise sep_token_id summary_activation summary_first_dropout
-    summary_proj_to_labels summary_type summary_use_proj task_specific_params temperature
-    tokenizer_class top_k top_p torch_dtype transformers.js_config transformers_version
-    unsloth_fixed unsloth_version use_cache""".split()
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,7 +56,12 @@ class Family:
       default_window: of `sliding_window`.
       pattern: which layers have a window where `layer_types` is missing.
       rope_theta: the default of `rope_theta`.
-      local_rope: whether layers with a window have a base of their own (Gemma 3).
+      local_rope: whether layers with a window have a base of their own (Gemma 3), or "unscaled":
+        the same base without the scaling (OLMo 3).
+      partial_rotary: the default part of a head that is rotated, where the family has the key
+        `partial_rotary_factor`; None where it has not.
+      no_rope: whether `no_rope_layers` or `no_rope_layer_interval` names layers without rotary
+        positions.
       scaled_embedding: whether embeddings are multiplied by dim ** 0.5 (Gemma).
       implied_head_dim: the family reads `head_dim` but its configs have no such key, so that it is
         written only where it differs from dim / heads.
@@ -86,7 +79,9 @@ class Family:
     default_window: int | None = None
     pattern: tuple[bool, ...] = (False,)
     rope_theta: float = 10000.0
-    local_rope: bool = False
+    local_rope: bool | Literal["unscaled"] = False
+    partial_rotary: float | None = None
+    no_rope: bool = False
     scaled_embedding: bool = False
     implied_head_dim: bool = False
     equal: Mapping[str, Any] = dataclasses.field(default_factory=dict)
@@ -98,6 +93,11 @@ class Family:
         twice = sorted({name for name in fields if fields.count(name) > 1})
         if twice:
             raise ValueError(f"{self.architecture}: two keys set {twice[0]}; a file would lose one")
+
+    @property
+    def base_architecture(self) -> str:
+        """The class of transformers that has no head; a file of it needs tied embeddings."""
+        return re.sub("(ForCausalLM|LMHeadModel)$", "Model", self.architecture)
 
     @property
     def rotary(self) -> bool:
@@ -143,6 +143,20 @@ _GEMMA_KEYS = {
     ),
     **_ATTENTION_BIAS,
 }
+_GLM_KEYS = _keys(
+    131072,
+    {
+        "num_key_value_heads": Key("kv_heads", 2),
+        "head_dim": Key("head_dim", 128),
+        "attention_bias": Key("qkv_bias", True),
+    },
+    norm_eps=1.5625e-07,
+)
+_GLM_FIXED = dict(rope_interleaved=True)
+
+#: Models of images and text, of which the decoder in `text_config` is read: model_type -> that of
+#: the decoder where a file does not name it.
+MULTIMODAL = {"gemma3": "gemma3_text", "mistral3": "mistral"}
 
 FAMILIES: dict[str, Family] = {
     "llama": Family(
@@ -230,7 +244,16 @@ FAMILIES: dict[str, Family] = {
         names.GEMMA2,
         _keys(
             131072,
-            {"final_logit_softcapping": Key("logit_cap", None)},
+            # The files of the multimodal models leave out what is the default.
+            {
+                "vocab_size": Key("vocab_size", 262208),
+                "hidden_size": Key("dim", 2304),
+                "intermediate_size": Key("mlp_dim", 9216),
+                "num_hidden_layers": Key("layers", 26),
+                "num_attention_heads": Key("heads", 8),
+                "num_key_value_heads": Key("kv_heads", 4),
+                "final_logit_softcapping": Key("logit_cap", None),
+            },
             _GEMMA_KEYS,
             tied=True,
         ),
@@ -249,8 +272,9 @@ FAMILIES: dict[str, Family] = {
         names.PHI3,
         _keys(4096, norm_eps=1e-5),
         windows="all",
+        partial_rotary=1.0,
         implied_head_dim=True,
-        unread=("original_max_position_embeddings",),  # of "longrope"
+        unread=("original_max_position_embeddings",),  # of "longrope", which reads it
     ),
     "olmo2": Family(
         "Olmo2ForCausalLM",
@@ -258,6 +282,83 @@ FAMILIES: dict[str, Family] = {
         _keys(2048, _ATTENTION_BIAS, norm_eps=1e-5),
         dict(norm_placement="post", qk_norm="all"),
         implied_head_dim=True,
+    ),
+    "olmo3": Family(
+        "Olmo3ForCausalLM",
+        names.OLMO2,
+        _keys(2048, _ATTENTION_BIAS, norm_eps=1e-5),
+        dict(norm_placement="post", qk_norm="all"),
+        windows="types",
+        default_window=4096,
+        pattern=(True, True, True, False),
+        rope_theta=500_000.0,
+        local_rope="unscaled",
+        implied_head_dim=True,
+    ),
+    "smollm3": Family(
+        "SmolLM3ForCausalLM",
+        names.LLAMA,
+        _keys(
+            32768,
+            {"num_key_value_heads": Key("kv_heads", 4), "mlp_bias": Key("mlp_bias", False)},
+            _ATTENTION_BIAS,
+            tied=True,
+        ),
+        windows="switched",
+        rope_theta=2_000_000.0,
+        no_rope=True,
+        implied_head_dim=True,
+    ),
+    "ministral": Family(
+        "MinistralForCausalLM",
+        names.LLAMA,
+        _keys(131072, {"num_key_value_heads": Key("kv_heads", 8)}),
+        windows="types",
+        default_window=4096,
+        pattern=(True,),
+    ),
+    "granite": Family(
+        "GraniteForCausalLM",
+        names.LLAMA,
+        _keys(
+            2048,
+            {
+                "mlp_bias": Key("mlp_bias", False),
+                "embedding_multiplier": Key("embedding_scale", 1.0),
+                "residual_multiplier": Key("residual_scale", 1.0),
+                "attention_multiplier": Key("attention_scale", 1.0, write=lambda c: c.scale),
+                "logits_scaling": Key(
+                    "logit_scale",
+                    1.0,
+                    read=lambda divisor: 1 / divisor,
+                    write=lambda config: 1 / config.logit_scale,
+                ),
+            },
+            _ATTENTION_BIAS,
+        ),
+        implied_head_dim=True,
+    ),
+    "seed_oss": Family(
+        "SeedOssForCausalLM",
+        names.LLAMA,
+        _keys(
+            524288,
+            {
+                "num_key_value_heads": Key("kv_heads", 8),
+                "head_dim": Key("head_dim", 128),
+                "attention_bias": Key("qkv_bias", True),
+                "attention_out_bias": Key("output_bias", False),
+                "mlp_bias": Key("mlp_bias", False),
+            },
+        ),
+    ),
+    "glm": Family("GlmForCausalLM", names.GLM, _GLM_KEYS, _GLM_FIXED, partial_rotary=0.5),
+    "glm4": Family(
+        "Glm4ForCausalLM",
+        names.GLM4,
+        _GLM_KEYS,
+        _GLM_FIXED | dict(norm_placement="sandwich"),
+        partial_rotary=0.5,
     ),
     "gpt2": Family(
         "GPT2LMHeadModel",

@@ -22,7 +22,8 @@ class TensorNames:
       whole: a tensor outside of the layers -> the parameter of a `Decoder`.
       embedding: which of `whole` is the token embedding.
       layers_prefix: what precedes the number of a layer.
-      optional_prefix: a prefix of all names but the head's that published files may omit.
+      optional_prefix: a prefix of all names but the head's that files may omit: those of a model
+        without a head (LlamaModel), and GPT-2's published ones.
       transposed: whether the matrices of the layers lie [out, in], as in PyTorch's linear layers;
         those of `Conv1D` lie [in, out]. The head is always transposed, the embedding never.
     """
@@ -31,7 +32,7 @@ class TensorNames:
     whole: Mapping[str, str]
     embedding: str
     layers_prefix: str
-    optional_prefix: str = ""
+    optional_prefix: str
     transposed: bool = True
 
 
@@ -54,6 +55,7 @@ def _scheme(*parts: Mapping[str, tuple[str, ...]]) -> TensorNames:
         },
         embedding="model.embed_tokens.weight",
         layers_prefix="model.layers",
+        optional_prefix="model.",
     )
 
 
@@ -81,6 +83,7 @@ _ATTENTION = (
     }
     | _OUTPUT
 )
+_MERGED_MLP = _linear("mlp.gate_up_proj", "mlp/gate", "mlp/up") | _DOWN
 _MLP = _linear("mlp.gate_proj", "mlp/gate") | _linear("mlp.up_proj", "mlp/up") | _DOWN
 
 #: Norms before attention and MLP, and one tensor for each matrix.
@@ -91,8 +94,18 @@ PHI3 = _scheme(
     _PRE_NORM,
     _linear("self_attn.qkv_proj", "attention/query", "attention/key", "attention/value"),
     _OUTPUT,
-    _linear("mlp.gate_up_proj", "mlp/gate", "mlp/up"),
-    _DOWN,
+    _MERGED_MLP,
+)
+#: GLM: as Llama, with gate and up in one tensor; GLM-4 has norms of the outputs too.
+GLM = _scheme(_PRE_NORM, _ATTENTION, _MERGED_MLP)
+GLM4 = _scheme(
+    _PRE_NORM,
+    {
+        "post_self_attn_layernorm.weight": ("attention_post_norm/scale",),
+        "post_mlp_layernorm.weight": ("mlp_post_norm/scale",),
+    },
+    _ATTENTION,
+    _MERGED_MLP,
 )
 MIXTRAL = _scheme(
     _PRE_NORM,

@@ -127,17 +127,26 @@ def _read_params(
     sharding_fn: ShardingFn | None,
     quantize: str,
 ) -> dict[str, Array]:
-    files = {name: file for name, file in located.items() if not tensor_map.is_buffer(name)}
+    multimodal = any(map(tensor_map.is_of_text, located))
+    files = {
+        name: file
+        for name, file in located.items()
+        if not tensor_map.is_buffer(name)
+        # Of a multimodal model, the decoder alone is read.
+        and (not multimodal or tensor_map.is_of_text(name) or name == names.HEAD)
+    }
     param_shapes = shapes(config)
     wanted = {tensor.name: tensor for tensor in tensor_map.tensors(config, param_shapes)}
     if config.tied and names.HEAD in files:
         # Transformers reads the embedding and ignores this copy; here it has to be the same.
         _check_same_head(files, config)
         del files[names.HEAD]
-    stored_shapes = {
-        tensor_map.canonical(name, config): shape
-        for name, shape in tensor_files.shapes(files).items()
-    }
+    stored_shapes: dict[str, tuple[int, ...]] = {}
+    for name, shape in tensor_files.shapes(files).items():
+        canonical = tensor_map.canonical(name, config)
+        if canonical in stored_shapes:
+            raise UsageError(f"{canonical} is in the files twice, also as {name}; expected it once")
+        stored_shapes[canonical] = shape
     _check_tensors(wanted, stored_shapes)
     buffers = _Buffers(_stored_params(param_shapes, dtype, quantize), sharding_fn)
     for name, value in tensor_files.stream(files):

@@ -11,6 +11,11 @@ from distill_jax.models.language.huggingface.family_table import FAMILIES
 # Constants that older versions of transformers stored among the parameters.
 _BUFFERS = re.compile(r"(.*\.)?(attn\.bias|attn\.masked_bias|rotary_emb\.inv_freq)")
 
+# What DistributedDataParallel and torch.compile put before every name.
+_WRAPPERS = re.compile(r"^((module|_orig_mod)\.)+")
+# What multimodal models of transformers 4 and 5 put before the names of their decoder.
+_TEXT_PART = re.compile(r"^(model\.)?language_model\.")
+
 
 @dataclasses.dataclass(frozen=True)
 class Tensor:
@@ -80,10 +85,16 @@ def is_buffer(name: str) -> bool:
     return _BUFFERS.fullmatch(name) is not None
 
 
+def is_of_text(name: str) -> bool:
+    """Whether a tensor is of the decoder of a multimodal model."""
+    return _TEXT_PART.match(name) is not None
+
+
 def canonical(name: str, config: DecoderConfig) -> str:
-    """The name of a tensor with its prefix, which GPT-2's published files omit."""
+    """The name of a tensor without wrappers, and with the prefix that files without head omit."""
     prefix = FAMILIES[config.family].tensors.optional_prefix
-    return name if name.startswith((prefix, "lm_head.")) else prefix + name
+    bare = _TEXT_PART.sub("", _WRAPPERS.sub("", name))
+    return bare if bare.startswith((prefix, "lm_head.")) else prefix + bare
 
 
 def embedding(config: DecoderConfig) -> str:

@@ -131,6 +131,63 @@ def test_gpt2_loads_under_its_published_names_and_with_its_old_buffers(tmp_path)
         np.testing.assert_array_equal(value, expected[name], err_msg=name)
 
 
+@pytest.mark.parametrize("prefix", ["", "module.model.", "_orig_mod.model."])
+def test_names_without_the_attribute_of_the_base_model_or_within_wrappers(tmp_path, prefix):
+    folder = reference.write(tmp_path / "base", "llama3", architectures=["LlamaModel"])
+    file = folder / "model.safetensors"
+    arrays = safetensors.numpy.load_file(file)
+    renamed = {prefix + name.removeprefix("model."): value for name, value in arrays.items()}
+    assert renamed.keys() != arrays.keys()
+    safetensors.numpy.save_file(renamed, file)
+    whole = language.load(reference.write(tmp_path / "whole", "llama3"))
+    expected = reference.parameters(whole)
+    for name, value in reference.parameters(language.load(folder)).items():
+        np.testing.assert_array_equal(value, expected[name], err_msg=name)
+
+
+@pytest.mark.parametrize("prefix", ["language_model.model.", "model.language_model."])
+def test_of_a_multimodal_model_the_decoder_is_read(tmp_path, prefix):
+    folder = reference.write(tmp_path / "both", "gemma3")
+    _edit(
+        folder / "config.json",
+        lambda content: content.update(
+            text_config={name: v for name, v in content.items() if name != "architectures"},
+            model_type="gemma3",
+            architectures=["Gemma3ForConditionalGeneration"],
+            vision_config={"hidden_size": 8},
+            mm_tokens_per_image=256,
+        ),
+    )
+
+    def wrap(arrays):
+        for name in list(arrays):
+            arrays[prefix + name.removeprefix("model.")] = arrays.pop(name)
+        arrays["vision_tower.layers.0.weight"] = np.zeros((3, 3), np.float32)
+        arrays["model.multi_modal_projector.weight"] = np.zeros((3, 3), np.float32)
+
+    _rewrite(folder, wrap)
+    model = language.load(folder)
+    assert model.config.family == "gemma3_text"
+    expected = reference.parameters(language.load(reference.write(tmp_path / "text", "gemma3")))
+    for name, value in reference.parameters(model).items():
+        np.testing.assert_array_equal(value, expected[name], err_msg=name)
+
+
+def test_the_published_config_of_gemma_3_leaves_out_what_is_the_default():
+    text = dict(hidden_size=2560, intermediate_size=10240, num_hidden_layers=34)
+    text |= dict(model_type="gemma3_text", sliding_window=1024)
+    text |= dict(rope_scaling={"factor": 8.0, "rope_type": "linear"})
+    config = language.from_huggingface({"model_type": "gemma3", "text_config": text})
+    assert (config.heads, config.kv_heads, config.head_dim) == (8, 4, 256)
+    assert (config.vocab_size, config.tied, config.sliding) == (262208, True, config.sliding)
+    assert sum(config.sliding_layers()) == 29
+
+
+def test_a_tensor_under_both_of_its_names_is_refused(llama):
+    _rewrite(llama, lambda arrays: arrays.update({"norm.weight": arrays["model.norm.weight"]}))
+    assert _refusal(llama).startswith("model.norm.weight is in the files twice")
+
+
 def test_a_file_may_repeat_a_tied_head_if_it_equals_the_embedding(tmp_path):
     folder = reference.write(tmp_path / "llama3", "llama3")
     _rewrite(folder, lambda a: a.update({"lm_head.weight": a["model.embed_tokens.weight"]}))
