@@ -11,6 +11,9 @@ from distill_jax.commands import flags
 from distill_jax.errors import UsageError
 from distill_jax.storage import gcs
 
+# Networks whose images are larger than CIFAR's.
+_LARGER = ("imagenet_", "deit_")
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the flags of `import`."""
@@ -45,9 +48,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--image",
-        default="32,32,3",
         metavar="H,W,C",
-        help="shape of an image (default: %(default)s)",
+        help="shape of an image (default: 32,32 and a channel for each number of --mean; required "
+        "for networks of larger images, imagenet_* and deit_*)",
+    )
+    parser.add_argument(
+        "--part",
+        default="",
+        metavar="NAME",
+        help="which network of a file that holds several, by the keys or the prefix that lead to "
+        "it, such as state_dict_ema or module.student; . for names without a prefix",
     )
     parser.add_argument(
         "--class-names",
@@ -61,7 +71,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="NAME=VALUE",
-        help="option of the network, such as shortcut=pad; may be repeated",
+        help="option of the network, such as shortcut=pad (shortcuts without parameters) or "
+        "bn_epsilon=1e-3; may be repeated; `distill-jax train --help-config` lists those of every "
+        "network with their defaults",
     )
     flags.add_workdir(parser, "new folder for the model")
 
@@ -77,23 +89,28 @@ def run(arguments: argparse.Namespace, overrides: Mapping[str, str]) -> int:
     for name, values in (("mean", mean), ("std", std)):
         if fault := unit_problem(name, values):
             raise UsageError(f"--{name}={getattr(arguments, name)}: expected {fault}")
+    shape = _parse_shape(arguments.image) if arguments.image else _usual_shape(arguments, mean)
     spec = models.Spec(
         name=arguments.model,
         options=models.check_options(arguments.model, _parse_options(arguments.option)),
-        input_shape=_parse_shape(arguments.image),
+        input_shape=shape,
         num_classes=arguments.classes,
         mean=mean,
         std=std,
         class_names=_read_class_names(arguments.class_names, arguments.classes),
     )
-    saved = models.load(arguments.file, spec=spec, key="import")
+    saved = models.load(arguments.file, spec=spec, part=arguments.part, key="import")
     if storage.is_remote(arguments.workdir) and gcs.list_names(arguments.workdir):
         raise UsageError(
             f"--workdir={arguments.workdir}: there are objects under this name; expected a new one"
         )
     with storage.staging_folder(arguments.workdir, "model.json") as folder:
         fingerprint = models.save(folder, spec, saved.params, saved.stats)
-    found = {"model": arguments.model, "parameters": models.parameter_count(saved.params)}
+    found = {
+        "model": arguments.model,
+        "image": shape,
+        "parameters": models.parameter_count(saved.params),
+    }
     print(json.dumps({"path": str(arguments.workdir), **found, "fingerprint": fingerprint}))
     return 0
 
@@ -133,6 +150,16 @@ def _by_class(found: Any) -> tuple[str, ...] | None:
         return None
     found = [names[-1] if isinstance(names, list) and names else names for names in found]
     return tuple(found) if all(isinstance(name, str) for name in found) else None
+
+
+def _usual_shape(arguments: argparse.Namespace, mean: Sequence[float]) -> tuple[int, int, int]:
+    """The images of the CIFAR networks; those of others have no usual size, and are asked for."""
+    if arguments.model.startswith(_LARGER):
+        raise UsageError(
+            f"--image: {arguments.model} takes images of any size; expected the one that it was "
+            f"trained on, such as 224,224,{len(mean)}"
+        )
+    return 32, 32, len(mean)
 
 
 def _parse_shape(text: str) -> tuple[int, int, int]:

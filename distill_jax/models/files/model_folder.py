@@ -28,8 +28,8 @@ from jax import Array
 from distill_jax import parallel, storage
 from distill_jax.errors import UsageError
 from distill_jax.models.files import checksums, safetensors_writer
-from distill_jax.models.files.pytorch import from_pytorch
-from distill_jax.models.files.state_dict import read_state_dict
+from distill_jax.models.files.pytorch import choose_arrays, from_pytorch
+from distill_jax.models.files.state_dict import read_chosen
 from distill_jax.models.functional import Flat, split
 from distill_jax.models.registry import abstract
 from distill_jax.models.spec import Spec
@@ -268,7 +268,7 @@ def _ungrouped(weights: bytes) -> tuple[dict[str, np.ndarray], dict[str, np.ndar
     return groups["params"], groups["stats"]
 
 
-def _load_pytorch(path: pathlib.Path, spec: Spec | None, key: str) -> Saved:
+def _load_pytorch(path: pathlib.Path, spec: Spec | None, part: str, key: str) -> Saved:
     """A network from a file of weights that PyTorch wrote."""
     if spec is None:
         raise UsageError(
@@ -277,7 +277,11 @@ def _load_pytorch(path: pathlib.Path, spec: Spec | None, key: str) -> Saved:
             "--model=resnet56 --classes=100 --mean=.5070,.4865,.4409 --std=.2673,.2564,.2761 "
             "--workdir=DIR"
         )
-    state = read_state_dict(path, key=key)
+    try:
+        choose = choose_arrays(spec, part)
+    except UsageError as error:
+        raise UsageError(f"{key}={str(path)!r}: {error}") from error
+    state = read_chosen(path, choose, key=key)
     try:
         params, stats = from_pytorch(state, spec)
     except UsageError as error:
@@ -285,14 +289,21 @@ def _load_pytorch(path: pathlib.Path, spec: Spec | None, key: str) -> Saved:
     return Saved(spec, params, stats, fingerprint(spec, params, stats))
 
 
-def load(path: str | os.PathLike, *, spec: Spec | None = None, key: str = "teacher.path") -> Saved:
+def load(
+    path: str | os.PathLike,
+    *,
+    spec: Spec | None = None,
+    part: str = "",
+    key: str = "teacher.path",
+) -> Saved:
     """Reads a network and verifies every byte of it.
 
     Args:
       path: a folder written by `save`, or the workdir of a run (whose model is in "model"); with a
-        spec also a file of PyTorch weights, see `read_state_dict` and `from_pytorch`, of which only
+        spec also a file of PyTorch weights, see `read_chosen` and `from_pytorch`, of which only
         the names and shapes are verified.
       spec: of a file, the network that it holds; of a folder, the one that it must hold.
+      part: of a file that holds several such networks, which one, see `choose_arrays`.
       key: the config key that errors name.
 
     Returns:
@@ -304,7 +315,7 @@ def load(path: str | os.PathLike, *, spec: Spec | None = None, key: str = "teach
     """
     source = storage.resolve_path(path, key)
     if not storage.is_remote(source) and source.is_file():
-        return _load_pytorch(source, spec, key)
+        return _load_pytorch(source, spec, part, key)
     wanted = [f"{folder}{name}" for folder in ("", "model/") for name in (_MODEL, _WEIGHTS)]
     with storage.reporting_unreachable(source, key), storage.local_copy(source, wanted) as folder:
         saved = _load_folder(folder, f"{key}={str(path)!r}")

@@ -18,13 +18,16 @@ Left out on purpose: names of other implementations, and any change of the numbe
 conversion to float32.
 """
 
-from collections.abc import Callable, Mapping
+import collections
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from distill_jax.errors import UsageError
+from distill_jax.models.files.state_dict import ChooseFn
 from distill_jax.models.functional import Flat, split
 from distill_jax.models.registry import abstract, options
 from distill_jax.models.spec import Spec
@@ -234,6 +237,149 @@ def from_pytorch(state: Mapping[str, np.ndarray], spec: Spec) -> tuple[Flat, Fla
             hint = ". Shortcuts without parameters are shortcut='pad'" if missing else ""
         raise UsageError(f"these are not the arrays of {spec.name}. {'. '.join(faults)}{hint}")
     return groups[0], groups[1]
+
+
+def to_pytorch(params: Flat, stats: Flat, spec: Spec) -> dict[str, np.ndarray]:
+    """The state dict of a network under the names of PyTorch; the inverse of `from_pytorch`.
+
+    Of names that differ between implementations it has the first of the table above, those of
+    torchvision and RepDistiller ("fc", "downsample"). "num_batches_tracked" is left out, which
+    `load_state_dict` fills in.
+
+    Args:
+      params: flat dictionary, as from `split`.
+      stats: likewise.
+      spec: the network.
+
+    Returns:
+      float32 arrays, contiguous, in the layouts of PyTorch.
+
+    Raises:
+      UsageError: the network has no counterpart in PyTorch that is known here.
+    """
+    module = abstract(
+        spec.name, input_shape=spec.input_shape, num_classes=spec.num_classes, **spec.options
+    )
+    kind = type(module)
+    if kind not in _FAMILIES:
+        raise UsageError(f"{spec.name} has no counterpart in PyTorch that is known here")
+    state = {}
+    for name, value in {**params, **stats}.items():
+        axes = _torch_axes(name, value.ndim)
+        own = np.asarray(value, np.float32)
+        theirs = own[None] if axes is None else own.transpose(np.argsort(axes))
+        state[_torch_names(kind, name)[0]] = np.ascontiguousarray(theirs)
+    return state
+
+
+def choose_arrays(spec: Spec, part: str = "") -> ChooseFn:
+    """For `read_chosen`: which arrays of a checkpoint are those of a network.
+
+    They lie behind one prefix: the keys of dictionaries ("state_dict"), the attribute in which a
+    program holds the network ("model", "backbone", "student"), wrappers ("module"). Prefixes are
+    compared by the names and shapes that they lead to; arrays outside of the chosen one (a counter,
+    an optimizer, another network) are not read.
+
+    Args:
+      spec: the network.
+      part: the prefix to choose, or its beginning or end, such as "state_dict_ema"; "." for names
+        without a prefix, "" where only one prefix leads to such a network.
+
+    Raises:
+      UsageError: from the result: several prefixes lead to such a network with other numbers, or
+        none begins or ends with `part`.
+    """
+    wanted = _wanted(spec)
+
+    def choose(
+        shapes: Mapping[str, tuple[int, ...]], read: Callable[[str], np.ndarray]
+    ) -> dict[str, str]:
+        prefixes = _prefixes(shapes, wanted)
+        if part:
+            start = "" if part == "." else f"{part.removesuffix('.')}."
+            chosen = [p for p in prefixes if (_leads(start, p) if start else not p)]
+            if not chosen:
+                raise UsageError(
+                    f"no array of {spec.name} is under part={part!r}; it has "
+                    f"{_parts(prefixes) or 'none anywhere'}"
+                )
+            prefixes = chosen
+        groups = {prefix: _names_behind(prefix, prefixes, shapes) for prefix in prefixes}
+        fits = {prefix: _fit(group, shapes, wanted) for prefix, group in groups.items()}
+        best = [prefix for prefix in prefixes if fits[prefix] == max(fits.values())]
+        first = groups[best[0]]
+        for other in best[1:]:
+            same = groups[other].keys() == first.keys() and all(
+                np.array_equal(read(first[name]), read(groups[other][name])) for name in first
+            )
+            if not same:
+                raise UsageError(
+                    f"holds {len(best)} networks {spec.name}, with other numbers: {_parts(best)}; "
+                    "expected one of them, chosen by --part"
+                )
+        return first
+
+    return choose
+
+
+def _wanted(spec: Spec) -> dict[str, tuple[int, ...]]:
+    """The shape of each array of a network by PyTorch's names, of which alternatives are all."""
+    module = abstract(
+        spec.name, input_shape=spec.input_shape, num_classes=spec.num_classes, **spec.options
+    )
+    if type(module) not in _FAMILIES:
+        raise UsageError(f"{spec.name} has no counterpart in PyTorch that is known here")
+    _, params, stats = split(module)
+    return {
+        theirs: _torch_shape(name, value.shape)
+        for name, value in {**params, **stats}.items()
+        for theirs in _torch_names(type(module), name)
+    }
+
+
+def _prefixes(shapes: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
+    """Every prefix behind which names of the network lie; "" where there is none."""
+    counts = collections.Counter(
+        full[: -len(name)] for full in shapes for name in _suffixes(full) if name in wanted
+    )
+    most = max(counts.values(), default=0)
+    # "layer1." leads to few of the names, as if it were the prefix of another network.
+    return [prefix for prefix, count in counts.items() if 2 * count > most] or [""]
+
+
+def _leads(part: str, prefix: str) -> bool:
+    """Whether a prefix begins with a part of it or ends with one."""
+    return prefix.startswith(part) or f".{prefix}".endswith(f".{part}")
+
+
+def _suffixes(name: str) -> list[str]:
+    words = name.split(".")
+    return [".".join(words[start:]) for start in range(len(words))]
+
+
+def _names_behind(prefix: str, prefixes: Sequence[str], shapes: Iterable[str]) -> dict[str, str]:
+    """The arrays behind a prefix but not behind a longer one, by their names without it."""
+    longer = tuple(other for other in prefixes if other != prefix and other.startswith(prefix))
+    return {
+        name.removeprefix(prefix): name
+        for name in shapes
+        if name.startswith(prefix) and not name.startswith(longer)
+    }
+
+
+def _fit(
+    group: Mapping[str, str],
+    shapes: Mapping[str, tuple[int, ...]],
+    wanted: Mapping[str, tuple[int, ...]],
+) -> int:
+    """How many arrays have the name and shape of one of the network, less those that do not."""
+    counted = [name for name in group if not name.endswith("num_batches_tracked")]
+    fits = sum(shapes[group[name]] == wanted.get(name) for name in counted)
+    return 2 * fits - len(counted)
+
+
+def _parts(prefixes: Sequence[str]) -> str:
+    return ", ".join(repr(prefix.removesuffix(".") or ".") for prefix in prefixes)
 
 
 class _Conversion:

@@ -19,8 +19,8 @@ import pathlib
 import struct
 import zipfile
 import zlib
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, NoReturn, TypeVar
 
 import ml_dtypes
 import numpy as np
@@ -29,6 +29,8 @@ import safetensors
 from distill_jax.errors import UsageError
 from distill_jax.models.files import torch_pickle
 from distill_jax.models.files.torch_pickle import Storage, Tensor, shortened
+
+Result = TypeVar("Result")
 
 _MAGIC = 0x1950A86A20F9469CFC6C
 _VERSION = 1001
@@ -81,6 +83,8 @@ def _open_zip(data: bytes) -> zipfile.ZipFile:
     return archive
 
 
+_LEAVES = (Tensor, np.ndarray)
+
 # What a checkpoint holds, and a function that reads the numbers of a storage.
 Content = tuple[Any, Callable[[Storage], np.ndarray]]
 
@@ -101,7 +105,8 @@ def _read_archive(data: bytes) -> Content:
             raise ValueError(f"a storage has {numbers.size} numbers, not {storage.total}")
         return numbers.byteswap() if big else numbers
 
-    return torch_pickle.run(io.BytesIO(archive.read(f"{roots[0]}/data.pkl")), {}), numbers_of
+    tree = torch_pickle.run(io.BytesIO(archive.read(f"{roots[0]}/data.pkl")), {})
+    return tree, numbers_of
 
 
 def _read_sequence(data: bytes) -> Content:
@@ -139,17 +144,20 @@ def _state_dict(tree: Any, depth: int = 3) -> dict[str, Any]:
     for nest in NESTS:
         if found := _state_dict(tree.get(nest), depth - 1):
             return found
-    return tree if any(isinstance(value, Tensor) for value in tree.values()) else {}
+    return tree if any(isinstance(value, _LEAVES) for value in tree.values()) else {}
 
 
-def _read_torch(data: bytes, content: Content) -> dict[str, np.ndarray]:
-    """The tensors of a checkpoint's state dict, from what `_read_archive` or its twin gave."""
-    tree, numbers_of = content
+def _decoder(
+    data: bytes, numbers_of: Callable[[Storage], np.ndarray]
+) -> Callable[[Tensor | np.ndarray], np.ndarray]:
+    """A function that gives the array of a tensor of a checkpoint."""
     cached_numbers_of = functools.cache(numbers_of)
     left = _limit(data)
 
-    def array(tensor: Tensor) -> np.ndarray:
+    def array(tensor: Tensor | np.ndarray) -> np.ndarray:
         nonlocal left
+        if isinstance(tensor, np.ndarray):
+            return tensor
         storage, shape = tensor.storage, tensor.shape
         size = storage.dtype.itemsize
         left -= math.prod(shape) * size
@@ -164,11 +172,7 @@ def _read_torch(data: bytes, content: Content) -> dict[str, np.ndarray]:
         view = np.lib.stride_tricks.as_strided(numbers, shape, steps, writeable=False)
         return np.require(view, requirements=("C", "A"))
 
-    state = _state_dict(tree)
-    if not state:
-        held = f"; it holds {shortened(list(tree))}" if isinstance(tree, dict) else ""
-        raise UsageError(f"no tensors by name, neither at the top nor under {NESTS}{held}")
-    return {name: array(value) for name, value in state.items() if isinstance(value, Tensor)}
+    return array
 
 
 def _read_npz(data: bytes) -> dict[str, np.ndarray]:
@@ -202,16 +206,96 @@ def _read_safetensors(data: bytes) -> dict[str, np.ndarray]:
     return dict(sorted(arrays.items()))  # The library's order differs from call to call.
 
 
-def _parse(data: bytes) -> dict[str, np.ndarray]:
+# What a file holds, and a function that gives the array of a tensor in it.
+Parsed = tuple[Any, Callable[[Tensor | np.ndarray], np.ndarray]]
+
+
+def _parse(data: bytes) -> Parsed:
     # A safetensors file starts with the length of its header, any eight bytes: so it comes first.
     if data[8:9] == b"{":
-        return _read_safetensors(data)
+        return _read_safetensors(data), lambda array: array
     if data[:4] == b"PK\3\4":
-        npz = all(name.endswith(".npy") for name in _open_zip(data).namelist())
-        return _read_npz(data) if npz else _read_torch(data, _read_archive(data))
-    if data[:1] == b"\x80":
-        return _read_torch(data, _read_sequence(data))
-    raise UsageError("expected a .safetensors, .npz or torch.save file; this is none, or damaged")
+        if all(name.endswith(".npy") for name in _open_zip(data).namelist()):
+            return _read_npz(data), lambda array: array
+        tree, numbers_of = _read_archive(data)
+    elif data[:1] == b"\x80":
+        tree, numbers_of = _read_sequence(data)
+    else:
+        raise UsageError(
+            "expected a .safetensors, .npz or torch.save file; this is none, or damaged"
+        )
+    return tree, _decoder(data, numbers_of)
+
+
+def _refuse_without_tensors(tree: Any) -> NoReturn:
+    """Says what a file without tensors by name holds; of a pickled object, its class."""
+    if stranger := torch_pickle.stranger(tree):
+        raise torch_pickle.refusal(stranger)
+    held = f"; it holds {shortened(list(tree))}" if isinstance(tree, dict) else ""
+    raise UsageError(f"no tensors by name, neither at the top nor under {NESTS}{held}")
+
+
+def _parsing(path: str | os.PathLike, key: str, use: Callable[[Parsed], Result]) -> Result:
+    """`use` of what a file holds; every fault of the file becomes one line with its path."""
+    location = f"{key}={str(path)!r}"
+    try:
+        data = pathlib.Path(path).read_bytes()
+    except OSError as error:
+        raise UsageError(f"{location}: cannot be read: {error.strerror}") from error
+    try:
+        return use(_parse(data))
+    except UsageError as error:
+        raise UsageError(f"{location}: {error}") from error
+    except _DAMAGE as error:
+        fault = shortened(str(error) or type(error).__name__)
+        raise UsageError(
+            f"{location}: damaged or truncated, or of another kind: {fault}"
+        ) from error
+
+
+def _flat(tree: Any, prefix: str = "", depth: int = 6) -> dict[str, Tensor | np.ndarray]:
+    """Every tensor of nested dictionaries, by the keys on the way to it, joined by dots."""
+    if isinstance(tree, _LEAVES):
+        return {prefix[:-1]: tree} if prefix else {}
+    if not isinstance(tree, dict) or not depth:
+        return {}
+    found: dict[str, Tensor | np.ndarray] = {}
+    for name, value in tree.items():
+        for own, leaf in _flat(value, f"{prefix}{name}.", depth - 1).items():
+            found.setdefault(own, leaf)
+    return found
+
+
+#: (shapes by full name, a function that reads one) -> the full name of each array that is wanted.
+ChooseFn = Callable[[Mapping[str, tuple[int, ...]], Callable[[str], np.ndarray]], Mapping[str, str]]
+
+
+def read_chosen(
+    path: str | os.PathLike, choose: ChooseFn, *, key: str = "path"
+) -> dict[str, np.ndarray]:
+    """The arrays that `choose` wants of a file, wherever in it they lie.
+
+    Args:
+      path: a file of any name.
+      choose: gets the shape of every tensor by its full name: the keys of the dictionaries around
+        it and its own name, joined by dots ("state_dict.model.conv1.weight"). It returns which of
+        them are wanted, by the names under which the result has them.
+      key: what an error calls the path.
+
+    Raises:
+      UsageError: as `read_state_dict`, or from `choose`.
+    """
+
+    def use(parsed: Parsed) -> dict[str, np.ndarray]:
+        tree, array = parsed
+        flat = _flat(tree)
+        if not flat:
+            _refuse_without_tensors(tree)
+        read = functools.cache(lambda name: array(flat[name]))
+        wanted = choose({name: tuple(leaf.shape) for name, leaf in flat.items()}, read)
+        return {name: read(full) for name, full in wanted.items()}
+
+    return _parsing(path, key, use)
 
 
 def read_state_dict(path: str | os.PathLike, *, key: str = "path") -> dict[str, np.ndarray]:
@@ -233,20 +317,15 @@ def read_state_dict(path: str | os.PathLike, *, key: str = "path") -> dict[str, 
       UsageError: the file is missing, of another kind, damaged or truncated, would unpack to far
         more than its size, or is a pickle that names what a state dict does not need.
     """
-    location = f"{key}={str(path)!r}"
-    try:
-        data = pathlib.Path(path).read_bytes()
-    except OSError as error:
-        raise UsageError(f"{location}: cannot be read: {error.strerror}") from error
-    try:
-        state = _parse(data)
-    except UsageError as error:
-        raise UsageError(f"{location}: {error}") from error
-    except _DAMAGE as error:
-        fault = shortened(str(error) or type(error).__name__)
-        raise UsageError(
-            f"{location}: damaged or truncated, or of another kind: {fault}"
-        ) from error
+
+    def use(parsed: Parsed) -> dict[str, np.ndarray]:
+        tree, array = parsed
+        state = _state_dict(tree)
+        if not state:
+            _refuse_without_tensors(tree)
+        return {name: array(value) for name, value in state.items() if isinstance(value, _LEAVES)}
+
+    state = _parsing(path, key, use)
     for prefix in PREFIXES * 2:
         if all(name.startswith(prefix) for name in state):
             state = {name.removeprefix(prefix): value for name, value in state.items()}

@@ -2,8 +2,9 @@
 
 `pickle.load` calls whatever function a pickle names. Here a small machine follows the instructions
 of the pickle and cannot call anything: the few names that a state dict needs become dictionaries
-and `Tensor`s; what else checkpoints hold (the options and scores of a run) becomes `Ignored`; any
-other name is refused.
+and `Tensor`s; what else checkpoints hold (the options and scores of a run, paths, NumPy's arrays,
+classes of the program that wrote it) becomes `Ignored`, which is never made. Other names of the
+standard library and of PyTorch are refused: functions that no checkpoint needs, and modules.
 
 Left out on purpose: whole pickled modules, TorchScript, quantised and sparse tensors.
 """
@@ -12,6 +13,8 @@ import dataclasses
 import io
 import math
 import pickletools
+import re
+import sys
 from collections.abc import Callable
 from typing import Any, TypeGuard
 
@@ -38,18 +41,49 @@ _STORAGES = {
 }
 _DICTS = {"collections.OrderedDict", "collections.defaultdict"}
 _TENSORS = {"torch._utils._rebuild_tensor", "torch._utils._rebuild_tensor_v2"}
-_FIRST = {"torch._utils._rebuild_parameter", "torch.Size"}  # A call returns the first argument.
+_FIRST = {  # A call returns the first argument.
+    "torch._utils._rebuild_parameter",
+    "torch._utils._rebuild_parameter_with_state",
+    "torch.Size",
+}
 _INERT = {
-    "__builtin__.set",
     "_codecs.encode",
     "argparse.Namespace",
+    "builtins.bytearray",
+    "builtins.complex",
+    "builtins.frozenset",
+    "builtins.getattr",
+    "builtins.object",
+    "builtins.range",
     "builtins.set",
+    "builtins.slice",
     "collections.Counter",
-    "numpy._core.multiarray.scalar",
-    "numpy.core.multiarray.scalar",
-    "numpy.dtype",
+    "collections.deque",
+    "copy_reg._reconstructor",
+    "copyreg._reconstructor",
+    "decimal.Decimal",
+    "fractions.Fraction",
+    "functools.partial",
+    "torch.Generator",
     "torch.device",
+    "torch.torch_version.TorchVersion",
+    "types.SimpleNamespace",
+    "uuid.UUID",
+    *(f"datetime.{kind}" for kind in ("date", "datetime", "time", "timedelta", "timezone")),
+    *(
+        f"torch.{kind}"
+        for kind in (
+            "bfloat16 bool channels_last channels_last_3d complex128 complex64 contiguous_format "
+            "double float float16 float32 float64 float8_e4m3fn float8_e5m2 half int int16 int32 "
+            "int64 int8 long preserve_format short strided uint16 uint32 uint64 uint8"
+        ).split()
+    ),
 }
+# Of these modules every name is inert; "numpy" holds for "numpy._core.multiarray" too.
+_INERT_MODULES = ("numpy", "pathlib", "torch.optim", "__main__")
+# Modules whose other names are refused. Any other module is a library or the program that wrote
+# the checkpoint, and its names are classes of options, schedules or scores.
+_REFUSED_MODULES = {*sys.stdlib_module_names, "torch", "commands", "torchvision"}
 _KNOWN = {*_STORAGES, *_DICTS, *_TENSORS, *_FIRST, *_INERT}
 
 
@@ -132,12 +166,24 @@ def _tensor(storage: object, offset: object, shape: object, strides: object) -> 
     return Tensor(storage, offset, shape, strides)
 
 
+def refusal(name: str) -> UsageError:
+    """The error for a pickle that names what no state dict needs."""
+    return UsageError(
+        f"it names {shortened(name)}, which no state dict needs and which was not executed; "
+        "expected what torch.save(model.state_dict(), FILE) writes"
+    )
+
+
+def stranger(tree: Any) -> str:
+    """The name of an object that a file holds in place of a state dict; "" where it holds none."""
+    return tree.name if isinstance(tree, Ignored) and tree.name not in _KNOWN else ""
+
+
 def _named(name: str) -> Ignored:
-    if name not in _KNOWN:
-        raise UsageError(
-            f"it names {shortened(name)}, which no state dict needs and which was not executed; "
-            "expected what torch.save(model.state_dict(), FILE) writes"
-        )
+    name = re.sub(r"^__builtin__\.", "builtins.", name)  # of Python 2, and of protocol 2
+    inert = name in _KNOWN or any(name.startswith(f"{module}.") for module in _INERT_MODULES)
+    if not inert and name.split(".")[0] in _REFUSED_MODULES:
+        raise refusal(name)
     return Ignored(name)
 
 
@@ -261,13 +307,16 @@ _INSTRUCTIONS: dict[str, _Instruction] = {
     "STACK_GLOBAL": lambda m, _: m.push(_named(".".join(m.pop(2)))),
     "REDUCE": lambda m, _: m.push(_call(*m.pop(2))),
     "NEWOBJ": lambda m, _: m.push(_call(*m.pop(2))),
+    "NEWOBJ_EX": lambda m, _: m.push(_call(*m.pop(3)[:2])),
+    "FROZENSET": lambda m, _: (m.pop_to_mark(), m.push(Ignored("builtins.frozenset"))),
     # The attributes of an object, such as the _metadata of a state dict, are dropped.
     "BUILD": lambda m, _: m.pop(1),
     "BINPERSID": lambda m, _: m.push(m.pop_storage()),
 }
 _CONSTANTS = (
     "INT BININT BININT1 BININT2 LONG LONG1 LONG4 FLOAT BINFLOAT STRING BINSTRING SHORT_BINSTRING "
-    "UNICODE BINUNICODE SHORT_BINUNICODE BINUNICODE8 BINBYTES SHORT_BINBYTES BINBYTES8"
+    "UNICODE BINUNICODE SHORT_BINUNICODE BINUNICODE8 BINBYTES SHORT_BINBYTES BINBYTES8 "
+    "BYTEARRAY8"
 )
 _INSTRUCTIONS |= dict.fromkeys(_CONSTANTS.split(), _Machine.push)
 

@@ -191,6 +191,54 @@ def test_a_loaded_file_is_a_model_like_any_other(weights, end):
     assert again.params.keys() == params.keys() and again.stats.keys() == stats.keys()
 
 
+def prefixed(state, prefix):
+    return {prefix + name: np.asarray(value) for name, value in state.items()}
+
+
+@pytest.mark.parametrize(
+    "prefix", ["model.", "backbone.", "module.net.", "state_dict.model.", "a.b._orig_mod.encoder."]
+)
+def test_a_network_is_found_behind_any_prefix(weights, prefix):
+    spec, state, folder = weights
+    # What else the prefix of the program holds is not read: a loss, a counter, a frozen teacher.
+    others = {"n_averaged": np.array(5), "criterion.weight": np.ones(3, np.float32)}
+    np.savez(folder / "wrapped.npz", **prefixed(state, prefix), **others)
+    plain = models.load(folder / "resnet8.npz", spec=spec)
+    assert models.load(folder / "wrapped.npz", spec=spec).fingerprint == plain.fingerprint
+
+
+def test_of_two_networks_one_is_chosen_and_equal_ones_are_one(weights):
+    spec, state, folder = weights
+    other = {name: value + 1 for name, value in state.items()}
+    both = prefixed(state, "state_dict.") | prefixed(other, "state_dict_ema.")
+    np.savez(folder / "both.npz", **both)
+    message = load_fault(folder / "both.npz", spec=spec)
+    assert "holds 2 networks resnet8, with other numbers: 'state_dict', 'state_dict_ema'" in message
+    assert "chosen by --part" in message
+    chosen = models.load(folder / "both.npz", spec=spec, part="state_dict_ema")
+    params, stats = models.from_pytorch(other, spec)
+    assert chosen.fingerprint == models.fingerprint(spec, params, stats)
+    message = load_fault(folder / "both.npz", spec=spec, part="model")
+    assert "no array of resnet8 is under part='model'; it has 'state_dict'" in message
+    np.savez(folder / "same.npz", **prefixed(state, "a."), **prefixed(state, "b."))
+    plain = models.load(folder / "resnet8.npz", spec=spec)
+    assert models.load(folder / "same.npz", spec=spec).fingerprint == plain.fingerprint
+
+
+def test_of_a_student_and_its_teacher_the_one_that_fits_is_read(weights):
+    spec, state, folder = weights
+    larger = {f"layer1.{i}.{end}": value for i in (1, 2) for end, value in _block(state).items()}
+    both = prefixed(state, "module.student.") | prefixed(state | larger, "module.teacher.")
+    np.savez(folder / "both.npz", **both)
+    plain = models.load(folder / "resnet8.npz", spec=spec)
+    assert models.load(folder / "both.npz", spec=spec).fingerprint == plain.fingerprint
+
+
+def _block(state):
+    start = "layer1.0."
+    return {name.removeprefix(start): v for name, v in state.items() if name.startswith(start)}
+
+
 def load_fault(path, **named):
     with pytest.raises(UsageError) as error:
         models.load(path, **named)

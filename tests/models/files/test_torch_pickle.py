@@ -1,6 +1,10 @@
 """Pickles of PyTorch: what a state dict needs is read, nothing else, and nothing is executed."""
 
+import argparse
+import collections
+import datetime
 import os
+import pathlib
 import pickle
 
 import numpy as np
@@ -46,6 +50,46 @@ def test_where_state_dicts_are_found(tmp_path):
     message = refusal(written(tmp_path, mapping(epoch=number(3), ema=weights)))
     assert message.endswith("; it holds ['epoch', 'ema']") and "neither at the top nor" in message
     assert "no tensors by name" in refusal(written(tmp_path, b"]" + accuracy + b"a"))
+
+
+class OptionsOfTheProgram:
+    """Stands for a class of the program that wrote a checkpoint, or of a library of it."""
+
+    def __init__(self):
+        self.rate = 0.1
+
+
+@BOTH
+@pytest.mark.parametrize(
+    "value",
+    [
+        np.array([1.0, 2.0]),
+        np.array(["a"], object),
+        np.float64(3.2),
+        np.random.default_rng(0).bit_generator.state,
+        pathlib.PurePosixPath("/runs/1"),
+        pathlib.PureWindowsPath("c:/runs"),
+        datetime.datetime(2026, 1, 1),
+        collections.deque([1]),
+        frozenset([1]),
+        OptionsOfTheProgram(),
+        argparse.Namespace(out=pathlib.PurePosixPath("x"), options=OptionsOfTheProgram()),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+@pytest.mark.parametrize("protocol", [2, 4])
+def test_what_lies_next_to_the_weights_is_not_read(tmp_path, value, protocol, legacy):
+    fragment = pickle.dumps(value, protocol)
+    fragment = (fragment[2:] if protocol == 2 else fragment[11:])[:-1]
+    body = mapping(history=fragment, model=mapping(w=tensor([6], [1])))
+    state = models.read_state_dict(written(tmp_path, body, legacy=legacy))
+    assert list(state) == ["w"]
+
+
+def test_dtypes_and_classes_of_other_libraries_are_not_made(tmp_path):
+    for name in (b"torch\nfloat32", b"torch\nbfloat16", b"omegaconf.dictconfig\nDictConfig"):
+        body = mapping(dtype=b"c" + name + b"\n", model=mapping(w=tensor([6], [1])))
+        assert list(models.read_state_dict(written(tmp_path, body))) == ["w"]
 
 
 class Evil:
