@@ -9,9 +9,11 @@ from typing import Any, Final
 
 from distill_jax import kernels, methods, models, parallel
 from distill_jax.config import keys
+from distill_jax.data.text.chat import TURNS
 from distill_jax.data.text.packing import LONG
 from distill_jax.data.text.packing import STRATEGIES as PACKING
-from distill_jax.data.text.sources import DOCUMENTS, FIELDS
+from distill_jax.data.text.sources import DOCUMENTS, FIELDS, parse_fields
+from distill_jax.errors import UsageError
 from distill_jax.evaluation.text_metrics import METRICS
 from distill_jax.models.class_names import CHOICES as CLASSES
 from distill_jax.models.language.attention import IMPLEMENTATIONS as ATTENTION
@@ -24,6 +26,16 @@ from distill_jax.optim import optimizers
 def _check_metric(value: Any) -> str:
     if value not in METRICS:
         raise ValueError
+    return value
+
+
+def _check_fields(value: Any) -> str:
+    if not isinstance(value, str):
+        raise ValueError
+    try:
+        parse_fields(value)
+    except UsageError:
+        raise ValueError from None
     return value
 
 
@@ -173,11 +185,25 @@ SCHEMA: dict[str, keys.Key] = {
         "what separates the documents of a .txt file",
         only=TEXT,
     ),
-    "data.fields": keys.text(
+    "data.fields": keys.Key(
         "",
-        "the data set whose fields hold prompt and response: "
-        + ", ".join(FIELDS)
-        + "; empty: the fields prompt or messages, and response",
+        _check_fields,
+        f"one of {', '.join(FIELDS)}, or parts and their fields, such as 'prompt=question, "
+        "response=answer' or 'messages=dialogue'",
+        "the fields of a record that hold its parts: the name of a data set, or prompt=..., "
+        "response=...; empty: messages, prompt and response, or text",
+        only=TEXT,
+    ),
+    "data.chat": keys.flag(
+        False,
+        "write prompt and response, and the prompts of evaluations, by the chat template of the "
+        "tokenizer",
+        only=TEXT,
+    ),
+    "data.turns": keys.choice(
+        "all",
+        TURNS,
+        "the turns of the assistant in a conversation that have a loss: all, or the last",
         only=TEXT,
     ),
     "data.test_path": keys.file(
@@ -395,9 +421,11 @@ SCHEMA: dict[str, keys.Key] = {
     "evaluation.test_prompts": keys.file(
         "", "the same for the test split; empty: none", lasting=False, only=TEXT
     ),
-    "evaluation.fields": keys.choice(
+    "evaluation.fields": keys.Key(
         "same",
-        ("same", "named", *FIELDS),
+        lambda value: value if value in ("same", "named") else _check_fields(value),
+        f"same, named, one of {', '.join(FIELDS)}, or parts and their fields, such as "
+        "'prompt=question, response=answer'",
         "the fields of such a file; same: data.fields, named: prompt or messages, and response",
         only=TEXT,
     ),

@@ -65,6 +65,11 @@ def write(
     job = _open_job(settings, teacher_path, mesh)
     if not job.decoding.stop_ids:
         note("no stop id is known: every response has max_new_tokens; see generate.stops")
+    if _are_raw(job):
+        note(
+            "the prompts are given raw to a model with a chat template, which may answer them with "
+            "nothing; generate.chat=True writes them by its template"
+        )
     responses = _open_responses(job, teacher_path, workdir)
     for name in responses.repair():
         note(f"{workdir}: {name} is damaged or missing and is generated again")
@@ -149,7 +154,9 @@ def _open_job(settings: Settings, teacher_path: str | os.PathLike, mesh: Mesh) -
     folder = decoder_folder(teacher_path)
     tokenizer = _load_tokenizer(settings, folder)
     prompts, ids = generation.encode_prompts(
-        generation.read_prompts(settings.prompts, fields=settings.fields), tokenizer
+        generation.read_prompts(settings.prompts, fields=settings.fields),
+        tokenizer,
+        as_chat=settings.chat,
     )
     dtype = jnp.dtype(settings.compute_dtype)
     model = language.load(
@@ -165,7 +172,7 @@ def _open_job(settings: Settings, teacher_path: str | os.PathLike, mesh: Mesh) -
     for prompt, own in zip(prompts, ids, strict=True):
         decode.check_length(model.config, own, settings.max_new_tokens, prompt.location)
     _, params, _ = models.split(model)
-    fingerprint = models.fingerprint_of(dataclasses.asdict(model.config), params)
+    fingerprint = models.fingerprint_of(model.config.definition(), params)
     return _Job(
         settings=settings,
         model=model,
@@ -180,6 +187,13 @@ def _open_job(settings: Settings, teacher_path: str | os.PathLike, mesh: Mesh) -
             stop_ids=tuple(dict.fromkeys((*tokenizer.stop_ids, *settings.stops))),
             mesh=mesh,
         ),
+    )
+
+
+def _are_raw(job: _Job) -> bool:
+    """Whether a model that was trained on conversations gets prompts that are none."""
+    return text.has_chat_template(job.tokenizer) and any(
+        prompt.messages is None for prompt in job.prompts
     )
 
 
@@ -201,6 +215,8 @@ def _open_responses(
     )
     values = dataclasses.asdict(settings)
     identity = {CONFIG_KEYS[name]: v for name, v in values.items() if name not in _NOT_IDENTIFYING}
+    if not settings.chat:  # as before there was such a setting
+        del identity[CONFIG_KEYS["chat"]]
     identity |= {
         "teacher": job.teacher,
         "prompts": fingerprint,

@@ -19,8 +19,9 @@ class Settings:
 
     Attributes:
       prompts: a JSONL file, see `generation.read_prompts`.
-      fields: the data set whose fields make the prompt, of `text.FIELDS`; "" for the fields prompt
-        or messages.
+      fields: which fields make the prompt, see `text.parse_fields`; "" for the fields prompt or
+        messages.
+      chat: whether a plain prompt is the user's message, which the chat template writes.
       tokenizer: folder or file; "" for the teacher's own.
       temperature: of the draws, see `generation.Sampler`; 0 for greedy.
       top_k: draw among the k most likely tokens; 0 for all.
@@ -43,6 +44,7 @@ class Settings:
 
     prompts: str
     fields: str = ""
+    chat: bool = False
     tokenizer: str = ""
     temperature: float = 1.0
     top_k: int = 0
@@ -66,6 +68,7 @@ class Settings:
         resolve_path(str(self.tokenizer), CONFIG_KEYS["tokenizer"])
         for field in ("fields", "tokenizer", "licence"):
             self._require(isinstance(getattr(self, field), str), field, "text")
+        self._require(isinstance(self.chat, bool), "chat", "True or False")
         for field in ("max_new_tokens", "samples", "batch_size", "shard", "fsdp", "tensor"):
             self._require(_is_integer(getattr(self, field), 1), field, "a positive int")
         seeded = _is_integer(self.seed, 0) and self.seed < 2**32

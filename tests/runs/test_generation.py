@@ -182,6 +182,21 @@ def test_what_is_written_can_be_trained_on(done, teacher):
     assert len(documents) == 14 and documents.loss_mask.any()
 
 
+def test_raw_prompts_are_written_by_the_template_where_it_is_wanted(teacher, tmp_path):
+    settings = settings_for(tmp_path, samples=1, shard=8, max_new_tokens=2)
+    notes: list[str] = []
+    write(settings, teacher, tmp_path / "raw", notes)
+    assert any("raw" in note and "generate.chat=True" in note for note in notes)
+    notes.clear()
+    write(dataclasses.replace(settings, chat=True), teacher, tmp_path / "chat", notes)
+    assert not any("raw" in note for note in notes)
+    template = text.load_chat_template(text.load_tokenizer(teacher))
+    for raw, line in zip(lines_of(tmp_path / "raw"), lines_of(tmp_path / "chat"), strict=True):
+        user = raw.get("messages", [{"role": "user", "content": raw["prompt"]}])[:1]
+        assert line["messages"][0] == user[0]
+        assert line["prompt"] == template.render(user, opening=True)
+
+
 def test_the_manifest_tells_versions_teacher_and_shards(done):
     manifest = json.loads((done / "manifest.json").read_text())
     assert manifest["made_from"]["generate.top_p"] == 0.98

@@ -11,6 +11,7 @@ Everything is host numpy. To tokenise conversations, pass
 """
 
 from distill_jax.data.text.chat import ChatTemplate
+from distill_jax.data.text.chat import has_template as has_chat_template
 from distill_jax.data.text.chat import load as load_chat_template
 from distill_jax.data.text.documents import Documents, split, tokenize
 from distill_jax.data.text.feed import EvaluationFeed, TrainingFeed, evaluation_feed, training_feed
@@ -38,6 +39,7 @@ __all__ = [
     "TrainingFeed",
     "evaluation_feed",
     "fingerprint",
+    "has_chat_template",
     "load_chat_template",
     "load_tokenizer",
     "pack",

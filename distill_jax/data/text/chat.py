@@ -8,16 +8,17 @@ else.
 
 The tokens of an assistant's turn are found by rendering the conversation twice: up to the turn,
 with the template's own opening of it (the generation prompt), and up to the end of the turn. The
-tokens of both must be a prefix of the tokens of the whole conversation. They are not where a
-template renders earlier turns differently from the last one (some drop old reasoning); such a
-conversation raises an error.
+tokens of both are a prefix of the tokens of the whole conversation, unless a template renders
+earlier turns differently from the last one (some drop old reasoning). Then the turn is what changes
+in the whole conversation when the turn says something else.
 
-Left out on purpose: tools, content in parts (images), and named templates other than the default.
+Left out on purpose: content other than text (images), and named templates other than the default.
 """
 
 import dataclasses
 import datetime
 import json
+import os
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -36,6 +37,23 @@ FUEL = 1_000_000
 _GENERATION = re.compile(r"\{%([-+]?)\s*(end)?generation\s*([-+]?)%\}")
 
 _MESSAGES = 'a list of {"role": ..., "content": ...} with text in both'
+# ShareGPT's and other programs' names of the roles.
+_ROLES = {
+    "human": "user",
+    "gpt": "assistant",
+    "chatgpt": "assistant",
+    "bing": "assistant",
+    "bard": "assistant",
+    "model": "assistant",
+    "function_call": "assistant",
+    "function_response": "tool",
+    "observation": "tool",
+}
+# Two texts that no model writes, with other first and last letters.
+_STAND_INS = ("\u2460 stand-in \u2461", "\u2462 stand-in \u2463")
+
+#: Which of the assistant's turns have a loss.
+TURNS = ("all", "last")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,12 +74,19 @@ class ChatTemplate:
     eos: str
     date: datetime.date | None = None
 
-    def render(self, messages: Sequence[Mapping[str, Any]], *, opening: bool = False) -> str:
+    def render(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        opening: bool = False,
+        tools: Sequence[Any] | None = None,
+    ) -> str:
         """The text of a conversation.
 
         Args:
           messages: each with a "role" and a "content".
           opening: whether to end with the opening of an assistant's turn (add_generation_prompt).
+          tools: what the assistant may call, as JSON schemas.
 
         Raises:
           UsageError: the template rejects the messages, is not valid, or runs out of fuel.
@@ -91,7 +116,7 @@ class ChatTemplate:
                 bos_token=self.bos,
                 eos_token=self.eos,
                 add_generation_prompt=opening,
-                tools=None,
+                tools=json.loads(json.dumps(tools)),
                 documents=None,
             )
         except minijinja.TemplateError as error:
@@ -141,39 +166,55 @@ def load(tokenizer: Tokenizer, *, date: datetime.date | None = None) -> ChatTemp
     return ChatTemplate(source, location, bos, eos, date)
 
 
+def has_template(tokenizer: Tokenizer) -> bool:
+    """Whether a chat template lies with the tokenizer: its model was trained on conversations."""
+    folder = resolve_path(tokenizer.path, "data.tokenizer").parent
+    return "chat_template" in tokenizer.settings or (folder / "chat_template.jinja").is_file()
+
+
 def encode(
     tokenizer: Tokenizer,
     chat: ChatTemplate,
     messages: Sequence[Mapping[str, Any]],
     *,
     location: str,
+    tools: Sequence[Any] | None = None,
+    turns: str = "all",
 ) -> tuple[list[int], list[bool]]:
     """The tokens of a conversation, and which of them the assistant wrote.
 
     An assistant's turn begins after the template's opening of it and ends with its last special
     token, such as "<|im_end|>"; white space that the template writes after that token is not part
-    of the turn. Without such a special token, the turn ends where the next one begins.
+    of the turn. Without such a special token, the turn ends where the next one begins. An earlier
+    turn that a template writes differently once more follows (without its reasoning, say) is taken
+    as the whole conversation has it.
 
     Args:
       tokenizer: the tokenizer that `chat` was loaded for.
       chat: the template.
       messages: the conversation, with at least one message by "assistant".
       location: the start of an error line, such as "data.path='x.jsonl': line 3".
+      tools: as for `ChatTemplate.render`.
+      turns: of `TURNS`: "all" turns of the assistant, or the "last" alone.
 
     Returns:
       (ids, by_assistant): int [n] and bool [n]. No id is added to what the template writes.
 
     Raises:
       UsageError: `messages` is not a conversation or has no message by the assistant, the template
-        rejects it, or the tokens of a part are not a prefix of the tokens of the whole.
+        rejects it, or a turn is not divided from its neighbours.
     """
-    check(messages, location)
-    turns = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
+    messages = conversation(messages, location)
+    if all(message["role"] != "assistant" for message in messages):
+        raise UsageError(f"{location}: no message by the assistant; expected at least one to learn")
+    learned = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
+    learned = learned[-1:] if turns == "last" else learned
     try:
-        texts = [chat.render(messages)]
-        for turn in turns:
-            texts.append(chat.render(messages[:turn], opening=True))
-            texts.append(chat.render(messages[: turn + 1]))
+        texts = [chat.render(messages, tools=tools)]
+        for turn in learned:
+            texts.append(chat.render(messages[:turn], opening=True, tools=tools))
+            texts.append(chat.render(messages[: turn + 1], tools=tools))
+        texts, within = _with_spans(chat, messages, tools, texts, learned)
     except UsageError as error:
         raise UsageError(f"{location}: {error}") from error
     ids, *parts = tokenizer.encode_batch(texts)
@@ -185,15 +226,68 @@ def encode(
                 else "the template writes it differently when more follows"
             )
             raise UsageError(
-                f"{location}: cannot tell which tokens of message {turns[number // 2]} the"
-                f" assistant wrote: {fault}; expected a template that only appends to what it"
-                " wrote, between special tokens"
+                f"{location}: cannot tell which tokens of message {learned[number // 2]} the"
+                f" assistant wrote: {fault}; expected a template that divides the turns by special"
+                " tokens, or data.turns='last'"
             )
     by_assistant = [False] * len(ids)
-    for opened, closed in zip(parts[::2], parts[1::2], strict=True):
-        start, stop = len(opened), _turn_end(tokenizer, ids, len(opened), len(closed))
+    for turn, opened, closed in zip(learned, parts[::2], parts[1::2], strict=True):
+        start, stop = len(opened), len(closed)
+        if turn not in within:
+            stop = _turn_end(tokenizer, ids, start, stop)
+        elif stop < len(ids) and ids[stop] in tokenizer.codec.control_ids:
+            stop += 1  # the special token that closes the turn
         by_assistant[start:stop] = [True] * (stop - start)
     return ids, by_assistant
+
+
+def _with_spans(
+    chat: ChatTemplate,
+    messages: Sequence[Mapping[str, Any]],
+    tools: Sequence[Any] | None,
+    texts: Sequence[str],
+    learned: Sequence[int],
+) -> tuple[list[str], set[int]]:
+    """The texts, with other parts for turns whose parts are no beginning of the whole.
+
+    Those parts are the whole conversation up to the text of the turn, and up to its end; special
+    tokens that close the turn follow.
+
+    Args:
+      chat: the template.
+      messages: the conversation.
+      tools: as for `ChatTemplate.render`.
+      texts: the whole, then two for each learned turn: up to the turn and up to its end.
+      learned: the numbers of the turns.
+
+    Returns:
+      The texts, and the numbers of the turns that have other parts.
+    """
+    whole, found, within = texts[0], list(texts), set()
+    for number, turn in enumerate(learned):
+        pair = slice(2 * number + 1, 2 * number + 3)
+        if all(whole.startswith(part) for part in found[pair]):
+            continue
+        others = [
+            chat.render(
+                [*messages[:turn], {"role": "assistant", "content": text}, *messages[turn + 1 :]],
+                tools=tools,
+            )
+            for text in _STAND_INS
+        ]
+        before = min(_shared(whole, other) for other in others)
+        after = min(_shared(whole[before:][::-1], other[before:][::-1]) for other in others)
+        stop = len(whole) - after
+        if before < stop and all(s in o for s, o in zip(_STAND_INS, others, strict=True)):
+            stop += len(whole[stop:]) - len(whole[stop:].lstrip())
+            found[pair] = whole[:before], whole[:stop]
+            within.add(turn)
+    return found, within
+
+
+def _shared(one: str, other: str) -> int:
+    """How many characters two texts have in common at their start."""
+    return len(os.path.commonprefix([one, other]))
 
 
 def _turn_end(tokenizer: Tokenizer, ids: list[int], start: int, stop: int) -> int:
@@ -204,34 +298,44 @@ def _turn_end(tokenizer: Tokenizer, ids: list[int], start: int, stop: int) -> in
     return stop
 
 
-def check(messages: object, location: str) -> None:
-    """Checks that messages are a conversation, with at least one message by the assistant.
+def conversation(messages: object, location: str) -> list[dict[str, Any]]:
+    """The messages in one form: {"role": ..., "content": text, and what else a message has}.
+
+    Read are also ShareGPT's messages, {"from": "human", "value": ...}; a content of None where the
+    assistant calls tools instead; and content in parts that are all text.
 
     Raises:
-      UsageError: they are not; the line begins with `location`.
+      UsageError: it is no list of messages, or one has no role or no text; the line begins with
+        `location`.
     """
-    if not messages:
+    if not isinstance(messages, list | tuple) or not messages:
         raise UsageError(f"{location}: messages is {short_repr(messages)}; expected {_MESSAGES}")
-    conversation = check_messages(messages, location)
-    if all(message["role"] != "assistant" for message in conversation):
-        raise UsageError(f"{location}: no message by the assistant; expected at least one to learn")
+    return [_message(message, number, location) for number, message in enumerate(messages)]
 
 
-def check_messages(messages: object, location: str) -> Sequence[Mapping[str, Any]]:
-    """The messages, checked: each is a dictionary with text in "role" and "content".
+def _message(message: object, number: int, location: str) -> dict[str, Any]:
+    fields = dict(message) if isinstance(message, dict) else {}
+    if "role" not in fields and "from" in fields:
+        role = fields.pop("from")
+        fields = {"role": _ROLES.get(role, role) if isinstance(role, str) else role, **fields}
+        if "content" not in fields:
+            fields["content"] = fields.pop("value", None)
+    # Tables have every column in every row: what a message lacks is null there.
+    fields = {name: v for name, v in fields.items() if v is not None or name == "content"}
+    content = fields.get("content")
+    if isinstance(content, list) and all(_is_text_part(part) for part in content):
+        content = "".join(part["text"] for part in content)
+    if content is None and fields.get("tool_calls"):
+        content = ""
+    if not is_unicode(content) or not is_unicode(fields.get("role")):
+        raise UsageError(
+            f"{location}: message {number} is {short_repr(message)}; expected {_MESSAGES}"
+        )
+    return {**fields, "content": content}
 
-    Raises:
-      UsageError: they are not; the line begins with `location`.
-    """
-    if not isinstance(messages, list | tuple):
-        raise UsageError(f"{location}: messages is {short_repr(messages)}; expected {_MESSAGES}")
-    for number, message in enumerate(messages):
-        fields = message if isinstance(message, dict) else {}
-        if not all(is_unicode(fields.get(name)) for name in ("role", "content")):
-            raise UsageError(
-                f"{location}: message {number} is {short_repr(message)}; expected {_MESSAGES}"
-            )
-    return messages
+
+def _is_text_part(part: object) -> bool:
+    return isinstance(part, dict) and part.get("type") == "text" and is_unicode(part.get("text"))
 
 
 def _tojson(value: object, indent: int | None = None, **options: Any) -> str:

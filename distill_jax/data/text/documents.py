@@ -56,6 +56,8 @@ def tokenize(
     bos: bool | None = None,
     eos: bool = True,
     prompt_loss: bool = False,
+    as_chat: bool = False,
+    turns: str = "all",
 ) -> Documents:
     """Tokenises records.
 
@@ -74,6 +76,9 @@ def tokenize(
       bos: whether to put bos before each text; None follows the tokenizer's default.
       eos: whether to put eos after each text.
       prompt_loss: whether prompts, and everything in conversations, have a loss too.
+      as_chat: whether a prompt with its response is a conversation of one turn, which the template
+        writes.
+      turns: which of the assistant's turns have a loss, see `chat.encode`.
 
     Returns:
       The documents, one a record, in the order of the records.
@@ -88,7 +93,9 @@ def tokenize(
     masks: list[np.ndarray] = []
     records = iter(records)
     while chunk := list(itertools.islice(records, CHUNK)):
-        for ids, mask in _encode(chunk, tokenizer, chat, before, after):
+        if as_chat:
+            chunk = [_as_conversation(record) for record in chunk]
+        for ids, mask in _encode(chunk, tokenizer, chat, before, after, turns):
             tokens.append(np.asarray(ids, np.int32))
             masks.append(np.ones(len(ids), bool) if prompt_loss else np.asarray(mask, bool))
     if not tokens:
@@ -126,12 +133,27 @@ def between(tokenizer: Tokenizer, ids: list[int], before: list[int], after: list
     return [*before, *ids, *after]
 
 
+def _as_conversation(record: Record) -> Record:
+    """A prompt with its response as messages; a conversation as it is."""
+    if record.messages is not None:
+        return record
+    if record.prompt is None:
+        raise UsageError(
+            f"data.chat=True: {record.location} is a text; expected a prompt with its response, or "
+            "data.chat=False"
+        )
+    pair = (("user", record.prompt), ("assistant", record.response))
+    messages = [{"role": role, "content": content} for role, content in pair]
+    return dataclasses.replace(record, messages=messages, prompt=None, response=None)
+
+
 def _encode(
     records: list[Record],
     tokenizer: Tokenizer,
     chat: chats.ChatTemplate | None,
     before: list[int],
     after: list[int],
+    turns: str,
 ) -> Iterator[tuple[list[int], list[bool]]]:
     """(ids, loss mask) of each record."""
     texts: list[str] = []
@@ -158,7 +180,14 @@ def _encode(
                 " tokenizer with one, or records with text, or with prompt and response"
             )
         else:
-            yield chats.encode(tokenizer, chat, record.messages, location=record.location)
+            yield chats.encode(
+                tokenizer,
+                chat,
+                record.messages,
+                location=record.location,
+                tools=record.tools,
+                turns=turns,
+            )
 
 
 class _OneClass(NamedTuple):

@@ -1,8 +1,9 @@
 """Records of text from files: .txt, .jsonl, .json and .parquet.
 
 A record is a text, a prompt with its response, or a conversation; its own fields, or `fields`,
-decide which. Records are read one at a time, in the order of the files; an error about a bad record
-names the file and the line. Left out on purpose: downloads, compressed files, and weighted
+decide which. A response may be called completion, and a conversation messages or, as in ShareGPT,
+conversations. Records are read one at a time, in the order of the files; an error about a bad
+record names the file and the line. Left out on purpose: downloads, compressed files, and weighted
 mixtures.
 """
 
@@ -11,18 +12,29 @@ import glob
 import json
 import os
 import pathlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from distill_jax.data.text.codec import is_unicode, short_repr
 from distill_jax.errors import UsageError, unknown
 
-# The field names of well-known data sets.
+# The field names of well-known data sets; "|" divides names of which a record has one.
 FIELDS: dict[str, dict[str, Any]] = {
-    "dolly": {"prompt": ("instruction", "input"), "response": "output"},
+    "alpaca": {"prompt": ("instruction", "input"), "response": "output"},
+    # databricks-dolly-15k as published, or in the layout of Alpaca.
+    "dolly": {"prompt": ("instruction", "context|input"), "response": "response|output"},
     "gsm8k": {"prompt": "question", "response": "answer"},
 }
 KINDS = (("messages",), ("prompt", "response"), ("text",))
+# Without `fields`: the names of the parts of each kind, the first that a record has.
+_NAMES: tuple[dict[str, str], ...] = (
+    {"messages": "messages"},
+    {"messages": "conversations"},
+    {"messages": "conversation"},
+    {"prompt": "prompt", "response": "response"},
+    {"prompt": "prompt", "response": "completion"},
+    {"text": "text"},
+)
 DOCUMENTS = ("blank_line", "line", "file")
 SUFFIXES = (".txt", ".jsonl", ".json", ".parquet")
 
@@ -41,6 +53,7 @@ class Record:
       text: the text, or None.
       prompt, response: both or neither.
       messages: the conversation, or None; checked when it is rendered, not when it is read.
+      tools: what the assistant of a conversation may call, or None.
     """
 
     location: str
@@ -48,6 +61,7 @@ class Record:
     prompt: str | None = None
     response: str | None = None
     messages: Any = None
+    tools: Any = None
 
 
 def files(path: str | os.PathLike | Iterable[str | os.PathLike]) -> list[pathlib.Path]:
@@ -96,10 +110,8 @@ def read(
 
     Args:
       path: a file, several, or a pattern; see `files`.
-      fields: the fields of a record that hold its "text", "prompt", "response" or "messages": a
-        name of `FIELDS`, or a mapping such as {"prompt": ("instruction", "input"), "response":
-        "output"}. Several fields are joined by a blank line; those that are missing or empty are
-        skipped. If `fields` is empty, a record is read as the first of messages, prompt with
+      fields: the fields of a record that hold its "text", "prompt", "response" or "messages", see
+        `parse_fields`. If it is empty, a record is read as the first of messages, prompt with
         response, or text whose fields it has. All other fields are ignored.
       documents: how a .txt file is divided: "blank_line", a document ends at a blank line; "line",
         each line that is not blank is a document; "file", the whole file is one.
@@ -112,7 +124,7 @@ def read(
     """
     if documents not in DOCUMENTS:
         raise unknown("data.documents", documents, DOCUMENTS)
-    chosen = _fields(fields)
+    chosen = parse_fields(fields)
     for file in files(path):
         location = f"data.path={str(file)!r}"
         if file.suffix == ".txt":
@@ -125,25 +137,44 @@ def read(
             yield from _records(parse(_decoded(file, location), location), chosen, location, unit)
 
 
-def _fields(fields: str | Mapping[str, Any]) -> dict[str, tuple[str, ...]] | None:
-    """The field names of each part of a record; None if each record's own fields decide."""
+def parse_fields(
+    fields: str | Mapping[str, Any], *, key: str = "data.fields"
+) -> dict[str, tuple[str, ...]] | None:
+    """The field names of each part of a record; None if each record's own fields decide.
+
+    Args:
+      fields: a name of `FIELDS`; a mapping such as {"prompt": ("instruction", "input"), "response":
+        "output"}, or the same as a text: "prompt=instruction+input, response=output". Several
+        fields are joined by a blank line; of those after the first, missing or empty ones are
+        skipped. "|" divides names of which a record has one. "" lets each record decide.
+      key: what an error calls it.
+
+    Raises:
+      UsageError: an unknown name, or parts that make no kind of record.
+    """
     if isinstance(fields, str):
         if not fields:
             return None
-        if fields not in FIELDS:
-            raise unknown("data.fields", fields, FIELDS)
-        fields = FIELDS[fields]
+        if "=" in fields:
+            pairs = [pair.partition("=") for pair in fields.split(",")]
+            fields = {
+                part.strip(): tuple(name.strip() for name in names.split("+"))
+                for part, _, names in pairs
+            }
+        elif fields not in FIELDS:
+            error = unknown(key, fields, FIELDS)
+            raise UsageError(f"{error}; or a mapping, such as prompt=question, response=answer")
+        else:
+            fields = FIELDS[fields]
     chosen = {}
     for part, given in dict(fields).items():
         names = tuple(given) if isinstance(given, list | tuple) else (given,)
         if not names or not all(isinstance(name, str) and name for name in names):
-            raise UsageError(
-                f"data.fields.{part}={given!r}: expected the name of a field, or names"
-            )
+            raise UsageError(f"{key}.{part}={given!r}: expected the name of a field, or names")
         chosen[part] = names
     if not any(set(kind) == set(chosen) for kind in KINDS):
         raise UsageError(
-            f"data.fields={sorted(chosen)!r}: expected the fields of {_ANY_KIND}, of one kind alone"
+            f"{key}={sorted(chosen)!r}: expected the fields of {_ANY_KIND}, of one kind alone"
         )
     return chosen
 
@@ -235,29 +266,67 @@ def _record(row: Any, chosen: dict[str, tuple[str, ...]] | None, location: str) 
         raise UsageError(f"{location}: {short_repr(row)}; expected an object with {_ANY_KIND}")
     if chosen is None:
         # A table has every column in every row, so null counts as absent.
-        complete = (kind for kind in KINDS if all(row.get(name) is not None for name in kind))
-        kind = next(complete, None)
-        if kind is None:
+        complete = (
+            names for names in _NAMES if all(row.get(name) is not None for name in names.values())
+        )
+        own = next(complete, None)
+        if own is None:
             raise UsageError(
                 f"{location}: has {short_repr(sorted(row))}; expected {_ANY_KIND}, or data.fields"
             )
-        chosen = {name: (name,) for name in kind}
+        chosen = {part: (name,) for part, name in own.items()}
+    tools = tools_of(row, location)
     if "messages" in chosen:
-        return Record(location, messages=row.get(chosen["messages"][0]))
+        return Record(location, messages=_first(row, chosen["messages"][0]), tools=tools)
+    if "response" in chosen and (turns := _turns(row, chosen)) is not None:
+        return Record(location, messages=turns, tools=tools)
     return Record(
-        location, **{part: _joined(row, names, location) for part, names in chosen.items()}
+        location, **{part: joined(row, names, location) for part, names in chosen.items()}
     )
 
 
-def _joined(row: dict[str, Any], names: tuple[str, ...], location: str) -> str:
+def _turns(row: dict[str, Any], chosen: Mapping[str, tuple[str, ...]]) -> list[Any] | None:
+    """The conversation of a prompt and a response that are messages; None where they are text."""
+    parts = [_first(row, chosen[part][0]) for part in ("prompt", "response")]
+    if not any(isinstance(part, list) for part in parts):
+        return None
+    prompt, response = parts
+    before = prompt if isinstance(prompt, list) else [{"role": "user", "content": prompt}]
+    after = response if isinstance(response, list) else [{"role": "assistant", "content": response}]
+    return [*before, *after]
+
+
+def tools_of(row: Mapping[str, Any], location: str) -> list[Any] | None:
+    """The tools of a record, a list or the same as JSON; None without any.
+
+    Raises:
+      UsageError: something else.
+    """
+    tools = row.get("tools")
+    if isinstance(tools, str) and tools.strip():
+        tools = _json(tools, f"{location}: tools", "a list of JSON objects")
+    if not tools:
+        return None
+    if not isinstance(tools, list):
+        raise UsageError(f"{location}: tools is {short_repr(tools)}; expected a list")
+    return tools
+
+
+def _first(row: Mapping[str, Any], names: str) -> Any:
+    """The value of the first of names, divided by "|", that a record has."""
+    return next((row[name] for name in names.split("|") if row.get(name) is not None), None)
+
+
+def joined(row: Mapping[str, Any], names: Sequence[str], location: str) -> str:
     """The text of a part of a record; of several fields only the first must be present."""
     texts: list[str] = []
     for position, name in enumerate(names):
-        value = row.get(name)
+        value = _first(row, name)
         if value is None and position:
             continue
         if not is_unicode(value):
-            found = short_repr(value) if name in row else "missing"
-            raise UsageError(f"{location}: {name!r} is {found}; expected a text, in Unicode")
+            found = short_repr(value) if any(n in row for n in name.split("|")) else "missing"
+            listed = " or ".join(map(repr, name.split("|")))
+            raise UsageError(f"{location}: {listed} is {found}; expected a text, in Unicode")
         texts.append(value)
     return FIELD_SEPARATOR.join(text for text in texts if text) if len(texts) > 1 else texts[0]

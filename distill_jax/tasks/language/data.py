@@ -74,8 +74,15 @@ def load_splits(config: ConfigDict, tokenizer: text.Tokenizer, shared: int) -> d
 
     def documents_of(path: str, key: str) -> text.Documents:
         records = text.read(path, fields=config.data.fields, documents=config.data.documents)
-        chat = text.load_chat_template(tokenizer) if _has_template(tokenizer) else None
-        found = text.tokenize(records, tokenizer, chat=chat, eos=tokenizer.eos is not None)
+        needed = config.data.chat or text.has_chat_template(tokenizer)
+        found = text.tokenize(
+            records,
+            tokenizer,
+            chat=text.load_chat_template(tokenizer) if needed else None,
+            eos=tokenizer.eos is not None,
+            as_chat=config.data.chat,
+            turns=config.data.turns,
+        )
         _check_ids(found, tokenizer, shared, f"{key}={path!r}")
         return found
 
@@ -142,8 +149,3 @@ def notes_on(splits: Mapping[str, text.Rows]) -> tuple[str, ...]:
                 f"are left out; {len(rows)} rows remain"
             )
     return tuple(lines)
-
-
-def _has_template(tokenizer: text.Tokenizer) -> bool:
-    folder = storage.resolve_path(tokenizer.path, "data.tokenizer").parent
-    return "chat_template" in tokenizer.settings or (folder / "chat_template.jinja").is_file()

@@ -80,7 +80,9 @@ def _read(
         key=f"evaluation.{name}",
         references=True,
     )
-    prompts, ids = generation.encode_prompts(prompts[: chosen.max_prompts or None], tokenizer)
+    prompts, ids = generation.encode_prompts(
+        prompts[: chosen.max_prompts or None], tokenizer, as_chat=config.data.chat
+    )
     for prompt, own in zip(prompts, ids, strict=True):
         if beyond := [number for number in own if number >= comparison.vocab_size]:
             raise UsageError(

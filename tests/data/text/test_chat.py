@@ -91,6 +91,96 @@ def test_turns_that_cannot_be_located_are_refused(tokenizer, source, messages, p
         assert part in str(caught.value)
 
 
+# As Qwen3's: the last turn has an empty block of reasoning, earlier ones have none.
+THINKING = (
+    "{% set ns = namespace(last=0) %}"
+    "{% for m in messages %}{% if m.role == 'user' %}{% set ns.last = loop.index0 %}{% endif %}"
+    "{% endfor %}{% for m in messages %}<s>{{ m.role }}\n"
+    "{% if m.role == 'assistant' and loop.index0 > ns.last %}<think>\n</think>\n{% endif %}"
+    "{{ m.content | trim }}</s>{{ '\n' if newline else '' }}{% endfor %}"
+    "{% if add_generation_prompt %}<s>assistant\n{% endif %}"
+)
+TWICE = [
+    *SAYS,
+    {"role": "user", "content": "Bye"},
+    {"role": "assistant", "content": " So long\n"},
+]
+
+
+def _learned(tokenizer, source, messages, **options):
+    """The texts with a loss, each with its control tokens."""
+    ids, written = chat.encode(tokenizer, _template(source), messages, location="record", **options)
+    groups = itertools.groupby(zip(ids, written, strict=True), key=lambda pair: pair[1])
+    return [
+        "".join(tokenizer.token(i) for i, _ in group).replace("\u2581", " ").replace("<0x0A>", "\n")
+        for flag, group in groups
+        if flag
+    ]
+
+
+@pytest.mark.parametrize("line", ["\n", ""], ids=["line", "no line"])
+def test_an_earlier_turn_is_found_where_a_template_writes_it_differently(tokenizer, line):
+    source = THINKING.replace("{{ '\n' if newline else '' }}", line)
+    plain = [
+        {"role": "user", "content": "Hi"},
+        {"role": "assistant", "content": "Hello"},
+        {"role": "user", "content": "Hello"},  # the same words by another
+        {"role": "assistant", "content": "Hello"},
+    ]
+    for messages in (TWICE, plain):
+        first, last = _learned(tokenizer, source, messages)
+        assert first == "Hello</s>"
+        assert last.endswith(messages[-1]["content"].strip().replace(" ", " ") + "</s>")
+        assert "think" in last and "think" not in first
+        assert _learned(tokenizer, source, messages, turns="last") == [last]
+
+
+CALL = {"type": "function", "function": {"name": "add", "arguments": {"a": 1}}}
+TOOLS = (
+    "{% if tools %}{{ tools | tojson }}{% endif %}"
+    "{% for m in messages %}<s>{{ m.role }}\n{{ m.content }}"
+    "{% for c in m.tool_calls or [] %}call {{ c.function | tojson }}{% endfor %}</s>\n{% endfor %}"
+    "{% if add_generation_prompt %}<s>assistant\n{% endif %}"
+)
+
+
+@pytest.mark.parametrize("null", [dict(content=None), {}], ids=["null", "absent"])
+def test_calls_of_tools_have_no_content_and_are_learned(tokenizer, null):
+    messages = [
+        {"role": "user", "content": "1 + 1"},
+        {"role": "assistant", **null, "tool_calls": [CALL]},
+        {"role": "tool", "content": "2", "name": "add", "tool_calls": None},
+        {"role": "assistant", "content": "Two"},
+    ]
+    tools = [{"name": "add"}]
+    found = _learned(tokenizer, TOOLS, messages, tools=tools)
+    assert found == ['call {"name": "add", "arguments": {"a": 1}}</s>', "Two</s>"]
+    ids, _ = chat.encode(tokenizer, _template(TOOLS), messages, location="x", tools=tools)
+    text_ = tokenizer.decode(ids)
+    assert '[{"name": "add"}]' in text_ and "None" not in text_
+
+
+def test_messages_of_sharegpt_and_content_in_parts_of_text():
+    found = chat.conversation(
+        [
+            {"from": "system", "value": "Be brief"},
+            {"from": "human", "value": "Hi"},
+            {"from": "gpt", "value": "Hello", "weight": None},
+            {"role": "user", "content": [{"type": "text", "text": "a"}] * 2},
+        ],
+        "record",
+    )
+    assert found == [
+        {"role": "system", "content": "Be brief"},
+        {"role": "user", "content": "Hi"},
+        {"role": "assistant", "content": "Hello"},
+        {"role": "user", "content": "aa"},
+    ]
+    for wrong in ({"role": "user", "content": None}, {"from": 3, "value": "x"}, {"role": "user"}):
+        with pytest.raises(UsageError, match="record: message 0 is"):
+            chat.conversation([wrong], "record")
+
+
 ENDLESS = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
 
 

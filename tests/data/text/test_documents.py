@@ -104,6 +104,22 @@ def test_what_cannot_be_tokenised_is_refused(folder, tokenizer):
     assert len(text.tokenize([_record(text="a")], bare, eos=False)) == 1
 
 
+CHAT = (
+    "{% for m in messages %}<s>{{ m.role }}: {{ m.content }}</s>{% endfor %}"
+    "{% if add_generation_prompt %}<s>assistant: {% endif %}"
+)
+
+
+def test_a_prompt_with_its_response_is_a_conversation_where_it_is_wanted(tokenizer):
+    chat = text.ChatTemplate(CHAT, "data.tokenizer='x'", "<s>", "</s>")
+    turns = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
+    pair, whole = _record(prompt="Hi", response="Hello"), _record(messages=turns)
+    wrapped = _lists(text.tokenize([pair, whole], tokenizer, chat=chat, as_chat=True))
+    assert wrapped[0] == wrapped[1] != _lists(text.tokenize([pair], tokenizer, chat=chat))[0]
+    with pytest.raises(UsageError, match="data.chat=True: .* is a text; expected a prompt"):
+        text.tokenize([_record(text="Hi")], tokenizer, chat=chat, as_chat=True)
+
+
 # ---------------------------------------------------------------- validation split
 
 

@@ -205,3 +205,41 @@ def test_bad_paths_are_refused(tmp_path):
         with pytest.raises(UsageError) as caught:
             _read(path)
         assert str(caught.value).startswith("data.path=") and part in str(caught.value)
+
+
+# ---------------------------------------------------------------- layouts of published data
+
+
+def _lines(path, *rows):
+    path.write_text("\n".join(map(json.dumps, rows)) + "\n")
+    return path
+
+
+def test_the_published_fields_of_dolly_and_those_of_alpaca(tmp_path):
+    published = {"instruction": "Sum", "context": "1 1", "response": "2", "category": "qa"}
+    alpaca = {"instruction": "Sum", "input": "1 1", "output": "2"}
+    path = _lines(tmp_path / "a.jsonl", published, alpaca, {**published, "context": ""})
+    parts = [(record.prompt, record.response) for record in _read(path, fields="dolly")]
+    assert parts == [("Sum\n\n1 1", "2")] * 2 + [("Sum", "2")]
+    path = _lines(tmp_path / "b.jsonl", alpaca)
+    assert _read(path, fields="alpaca") == _read(path, fields="dolly")
+    mapping = "prompt = instruction + input, response=output"
+    assert _read(path, fields=mapping) == _read(path, fields="alpaca")
+
+
+def test_completions_and_conversations_by_other_names(tmp_path):
+    turns = [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello"}]
+    prompt = [{"role": "user", "content": "Hi"}]
+    answer = [{"role": "assistant", "content": "Hello"}]
+    path = _lines(
+        tmp_path / "a.jsonl",
+        {"prompt": "Hi", "completion": "Hello"},
+        {"conversations": turns},
+        {"prompt": prompt, "completion": answer, "tools": '[{"name": "add"}]'},
+        {"prompt": prompt, "response": "Hello"},
+    )
+    first, second, third, fourth = _read(path)
+    assert (first.prompt, first.response) == ("Hi", "Hello")
+    assert second.messages == turns and second.prompt is None
+    assert third.messages == fourth.messages == [*prompt, *answer]
+    assert third.tools == [{"name": "add"}] and fourth.tools is None
