@@ -27,6 +27,7 @@ def check_all(flat: Flat) -> None:
     _check_method(flat, method)
     _check_augmentation(flat, method)
     _check_teachers(flat, method)
+    _check_quantized(flat)
     _check_training(flat)
     _check_average(flat)
     _check_schedule(flat)
@@ -166,6 +167,16 @@ def _check_text_answers(flat: Flat) -> None:
         raise UsageError(
             f"rollout.probability={flat['rollout.probability']}: {store} has no answers to what "
             "the student writes; expected 0, or teacher.path alone"
+        )
+
+
+def _check_quantized(flat: Flat) -> None:
+    """Layers of the teacher become a student only where the teacher is not rounded to integers."""
+    layers = flat.get("student.layers")
+    if flat["teacher.quantize"] != "none" and layers and not flat.get("student.path"):
+        raise UsageError(
+            f"student.layers={layers!r}: teacher.quantize={flat['teacher.quantize']!r} rounds the "
+            "teacher's; expected student.path=TEACHER with it, or teacher.quantize='none'"
         )
 
 

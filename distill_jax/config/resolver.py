@@ -12,11 +12,14 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from distill_jax import methods, models
+from distill_jax import methods, models, storage
 from distill_jax.config import checks, user_modules
 from distill_jax.config.schema import SCHEMA, SECTIONS
 from distill_jax.errors import UsageError, unknown
 from distill_jax.models.language.student import STUDENT_NAME, STUDENT_OPTIONS, check_student
+
+#: Of a student on images, besides the options of its model: the folder that it starts from.
+WARM_START = {"path": ""}
 
 
 def flatten(tree: Mapping[str, Any] | ConfigDict, prefix: str = "") -> dict[str, Any]:
@@ -91,7 +94,7 @@ def _default_options(given: Mapping[str, Any]) -> dict[str, Any]:
     known = [*models.names(), STUDENT_NAME]
     if student not in known:
         raise unknown("student.name", student, known, "model")
-    own = STUDENT_OPTIONS if student == STUDENT_NAME else models.options(student)
+    own = STUDENT_OPTIONS if student == STUDENT_NAME else models.options(student) | WARM_START
     return {f"student.{name}": value for name, value in own.items()} | {
         f"method.{name}": value for name, value in methods.options(method).items()
     }
@@ -106,14 +109,53 @@ def _check_options(flat: Mapping[str, Any], options: Iterable[str]) -> dict[str,
     if flat["student.name"] == STUDENT_NAME:
         student = check_student(student)
     else:
-        student = models.check_options(flat["student.name"], student)
+        path = student.pop("path")
+        wrong = storage.path_problem(path, remote=True) if isinstance(path, str) else "a path"
+        if wrong:
+            raise UsageError(f"student.path={path!r}: expected {wrong}")
+        student = models.check_options(flat["student.name"], student) | {"path": path}
     method = methods.check_options(flat["method.name"], method)
     return {f"student.{name}": value for name, value in student.items()} | {
         f"method.{name}": value for name, value in method.items()
     }
 
 
+# Words that other programs have for a key, by their last part: no spelling leads to ours.
+_MEANT = {
+    "ema": "training.ema_decay",
+    "ema_rate": "training.ema_decay",
+    "lr": "optimizer.learning_rate",
+    "wd": "optimizer.weight_decay",
+    "warmup": "schedule.warmup_epochs",
+    "warmup_steps": "schedule.warmup_epochs",
+    "max_steps": "training.steps",
+    "num_epochs": "training.epochs",
+    "max_epochs": "training.epochs",
+    "bs": "training.batch_size",
+    "grad_accum": "training.accumulate",
+    "gradient_accumulation_steps": "training.accumulate",
+    "gradient_checkpointing": "training.remat",
+    "grad_clip": "optimizer.clip_norm",
+    "max_grad_norm": "optimizer.clip_norm",
+    "max_length": "data.length",
+    "max_seq_length": "data.length",
+    "seq_len": "data.length",
+    "alpha": "method.soft_weight",
+    "kd_weight": "method.soft_weight",
+    "ce_weight": "method.hard_weight",
+    "tau": "method.temperature",
+    "bf16": "training.compute_dtype",
+    "fp16": "training.compute_dtype",
+    "load_in_8bit": "teacher.quantize",
+    "dataset": "data.name",
+    "chat_template": "data.chat",
+}
+
+
 def _unknown_key(path: str, known: list[str]) -> UsageError:
+    meant = _MEANT.get(path.split(".")[-1].lower())
+    if meant in known:
+        return UsageError(f"{path}: unknown key; did you mean {meant!r}?")
     near = difflib.get_close_matches(path, known, n=1, cutoff=0.6)
     section = path.split(".")[0]
     listed = [name for name in known if name.startswith(section + ".")] or list(SECTIONS)
@@ -138,8 +180,9 @@ def method_options(config: ConfigDict) -> dict[str, Any]:
 
 
 def student_options(config: ConfigDict) -> dict[str, Any]:
-    """The options of the student."""
-    return {name: value for name, value in config.student.items() if name != "name"}
+    """The options of the student: of a model on images, those of `models.options`."""
+    own = {"name"} if config.student.name == STUDENT_NAME else {"name", *WARM_START}
+    return {name: value for name, value in config.student.items() if name not in own}
 
 
 def changed_values(began_with: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

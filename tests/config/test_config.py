@@ -55,6 +55,8 @@ REFUSED = {
     "unknown model": ({"student": {"name": "resnet_20"}}, "student.name='resnet_20': unknown model; did you mean 'resnet20'"),
     "unknown method": ({"method": {"name": "soft_targets"}}, "method.name='soft_targets': unknown method; did you mean 'soft_target'"),
     "unknown optimizer": ({"optimizer": {"name": "adam"}}, "optimizer.name='adam': unknown optimizer; did you mean 'adamw'"),
+    "renamed key": ({"training": {"ema": 3}}, "training.ema: unknown key; did you mean 'training.ema_decay'"),
+    "another word": ({"student": {"lr": 3}}, "student.lr: unknown key; did you mean 'optimizer.learning_rate'"),
     "unknown option": ({"student": {"width": (3,)}}, "student.width: unknown key; did you mean 'student.widths'"),
     "option's type": ({"student": {"widths": "wide"}}, "student.widths='wide': expected a list of int"),
     "method's option": ({"method": {"name": "jensen_shannon", "beta": 2.0}}, "method.beta=2.0: jensen_shannon expects a number in [0, 1]"),

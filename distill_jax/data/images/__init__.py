@@ -20,7 +20,7 @@ from distill_jax.data.images.feed import (
     statistics,
     training_feed,
 )
-from distill_jax.data.images.sources import Examples, Info, load, names, register
+from distill_jax.data.images.sources import Examples, InColour, Info, load, names, register
 from distill_jax.data.images.strong import draw_strong, strong_view
 
 __all__ = [
@@ -28,6 +28,7 @@ __all__ = [
     "Crops",
     "EvaluationFeed",
     "Examples",
+    "InColour",
     "Info",
     "TrainingFeed",
     "draw",

@@ -14,8 +14,10 @@ from ml_collections import ConfigDict
 
 from distill_jax import config as configs
 from distill_jax import data, models, teachers
+from distill_jax.errors import UsageError
 from distill_jax.methods import Method, Pair, Stage
 from distill_jax.models import Outputs
+from distill_jax.models.class_names import match
 from distill_jax.tasks import setup
 from distill_jax.tasks.images.data import Pixels
 from distill_jax.tasks.images.pairing import Paired, pair_up
@@ -56,7 +58,53 @@ def _make_student(config: ConfigDict, info: data.Info, pixels: Pixels) -> _Stude
         std=pixels.std,
         class_names=info.known_names,
     )
-    return _Student(spec, *models.split(student))
+    drawn = _Student(spec, *models.split(student))
+    return _warm_start(config, drawn) if config.student.path else drawn
+
+
+def _warm_start(config: ConfigDict, drawn: _Student) -> _Student:
+    """The student with the arrays of a saved model.
+
+    It normalises as the saved model does, unless data.mean or data.std are given. Of another number
+    of classes, the arrays whose shape depends on it (the classifier) stay as they were drawn.
+
+    Raises:
+      UsageError: the saved model is another network, of images of another shape, or of as many
+        classes with other names.
+    """
+    path = config.student.path
+    saved = models.load(path, key="student.path")
+    ours, theirs = drawn.spec, saved.spec
+    for field in ("name", "options", "input_shape"):
+        mine, other = getattr(ours, field), getattr(theirs, field)
+        if mine != other and not (field == "options" and _same_options(ours, theirs)):
+            raise UsageError(
+                f"student.path={path!r}: the model there has {field} {other!r}, the student "
+                f"{mine!r}; expected the same"
+            )
+    same_classes = ours.num_classes == theirs.num_classes
+    if same_classes:
+        match(theirs.class_names, ours.class_names, how="same", location=f"student.path={path!r}")
+
+    def taken(own: models.Flat, other: models.Flat) -> models.Flat:
+        return {
+            name: other[name] if same_classes or other[name].shape == value.shape else value
+            for name, value in own.items()
+        }
+
+    spec = dataclasses.replace(
+        ours,
+        mean=tuple(config.data.mean) or theirs.mean,
+        std=tuple(config.data.std) or theirs.std,
+    )
+    params, stats = taken(drawn.params, saved.params), taken(drawn.stats, saved.stats)
+    return dataclasses.replace(drawn, spec=spec, params=params, stats=stats)
+
+
+def _same_options(one: models.Spec, other: models.Spec) -> bool:
+    """Whether options are the same with the defaults of those that a spec does not name."""
+    defaults = models.options(one.name)
+    return defaults | one.options == defaults | other.options
 
 
 def build_recipes(

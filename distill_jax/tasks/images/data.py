@@ -39,6 +39,8 @@ class ImageData:
 def load_splits(config: ConfigDict) -> dict[str, data.Examples]:
     """The splits "train" and "test" that a resolved config names.
 
+    Where one of them is stored grey and the other in colour, grey is read as RGB.
+
     Raises:
       UsageError: they are missing, or cannot be cropped as the config asks.
     """
@@ -52,6 +54,10 @@ def load_splits(config: ConfigDict) -> dict[str, data.Examples]:
         )
         for split in ("train", "test")
     }
+    channels = {split: found.info.image_shape[-1] for split, found in splits.items()}
+    if set(channels.values()) == {1, 3}:
+        grey = min(channels, key=lambda split: channels[split])
+        splits[grey] = data.InColour(splits[grey])
     least = config.data.augment.resized_crop
     if least and not splits["train"].crops:
         raise UsageError(

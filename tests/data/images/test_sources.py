@@ -351,3 +351,16 @@ def test_load_refuses(arguments, message):
     name, split, options = arguments
     with pytest.raises(UsageError, match=message):
         load(name, split, **options)
+
+
+def test_images_that_are_stored_turned_are_counted_in_a_line(folder, caplog):
+    path = folder / "train" / "ant" / "turned.jpg"
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(_noise(5)).save(path, exif=exif)
+    load("folder", "train", path=str(folder))
+    assert len(caplog.messages) == 1
+    assert "1 of 7 images are stored turned" in caplog.messages[0] and str(path) in caplog.text
+    caplog.clear()
+    load("folder", "test", path=str(folder))
+    assert not caplog.messages

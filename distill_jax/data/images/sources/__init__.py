@@ -10,6 +10,7 @@ from distill_jax.data.images.sources import digits, folder, idx, npz, tfds
 from distill_jax.data.images.sources.base import (
     ArrayExamples,
     Examples,
+    InColour,
     Info,
     check_layout,
     from_arrays,
@@ -70,4 +71,13 @@ def load(
     return examples
 
 
-__all__ = ["ArrayExamples", "Examples", "Info", "from_arrays", "load", "names", "register"]
+__all__ = [
+    "ArrayExamples",
+    "Examples",
+    "InColour",
+    "Info",
+    "from_arrays",
+    "load",
+    "names",
+    "register",
+]

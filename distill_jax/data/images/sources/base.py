@@ -115,6 +115,31 @@ class Examples(abc.ABC):
         return {key: value for key, value in vars(self).items() if key != "_decoded"}
 
 
+class InColour(Examples):
+    """A grey split whose images have three equal channels, as its other split has colours."""
+
+    def __init__(self, grey: Examples):
+        """Args: grey: images of one channel."""
+        height, width, _ = grey.info.image_shape
+        self.info = dataclasses.replace(grey.info, image_shape=(height, width, 3))
+        self.crops = grey.crops
+        self._grey = grey
+
+    def __len__(self) -> int:
+        return len(self._grey)
+
+    def __getitem__(self, index: int) -> tuple[np.ndarray, int]:
+        image, label = self._grey[index]
+        return np.repeat(image, 3, axis=-1), label
+
+    def labels(self) -> np.ndarray:
+        return self._grey.labels()
+
+    def cropped(self, ids: np.ndarray, cuts: Sequence[Cut | None]) -> tuple[np.ndarray, np.ndarray]:
+        images, labels = self._grey.cropped(ids, cuts)
+        return np.repeat(images, 3, axis=-1), labels
+
+
 class ArrayExamples(Examples):
     """A split that is in memory from the start."""
 

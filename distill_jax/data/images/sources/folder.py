@@ -4,17 +4,19 @@ If PATH holds neither train/ nor test/, the classes are directly under it and a 
 test split, by a permutation from a constant seed. Classes are numbered in the order of their names.
 Hidden files and folders (".ipynb_checkpoints", "._0.png", "__MACOSX") are left out at every level,
 and files of other suffixes are passed over with a note.
-Pixels are used as stored: an alpha channel is dropped and EXIF rotation is not applied.
+Pixels are used as stored: an alpha channel is dropped, and EXIF rotation is not applied, which a
+line of the log says where there is any.
 """
 
 import collections
+import logging
 import os
 import pathlib
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
-from PIL import Image
+from PIL import ExifTags, Image
 
 from distill_jax.data.images.crops import Cut
 from distill_jax.data.images.sources.base import MODES, Examples, Info, decode, decode_cut
@@ -32,6 +34,8 @@ SPLIT_SEED = 8020
 # they would silently lose bits.
 GREY_MODES = ("1", "L", "LA")
 COLOUR_MODES = ("P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "HSV", "LAB")
+
+_LOG = logging.getLogger(__name__)
 
 # Threads that read headers: they wait for a slow network disk, not for the processor.
 THREADS = 16
@@ -208,8 +212,10 @@ def _image_shape(folder: str, files: Iterable[str], image_size: int) -> tuple[in
     paths = [os.path.join(folder, name) for name in files]
     first: tuple[str, tuple[int, int]] | None = None
     channels = 1
+    turned: list[str] = []
     with ThreadPoolExecutor(THREADS) as pool:
-        for path, (mode, size) in zip(paths, pool.map(_header, paths), strict=True):
+        for path, (mode, size, upright) in zip(paths, pool.map(_header, paths), strict=True):
+            turned += [] if upright else [path]
             if mode not in GREY_MODES:
                 channels = 3
             first = first or (path, size)
@@ -218,17 +224,29 @@ def _image_shape(folder: str, files: Iterable[str], image_size: int) -> tuple[in
                     f"data.image_size=0: images differ in shape: {path!r} is {size[0]} x {size[1]},"
                     f" {first[0]!r} is {first[1][0]} x {first[1][1]}; set data.image_size"
                 )
+    if turned:
+        _LOG.warning(
+            "data.path=%r: %d of %d images are stored turned or mirrored (their EXIF orientation), "
+            "such as %r, and are used as stored; ImageOps.exif_transpose of Pillow turns them",
+            folder,
+            len(turned),
+            len(paths),
+            turned[0],
+        )
     height, width = first[1] if first and not image_size else (image_size, image_size)
     return height, width, channels
 
 
-def _header(path: str) -> tuple[str, tuple[int, int]]:
-    """Pillow mode and (height, width) of an image file."""
+def _header(path: str) -> tuple[str, tuple[int, int], bool]:
+    """Pillow mode and (height, width) of an image file, and whether it is stored upright."""
     try:
         with Image.open(path) as image:
             mode, (width, height) = image.mode, image.size
+            # Of other formats, Pillow would decode the pixels to look for EXIF.
+            exif = image.getexif() if "exif" in image.info else {}
+            upright = exif.get(ExifTags.Base.Orientation, 1) == 1
     except Exception as error:  # as in FolderExamples._image
         raise UsageError(f"data.path={path!r}: not a readable image: {error}") from error
     if mode not in GREY_MODES + COLOUR_MODES:
         raise UsageError(f"data.path={path!r}: image mode {mode!r} has more than 8 bits a channel")
-    return mode, (height, width)
+    return mode, (height, width), upright
