@@ -10,16 +10,17 @@ from distill_jax.commands import flags
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the flags of `export`."""
     parser.description = (
-        "Writes the student of a finished run on text, with its tokenizer, as a Hugging Face "
-        "folder that transformers and other libraries load."
+        "Writes the student of a finished run for other libraries. Of a run on text: a Hugging "
+        "Face folder with its tokenizer, which transformers loads. Of a run on images, or of an "
+        "imported network: a folder with the state dict of PyTorch, under the names of public "
+        "implementations, as model.safetensors or model.npz."
     )
     parser.epilog = "example: distill-jax export --workdir=runs/a --out=exported"
     flags.add_workdir(parser, "folder of the run")
     parser.add_argument(
         "--format",
-        choices=("huggingface",),
-        default="huggingface",
-        help="format of the folder (default: %(default)s)",
+        choices=("huggingface", "safetensors", "npz"),
+        help="format of the folder (default: huggingface of text, safetensors of images)",
     )
     flags.add_path(
         parser,
@@ -36,5 +37,6 @@ def run(arguments: argparse.Namespace, overrides: Mapping[str, str]) -> int:
     """Writes the folder and prints what it holds."""
     from distill_jax.runs import export
 
-    print(json.dumps(export.write(arguments.workdir, arguments.out, arguments.which)))
+    written = export.write(arguments.workdir, arguments.out, arguments.which, arguments.format)
+    print(json.dumps(written))
     return 0

@@ -37,6 +37,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="text: what to keep of the distribution of each token, sampled:N draws or the N most "
         "likely ids, such as top_k:64 (default: sampled:50)",
     )
+    flags.add_path(
+        parser,
+        "--logits",
+        remote=False,
+        metavar="FILE",
+        help="images: store the logits of this .npz or .safetensors file, which another program "
+        "computed, in place of a teacher's: train [images, views, classes] and test [images, "
+        "classes], in the order of the data, or of an array ids",
+    )
 
 
 def run(arguments: argparse.Namespace, overrides: Mapping[str, str]) -> int:
@@ -54,6 +63,7 @@ def run(arguments: argparse.Namespace, overrides: Mapping[str, str]) -> int:
         dtype=arguments.dtype or "float16",
         taps=taps,
         answers=arguments.answers,
+        logits=arguments.logits,
     )
     print(json.dumps(written))
     return 0

@@ -7,7 +7,7 @@ import pathlib
 import sys
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -19,8 +19,8 @@ from distill_jax.config import schema
 from distill_jax.errors import UsageError
 from distill_jax.evaluation.text_metrics import METRICS
 from distill_jax.processes import coordination, watchdog
+from distill_jax.runs import lone_models, training, workdir
 from distill_jax.runs import manifest as manifests
-from distill_jax.runs import training, workdir
 from distill_jax.runs.session import Session
 from distill_jax.runs.workdir import Workdir
 from distill_jax.tasks.base import Parts
@@ -179,16 +179,27 @@ def headline(metrics: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def evaluate(
-    path: str | os.PathLike, split: str, which: str, overrides: Mapping[str, str]
+    path: str | os.PathLike,
+    split: str,
+    which: str,
+    overrides: Mapping[str, str],
+    *,
+    data_of: str | None = None,
+    dump: str | os.PathLike | None = None,
+    taps: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """Evaluates the saved student of a finished run.
+    """Evaluates the saved student of a finished run, or an imported network.
 
     Args:
-      path: the workdir.
+      path: the workdir, or the folder of a model without a run.
       split: "test" or "validation".
       which: "final" (the last epoch) or "selected" (chosen on the validation split).
       overrides: new values of config keys that do not change the run: locations, such as
-        {"data.path": "/new/place"}, and `schema.PROMPT_KEYS`, for other prompts.
+        {"data.path": "/new/place"}, and `schema.PROMPT_KEYS`, for other prompts. Of a model without
+        a run, the data.
+      data_of: of a model without a run, a config file with its data.
+      dump: of images, an .npz file for the logits of every example; None for none.
+      taps: features to write with them.
 
     Returns:
       Every metric of the split, with those of the teacher where the run had one.
@@ -197,15 +208,34 @@ def evaluate(
       UsageError: when there is no such run, model or split, or an override would change the run.
     """
     paths = Workdir(storage.resolve_path(path, "--workdir"))
-    parts = prepare(_evaluation_config(paths.required_config(), split, overrides))
-    manifests.check_same_inputs(workdir.read_json(paths.manifest), **parts.description)
+    if lone := _is_lone_model(paths):
+        parts = lone_models.prepare(paths.root, which, overrides, data_of)
+    elif data_of:
+        raise UsageError(
+            f"--config={data_of}: --workdir={paths.root} holds a run, which has its own data; "
+            "expected no --config, or the folder of an imported network"
+        )
+    else:
+        parts = prepare(_evaluation_config(paths.required_config(), split, overrides))
+        manifests.check_same_inputs(workdir.read_json(paths.manifest), **parts.description)
     if split not in parts.evaluators:
         raise UsageError(f"--split={split}: the run held out no such split (data.validation=0)")
     watchdog.mark(0, f"evaluating {which}", long=True)
-    _warn(*parts.notes, coordination.broadcast_from_first(lambda: paths.check_saved_model(which)))
-    params, stats = parts.files.load(paths.saved_model(which))
+    _warn(*parts.notes)
+    if lone:
+        params, stats = parts.initial.params, parts.initial.stats
+    else:
+        _warn(coordination.broadcast_from_first(lambda: paths.check_saved_model(which)))
+        params, stats = parts.files.load(paths.saved_model(which))
     with compilation_cache.opened(parts.config.training.compilation_cache):
+        if dump or taps:
+            lone_models.dump(parts, split, params, stats, dump, taps)
         return parts.evaluators[split](params, stats)
+
+
+def _is_lone_model(paths: Workdir) -> bool:
+    """Whether the folder holds a model that no run of ours made, such as an imported one."""
+    return (paths.root / "model.json").exists() and not paths.config.exists()
 
 
 def _warn(*lines: str) -> None:

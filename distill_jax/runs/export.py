@@ -10,27 +10,44 @@ from distill_jax.data import text
 from distill_jax.errors import UsageError
 from distill_jax.models import language
 from distill_jax.models.language.huggingface.writing import TOKENIZER
+from distill_jax.runs import export_images
 from distill_jax.runs.workdir import Workdir, read_json
 from distill_jax.storage import gcs, is_remote, resolve_path, staging_folder
 
 
-def write(path: str | os.PathLike, out: str | os.PathLike, which: str) -> dict[str, Any]:
-    """Writes the student of a finished run on text, with its tokenizer, as a Hugging Face folder.
+def write(
+    path: str | os.PathLike, out: str | os.PathLike, which: str, form: str | None = None
+) -> dict[str, Any]:
+    """Writes the student of a finished run for other libraries.
 
     Args:
-      path: the workdir.
-      out: the folder to write; a new one, or one that holds a checkpoint and nothing else.
+      path: the workdir, or the folder of an imported image model.
+      out: the folder to write; a new one, or one that holds an export and nothing else.
       which: "final" (the last step) or "selected" (best on the validation split).
+      form: "huggingface" of text, or of images one of `export_images.FORMATS`; None for the first.
 
     Returns:
-      {"path", "family", "parameters_sha256", "tokenizer"}: the folder, the decoder's family, the
-      hash in the result, and the tokenizer's files.
+      Of text {"path", "family", "parameters_sha256", "tokenizer"}: the folder, the decoder's
+      family, the hash in the result, and the tokenizer's files; of images as
+      `export_images.write`.
 
     Raises:
-      UsageError: there is no such run, it is not of text or has not finished, or the folder holds
-        something else.
+      UsageError: there is no such run, it has not finished, the format is of the other kind of
+        data, or the folder holds something else.
     """
     paths = Workdir(resolve_path(path, "--workdir"))
+    if (paths.root / "model.json").exists() and not paths.config.exists():
+        if which != "final":
+            raise UsageError(f"--which={which}: an imported model is one; expected final")
+        return export_images.write(paths.root, out, _image_format(form, paths))
+    if paths.required_config().data.name != TEXT:
+        form = _image_format(form, paths)
+        _finished_result(paths, which)
+        if note := paths.check_saved_model(which):
+            print(f"WARNING: {note}", file=sys.stderr, flush=True)
+        return export_images.write(paths.saved_model(which), out, form)
+    if form not in (None, "huggingface"):
+        raise UsageError(f"--format={form}: --workdir={paths.root} is a run on text; expected none")
     target = resolve_path(out, "--out")
     result = _finished_result(paths, which)
     if is_remote(target) and gcs.list_names(target):
@@ -53,7 +70,9 @@ def write(path: str | os.PathLike, out: str | os.PathLike, which: str) -> dict[s
         language.save(
             folder,
             model,
-            extra_config={"bos_token_id": tokenizer.bos, "eos_token_id": tokenizer.eos},
+            extra_config={
+                f"{role}_token_id": getattr(tokenizer, role) for role in ("bos", "eos", "pad")
+            },
             extra_files=tokenizer_files,
             identity=result["parameters_sha256"],
             key="--out",
@@ -66,13 +85,18 @@ def write(path: str | os.PathLike, out: str | os.PathLike, which: str) -> dict[s
     }
 
 
-def _finished_result(paths: Workdir, which: str) -> dict[str, Any]:
-    """The entry of a model in result.json; UsageError where there is no such model of text."""
-    config = paths.required_config()
-    if config.data.name != TEXT:
+def _image_format(form: str | None, paths: Workdir) -> str:
+    form = form or export_images.FORMATS[0]
+    if form not in export_images.FORMATS:
         raise UsageError(
-            f"--workdir={paths.root}: a run on images; expected one with data.name={TEXT!r}"
+            f"--format={form}: --workdir={paths.root} is of images; expected "
+            + " or ".join(export_images.FORMATS)
         )
+    return form
+
+
+def _finished_result(paths: Workdir, which: str) -> dict[str, Any]:
+    """The entry of a model in result.json; UsageError where there is no such model."""
     if not paths.result.exists():
         raise UsageError(
             f"--workdir={paths.root}: the run has not finished; expected a result.json"

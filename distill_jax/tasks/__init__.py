@@ -67,6 +67,7 @@ def precompute(
     dtype: str = "float16",
     taps: Sequence[str] | None = None,
     answers: str | None = None,
+    logits: str | os.PathLike | None = None,
 ) -> dict[str, Any]:
     """Writes an answer store: what its teacher answers to the training data of later runs.
 
@@ -82,6 +83,8 @@ def precompute(
       dtype: of the stored values: "float16", "float32", or of images also "bfloat16".
       taps: of images, the teacher's features to store with its logits; ("pooled",) by default.
       answers: of text, "sampled:DRAWS" or "top_k:IDS"; "sampled:50" by default.
+      logits: of images, a file of logits that another program computed, in place of a teacher; see
+        `teachers.answers.given`.
 
     Returns:
       {"path", "scheme", "bytes"}, and "images" and "views", or "steps", or of text "rows" and
@@ -92,6 +95,13 @@ def precompute(
         something does not fit.
     """
     config = configs.resolve(config)
+    if logits:
+        if config.teacher.path or taps or _on_text(config):
+            raise UsageError(
+                f"--logits={logits}: stands in place of a teacher of images; expected neither "
+                "teacher.path nor --taps with it, and data of images"
+            )
+        return image_answers.store_logits(config, folder, logits, dtype=dtype)
     if len(config.teacher.path) != 1:
         raise UsageError(
             f"teacher.path={config.teacher.path}: a store has one teacher; expected one path"

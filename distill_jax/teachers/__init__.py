@@ -6,6 +6,7 @@ donated, never in a checkpoint; a fingerprint names it in the manifest of a run.
 """
 
 from distill_jax.teachers.answers.computing import AnswerComputation
+from distill_jax.teachers.answers.given import GivenLogits, store_given_logits
 from distill_jax.teachers.answers.images import precompute_steps, precompute_views
 from distill_jax.teachers.answers.schemes import Finite, Seeded, host_draws, view_key
 from distill_jax.teachers.answers.sparse import SparseFormat, compute_sparse_answers
@@ -33,6 +34,7 @@ __all__ = [
     "AnswerStore",
     "AverageTeacher",
     "Finite",
+    "GivenLogits",
     "Seeded",
     "ImageRequirements",
     "SparseFormat",
@@ -52,6 +54,7 @@ __all__ = [
     "precompute_steps",
     "precompute_text",
     "precompute_views",
+    "store_given_logits",
     "view_key",
     "with_classes_of",
 ]

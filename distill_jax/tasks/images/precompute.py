@@ -70,6 +70,24 @@ def precompute(
     }
 
 
+def store_logits(
+    config: ConfigDict, folder: str | os.PathLike, file: str | os.PathLike, *, dtype: str
+) -> dict[str, Any]:
+    """Stores the logits of a file, which another program computed; see `teachers.given`."""
+    splits = load_splits(config)
+    given = teachers.GivenLogits(
+        file, splits["train"], splits["test"], data.Augment(**config.data.augment), dtype
+    )
+    manifest = teachers.store_given_logits(folder, given, note=_note)
+    return {
+        "path": str(folder),
+        "scheme": manifest["scheme"]["scheme"],
+        "bytes": manifest["answer_bytes"],
+        "images": manifest["items"],
+        "views": manifest["answers_an_item"],
+    }
+
+
 def _note(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 

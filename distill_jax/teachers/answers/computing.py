@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import jax
@@ -201,43 +201,94 @@ class AnswerComputation:
           part_size: items a part; 0 if not chosen.
           held_out: how many training images no step uses.
         """
-        spec, info = self.saved.spec, self.train.info
+        spec = self.saved.spec
         outputs = {"logits": self._shapes.logits} | {t: self._shapes.taps[t] for t in self.taps}
-        arrays = {name: list(output.shape[1:]) for name, output in outputs.items()}
-        one_answer = (
-            sum(math.prod(shape) for shape in arrays.values()) * jnp.dtype(self.dtype).itemsize
-        )
-        return {
-            "format": FORMAT,
-            "teacher": {
+        return describe_store(
+            teacher={
                 "spec": spec.to_json(),
                 "fingerprint": self.saved.fingerprint,
                 "parameters": models.parameter_count(self.saved.params),
                 "class_names": list(spec.class_names),
                 "trained_on": dict(self.saved.trained_on),
             },
-            "data": {
-                "name": info.name,
-                "classes": info.num_classes,
-                "image_shape": list(info.image_shape),
-                "train": {"examples": len(self.train), "fingerprint": data.fingerprint(self.train)},
-                "test": {"examples": len(self.test), "fingerprint": data.fingerprint(self.test)},
-                "held_out": held_out,
-            },
-            "scheme": dict(scheme),
-            **({"classes": self.classes} if self.classes == "by_name" else {}),
-            "augment": dataclasses.asdict(self.augment),
-            "dtype": self.dtype,
-            "compute_dtype": self.compute_dtype,
-            "taps": list(self.taps),
-            "arrays": arrays,
-            "items": items,
-            "answers_an_item": answers_per_item,
-            "answer_bytes": one_answer * answers_per_item * items,
-            "part_size": part_size,
-            "software": [],
-            "parts": {},
-        }
+            arrays={name: list(output.shape[1:]) for name, output in outputs.items()},
+            train=self.train,
+            test=self.test,
+            augment=self.augment,
+            dtype=self.dtype,
+            compute_dtype=self.compute_dtype,
+            taps=self.taps,
+            scheme=scheme,
+            items=items,
+            answers_per_item=answers_per_item,
+            part_size=part_size,
+            held_out=held_out,
+            classes=self.classes,
+        )
+
+
+def describe_store(
+    *,
+    teacher: Mapping[str, Any],
+    arrays: Mapping[str, list[int]],
+    train: data.Examples,
+    test: data.Examples,
+    augment: data.Augment,
+    dtype: str,
+    compute_dtype: str,
+    taps: Sequence[str],
+    scheme: Mapping[str, Any],
+    items: int,
+    answers_per_item: int,
+    part_size: int = 0,
+    held_out: int = 0,
+    classes: str = "",
+) -> Manifest:
+    """The manifest of a store of answers to images, without parts.
+
+    Args:
+      teacher: its spec, fingerprint and number of parameters.
+      arrays: the shape of one answer by name, "logits" and the taps.
+      train: the full training split.
+      test: the test split.
+      augment: makes the views.
+      dtype: of the stored answers.
+      compute_dtype: of the teacher's computation.
+      taps: the names of the taps.
+      scheme: which views the store has, as JSON.
+      items: how many images or steps.
+      answers_per_item: how many views of an image, or examples of a step.
+      part_size: items a part; 0 if not chosen.
+      held_out: how many training images no step uses.
+      classes: "by_name" where the answers were put in the order of the data's classes.
+    """
+    info = train.info
+    one_answer = sum(math.prod(shape) for shape in arrays.values()) * jnp.dtype(dtype).itemsize
+    return {
+        "format": FORMAT,
+        "teacher": dict(teacher),
+        "data": {
+            "name": info.name,
+            "classes": info.num_classes,
+            "image_shape": list(info.image_shape),
+            "train": {"examples": len(train), "fingerprint": data.fingerprint(train)},
+            "test": {"examples": len(test), "fingerprint": data.fingerprint(test)},
+            "held_out": held_out,
+        },
+        "scheme": dict(scheme),
+        **({"classes": classes} if classes == "by_name" else {}),
+        "augment": dataclasses.asdict(augment),
+        "dtype": dtype,
+        "compute_dtype": compute_dtype,
+        "taps": list(taps),
+        "arrays": dict(arrays),
+        "items": items,
+        "answers_an_item": answers_per_item,
+        "answer_bytes": one_answer * answers_per_item * items,
+        "part_size": part_size,
+        "software": [],
+        "parts": {},
+    }
 
 
 Result = TypeVar("Result")
