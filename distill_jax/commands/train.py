@@ -2,15 +2,19 @@
 
 import argparse
 import json
+import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from distill_jax import storage
 from distill_jax.commands import flags
 from distill_jax.errors import UsageError
+from distill_jax.processes import coordination
 
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
+
+    from distill_jax.runs import experiment
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -24,7 +28,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     flags.add_config(parser, required=False)
     flags.add_workdir(parser, "folder of the run", required=False)
-    parser.add_argument("--help-config", action="store_true", help="print every config key, exit")
+    parser.add_argument(
+        "--help-config",
+        action="store_true",
+        help="print every config key, exit; with --config=FILE those of its kind of data, its "
+        "student and its method, with the values of the file",
+    )
     parser.add_argument(
         "--print-config", action="store_true", help="print the resolved config as JSON, exit"
     )
@@ -38,7 +47,8 @@ def run(arguments: argparse.Namespace, overrides: Mapping[str, str]) -> int:
     from distill_jax.runs import experiment
 
     if arguments.help_config:
-        print(describe.describe_keys())
+        given = configs.load(arguments.config, overrides) if arguments.config else None
+        print(describe.describe_keys(given))
         return 0
     if not arguments.print_config:
         flags.join_processes(arguments, stop_together=True)
@@ -51,7 +61,28 @@ def run(arguments: argparse.Namespace, overrides: Mapping[str, str]) -> int:
     result = experiment.run(config, arguments.workdir)
     headline = experiment.headline(result.values["final"]["test"])
     flags.print_once(json.dumps({"workdir": str(result.workdir), **headline}))
+    if coordination.is_first():
+        print(_summary(result), file=sys.stderr)
     return 0
+
+
+def _summary(result: "experiment.Result") -> str:
+    """A few lines for a reader: what was trained, its figures, and where the report is."""
+    from distill_jax.runs import experiment
+    from distill_jax.training.logging.progress import duration
+
+    values = result.values
+    figures = [
+        f"{name.replace('_', ' ')} {value:.4g}"
+        for name, value in experiment.headline(values["final"]["test"]).items()
+        if isinstance(value, int | float)
+    ]
+    return (
+        f"{values['student']} by {values['method']}: {values['steps']} steps in "
+        f"{duration(values['training_time_s'])} of training\n"
+        f"test split, last step: {', '.join(figures)}\n"
+        f"report: {result.workdir / 'report.html'}"
+    )
 
 
 def _load_config(arguments: argparse.Namespace, overrides: Mapping[str, str]) -> "ConfigDict":

@@ -74,6 +74,11 @@ class Session:
         self._cpu_since = time.process_time()
         self._last_logged = (0, 0.0)  # step, and seconds of training
         self._cpu_time_s = 0.0  # of training, since the last line of the log
+        train = parts.description["data"].get("train")
+        # Of text, the tokens of a row that are not padding, on average; of images none.
+        self._tokens_an_example = (
+            train["input_tokens"] / max(train["rows"], 1) if isinstance(train, Mapping) else 0.0
+        )
 
     def start(self) -> tuple[state.TrainState, int, int]:
         """The state to start or resume from, its step, and its position in the data."""
@@ -145,11 +150,18 @@ class Session:
         performance = self._measure_performance(at)
         self._logs.write_performance(at, performance)
         shown = {name: values[name] for name in ("loss", "accuracy", "epoch")}
+        if values.get("on_policy"):
+            # What the student wrote are no labels: the figure says how often it would again.
+            shown["agreement_with_own_samples"] = shown.pop("accuracy")
         validation = self.history.last_validation
         for name in ("accuracy", *METRICS):
             if name in validation:
                 shown[f"validation_{name}"] = validation[name]
         shown["examples_per_second"] = performance["examples_per_second"]
+        if tokens := self._tokens_an_example:
+            shown["tokens_per_second"] = tokens * performance["examples_per_second"]
+            memory = performance["device_memory_bytes"] or performance["host_memory_bytes"]
+            shown["memory_bytes"] = memory
         self._progress.update(at, shown)
         self._logs.upload_periodically(self._progress.note)
 

@@ -185,6 +185,15 @@ def test_help_config_prints_every_key(capsys):
     assert all(path in printed for path in schema.SCHEMA)
 
 
+def test_help_config_of_a_file_has_the_keys_of_its_kind_and_its_values(capsys, write_config):
+    config = write_config(TEACHER)
+    assert cli.main(["train", "--help-config", f"--config={config}"]) == 0
+    printed = capsys.readouterr().out
+    assert "data.augment.crop_padding = 0  (here: 1)" in printed
+    assert "student.widths=" in printed and "student.path=''" in printed
+    assert "data.tokenizer" not in printed and "vgg" not in printed.split("Models")[1]
+
+
 def test_print_config_prints_without_running(capsys, tmp_path, write_config):
     config = write_config(TEACHER)
     assert cli.main(["train", f"--config={config}", "--print-config", "--config.seed=9"]) == 0

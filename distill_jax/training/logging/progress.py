@@ -23,10 +23,13 @@ SECONDS_BETWEEN_FRAMES = 0.1
 SHOWN = (
     "loss",
     "accuracy",
+    "agreement_with_own_samples",
     "validation_accuracy",
     "validation_rouge_l",
     "validation_exact_match",
     "examples_per_second",
+    "tokens_per_second",
+    "memory_bytes",
 )
 WINDOW = 50  # updates, each at least a second apart, over which the rate behind the ETA is averaged
 
@@ -79,8 +82,8 @@ class Progress:
 
         Args:
           step: steps taken so far, of `total_steps`.
-          values: name -> number. Those of `SHOWN` are shown, all but "loss" and
-            "examples_per_second" are fractions and shown in percent; the rest is for the logs.
+          values: name -> number. Those of `SHOWN` are shown, all but the loss, the rates and the
+            memory are fractions and shown in percent; the rest is for the logs.
         """
         if self._style == "off":
             return
@@ -160,6 +163,10 @@ def _figure(name: str, value: float, unit: str) -> str:
     value = float(value)
     if name == "examples_per_second":
         return f"{value:,.0f} {unit}/s" if value >= 10 else f"{value:.2f} {unit}/s"
+    if name == "tokens_per_second":
+        return f"{value:,.0f} tokens/s"
+    if name == "memory_bytes":
+        return f"{value / 1e9:.2f} GB"
     if name == "loss":
         return f"loss {value:.4g}"
     return f"{name.replace('_', ' ').replace('rouge l', 'ROUGE-L')} {value:.2%}"
