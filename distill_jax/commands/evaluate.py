@@ -16,8 +16,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "data, such as --config.data.name=cifar100."
     )
     parser.epilog = (
-        "examples: distill-jax eval --workdir=runs/a --split=validation · "
-        "distill-jax eval --workdir=teachers/resnet56 --config=configs/cifar100.py"
+        "example: distill-jax eval --workdir=runs/a --split=validation, or of an imported network "
+        "distill-jax eval --workdir=teachers/resnet56 --config=configs/digits.py"
     )
     flags.add_workdir(parser, "folder of the run, or of a model of `distill-jax import`")
     flags.add_config(
