@@ -38,7 +38,7 @@ def test_the_logits_are_those_of_transformers(models, name):
         ("mixtral", dict(gates_normalised=False)),
         ("qwen3_moe", dict(gates_normalised=True)),
         ("qwen3_moe", dict(experts_per_token=2)),
-        ("smollm3", dict(no_rope=(False,))),
+        ("smollm3_windows", dict(no_rope=(False, True))),
         ("olmo3", dict(rope_local_theta=None)),
         ("granite", dict(residual_scale=1.0)),
         ("glm4", dict(rope_interleaved=False)),
