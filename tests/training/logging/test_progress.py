@@ -26,6 +26,16 @@ def clock():
 
 
 class TestPlain:
+    def test_text_has_tokens_a_second_memory_and_what_samples_are_compared_with(self, clock):
+        stream = io.StringIO()
+        progress = Progress(2000, title="student", stream=stream, unit="rows", clock=clock)
+        values = {"loss": 0.5, "agreement_with_own_samples": 0.75, "examples_per_second": 12.0}
+        progress.update(20, values | {"tokens_per_second": 1234.4, "memory_bytes": 1.5e9})
+        assert stream.getvalue() == (
+            "student: step 20/2000 (1%)  loss 0.5  agreement with own samples 75.00%  12 rows/s  "
+            "1,234 tokens/s  1.50 GB\n"
+        )
+
     def test_line_holds_step_figures_and_eta(self, clock):
         stream = io.StringIO()
         progress = Progress(2000, title="student", stream=stream, clock=clock)
