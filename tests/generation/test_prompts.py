@@ -90,12 +90,12 @@ def test_prompt_and_response_are_the_text_of_all_ids(shared_data):
         ("[" * 100_000, "line 1: not JSON: .*; expected an object"),
         ("3", 'line 1: 3; expected an object with "messages", "prompt" or "text"'),
         ('{"response": "x"}', r"line 1: has \['response'\]; expected \"messages\", \"prompt\" or"),
-        ('{"prompt": 3}', "line 1: 'prompt' is 3; expected Unicode text"),
-        ('{"prompt": "\\ud800"}', "line 1: 'prompt' is .*; expected Unicode text"),
+        ('{"prompt": 3}', "line 1: 'prompt' is 3; expected a text, in Unicode"),
+        ('{"prompt": "\\ud800"}', "line 1: 'prompt' is .*; expected a text, in Unicode"),
         ('{"messages": 3}', "line 1: messages is 3; expected a list of"),
         ('{"messages": [{"role": "user"}]}', "line 1: message 0 is .*; expected a list of"),
         ('{"messages": [{"role": "assistant", "content": "x"}]}', "line 1: no message but the as"),
-        ('{"messages": []}', "line 1: no message but the assistant's"),
+        ('{"messages": []}', r"line 1: messages is \[\]; expected a list of"),
         ("\n\n", "holds no prompt; expected a JSON object a line"),
     ],
 )
@@ -115,7 +115,7 @@ def test_bad_files_are_refused(tmp_path, tokenizer):
     with pytest.raises(UsageError, match="generate.fields='doly': unknown name; did you mean"):
         generation.read_prompts(tmp_path / "latin.jsonl", fields="doly")
     path = written(tmp_path / "p.jsonl", {"output": "x"})
-    with pytest.raises(UsageError, match="line 1: 'instruction' is None; expected Unicode text"):
+    with pytest.raises(UsageError, match="line 1: 'instruction' is missing; expected a text"):
         generation.read_prompts(path, fields="dolly")
 
 

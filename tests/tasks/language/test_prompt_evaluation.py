@@ -251,8 +251,8 @@ def test_conversations_and_the_fields_of_a_set_are_asked(config, tmp_path):
 @pytest.mark.parametrize(
     ("row", "words"),
     [
-        ({"prompt": "ask0"}, "line 1: 'response' is None; expected the response, a text"),
-        ({"prompt": "ask0", "response": 3}, "line 1: 'response' is 3; expected the response"),
+        ({"prompt": "ask0"}, "line 1: 'response' or 'completion' is missing; expected"),
+        ({"prompt": "ask0", "response": 3}, "line 1: 'response' or 'completion' is 3; expected"),
         ({"prompt": "ask0", "response": "?!"}, "line 1: the response has no word of [a-z0-9]"),
         ({"prompt": "ask0", "response": "the"}, "line 1: the response has no answer"),
         ({"prompt": "ask0", "response": "7 ####"}, "line 1: the response has no answer"),
@@ -286,7 +286,7 @@ def test_lines_that_cannot_be_scored_are_refused(config, tmp_path, row, words):
         ({"metrics": "rouge_l"}, "evaluation.select='exact_match': evaluation.prompts='"),
         ({"prompts": ""}, "evaluation.select='exact_match': evaluation.prompts=''"),
         ({"max_new_tokens": 0}, "evaluation.max_new_tokens=0: expected an integer >= 1"),
-        ({"fields": "doly"}, "evaluation.fields='doly': expected one of same, named, dolly, gsm8k"),
+        ({"fields": "doly"}, "evaluation.fields='doly': expected same, named, one of alpaca"),
     ],
 )
 def test_keys_that_do_not_fit_are_refused(config, values, words):
