@@ -53,6 +53,9 @@ def run(arguments: argparse.Namespace, overrides: Mapping[str, str]) -> int:
     from distill_jax import config as configs
     from distill_jax import tasks
 
+    if arguments.logits:
+        # The later runs have no teacher but this store.
+        overrides = {**overrides, "teacher.store": str(arguments.workdir)}
     config = configs.load(arguments.config, overrides)
     taps = arguments.taps
     if taps is not None:
