@@ -1,7 +1,6 @@
 """The training of a run whose parts are opened: from its start or last checkpoint to its result."""
 
 import math
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -51,7 +50,7 @@ def train(session: Session, stop_requested: Callable[[], bool]) -> dict[str, Any
     now = loop.run_steps(
         now,
         at,
-        advance=_compile_stages(parts, session.note),
+        advance=_compile_stages(parts),
         batches=parts.feed.at(position),
         timetable=make_timetable(parts),
         hooks=session,
@@ -63,14 +62,8 @@ def train(session: Session, stop_requested: Callable[[], bool]) -> dict[str, Any
     return _result(session, final, _select(session, now, final))
 
 
-def _compile_stages(parts: Parts, note: Callable[[str], None]) -> Advance:
-    """A function that takes the steps of a group of batches, by the program of their stage.
-
-    Args:
-      parts: of the run.
-      note: shows a line before a program is compiled, which can take minutes, and one after it.
-    """
-    begun: set[int] = set()
+def _compile_stages(parts: Parts) -> Advance:
+    """A function that takes the steps of a group of batches, by the program of their stage."""
     compiled = {
         recipe.begin: (
             step.compile_steps(recipe, parts.mesh, parts.layout),
@@ -84,15 +77,7 @@ def _compile_stages(parts: Parts, note: Callable[[str], None]) -> Advance:
         take_steps, reset = compiled[begin]
         if at == begin > 0:
             now = reset(now)
-        on_devices = step.put_batches(batches, parts.mesh)
-        if begin in begun:
-            return take_steps(now, parts.frozen, parts.resident, on_devices)
-        begun.add(begin)
-        note("compiling the step")
-        started = time.perf_counter()
-        now = take_steps(now, parts.frozen, parts.resident, on_devices)
-        note(f"the step is compiled after {time.perf_counter() - started:.1f} s; training")
-        return now
+        return take_steps(now, parts.frozen, parts.resident, step.put_batches(batches, parts.mesh))
 
     return advance
 
