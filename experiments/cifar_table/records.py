@@ -85,6 +85,7 @@ def record(
         "hours": spent["wall_s"] / 3600,
         "cpu_hours": spent["cpu_s"] / 3600,
         "hardware": hardware(values["device"]),
+        "cpu_kernels": _starts(manifest, "cpu_kernels"),
         "resumes": len(manifest["resumed"]),
         "step": _step(result.workdir / "performance.jsonl"),
         "training_time_s": values["training_time_s"],
@@ -104,9 +105,7 @@ def record(
             **manifest["libraries"],
         },
         "git_revision": manifest["git_revision"],
-        "other_revisions": sorted(
-            {one["git_revision"] for one in manifest["resumed"]} - {manifest["git_revision"]}
-        ),
+        "other_revisions": _starts(manifest, "git_revision")[1:],
         "command": command,
         "date": datetime.date.today().isoformat(),
         "config": _without_paths(config),
@@ -124,6 +123,12 @@ def _without_paths(config: ConfigDict) -> dict[str, Any]:
     flat["teacher.path"] = [pathlib.Path(path).name for path in flat["teacher.path"]]
     flat["teacher.store"] = pathlib.Path(flat["teacher.store"]).name
     return flat
+
+
+def _starts(manifest: Mapping[str, Any], key: str) -> list[str]:
+    """What a run's starts have under a key, each once, the first start's first."""
+    found = (start.get(key) for start in (manifest, *manifest["resumed"]))
+    return list(dict.fromkeys(one for one in found if one))
 
 
 def hardware(device: str) -> str:

@@ -156,6 +156,7 @@ def test_a_row_with_stored_answers_of_a_given_teacher_resumes_to_the_same_parame
     assert killed["answers"]["answers"] == 356 * 2 and killed["answers"]["resumes"] == 0
     assert killed["answers"]["bytes"] == 356 * 2 * 100 * 2
     assert killed["step"]["step_cpu_time_s"] > 0
+    assert len(killed["cpu_kernels"]) == 1 and killed["other_revisions"] == []
     (folder,) = (tmp_path / "killed").glob("cifar100-vgg13-vgg8-kd-teacher*-seed0")
     entry = json.loads((folder / "manifest.json").read_text())["teachers"][0]
     assert entry["stored"] == "float16"
