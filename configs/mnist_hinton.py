@@ -8,7 +8,7 @@ r"""Hinton, Vinyals & Dean 2015, section 3: 2x1200 with dropout and jitter -> 2x
 
 MNIST comes from TFDS, prepared once; from the IDX files as they are distributed with
 `--config.data.name=idx --config.data.path=DIR`. Paper's test errors: teacher 67, baseline 146,
-student 74; ours 80, 149 and 97.5 (experiments/hinton2015/README.md).
+student 74; ours, by an earlier recipe, 80, 149 and 97.5 (experiments/hinton2015/README.md).
 """
 
 import recipes

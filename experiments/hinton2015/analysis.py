@@ -1,6 +1,6 @@
 """Analyses of the logits of a trained network: corrected biases and ambiguous digits.
 
-An offset is selected on the validation split alone and then applied to the test split.
+The search selects an offset on held-out images; the study applies it to the test split.
 """
 
 import dataclasses
@@ -38,7 +38,7 @@ class Answers:
 
 
 def answers(config: ConfigDict, folder: pathlib.Path) -> dict[str, Answers]:
-    """The last epoch's answers to "validation" and "test" of the run in `folder`.
+    """The last epoch's answers to "test", and to "validation" if there is one, of a run.
 
     Args:
       config: the config of the run.
@@ -47,13 +47,13 @@ def answers(config: ConfigDict, folder: pathlib.Path) -> dict[str, Answers]:
     parts = prepare(config)
     saved = models.load(folder)
     variables = jax.device_put((saved.params, saved.stats), parallel.replicated(parts.mesh))
-    chosen = {
-        key: config.data[key]
-        for key in ("validation", "split_seed", "fraction", "only_classes", "exclude_classes")
-    }
-    validation_ids = data.splits(parts.feed.examples, **chosen)[1]
     test = data.load(config.data.name, "test", tfds_dir=config.data.tfds_dir, path=config.data.path)
-    images = {"validation": parts.feed.examples.batch(validation_ids)[0], "test": test.arrays()[0]}
+    images = {"test": test.arrays()[0]}
+    if "validation" in parts.evaluators:
+        keys = ("validation", "split_seed", "fraction", "only_classes", "exclude_classes")
+        chosen = {key: config.data[key] for key in keys}
+        validation_ids = data.splits(parts.feed.examples, **chosen)[1]
+        images["validation"] = parts.feed.examples.batch(validation_ids)[0]
     return {
         split: Answers(images[split], *parts.evaluators[split].logits(*variables))
         for split in images
@@ -97,20 +97,28 @@ def confusion(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
     return np.bincount(pairs, minlength=classes**2).reshape(classes, classes)
 
 
-def correct_biases(by_split: dict[str, Answers], classes: Sequence[int]) -> dict[str, Any]:
-    """Selects one offset for the biases of `classes` on validation and counts the test errors.
+def choose_offset(validation: Answers, classes: Sequence[int]) -> dict[str, Any]:
+    """The offset of the biases of `classes` with the fewest errors on images that are held out.
 
     Returns:
-      "classes", "offset", "validation_errors" [before, after], and "before" and "after", the
-      confusion matrices of the test split.
+      "offset", and "errors" [before, after].
     """
-    validation, test = by_split["validation"], by_split["test"]
     errors = scan(validation.logits, validation.labels, classes)
-    offset = best_offset(errors)
+    return {
+        "offset": best_offset(errors),
+        "errors": [int(errors[OFFSETS == 0][0]), int(errors.min())],
+    }
+
+
+def correct_biases(test: Answers, classes: Sequence[int], offset: float) -> dict[str, Any]:
+    """Counts the test errors with `offset` added to the biases of `classes`.
+
+    Returns:
+      "classes", "offset", and "before" and "after", the confusion matrices.
+    """
     return {
         "classes": list(classes),
         "offset": offset,
-        "validation_errors": [int(errors[OFFSETS == 0][0]), int(errors.min())],
         "before": confusion(test.logits, test.labels).tolist(),
         "after": confusion(with_offset(test.logits, classes, offset), test.labels).tolist(),
     }

@@ -26,15 +26,7 @@ def row(run: plan.Run, config: ConfigDict, folder: pathlib.Path) -> dict[str, An
     """
     values = workdir.read_json(folder / "result.json")
     manifest = workdir.read_json(folder / "manifest.json")
-    evaluations = {
-        "test": values["final"]["test"],
-        "validation": values["final"]["validation"],
-        "selected": values["selected"]["test"],  # the best epoch by validation
-    }
-    figures = {
-        name: {key: found[key] for key in KEPT if key in found}
-        for name, found in evaluations.items()
-    }
+    test = values["final"]["test"]
     found = {
         "setting": run.setting.name,
         "seed": run.seed,
@@ -46,13 +38,13 @@ def row(run: plan.Run, config: ConfigDict, folder: pathlib.Path) -> dict[str, An
         "train_examples": manifest["data"]["train"],
         "epochs": values["epochs"],
         "steps": values["steps"],
-        "selected_step": values["selected"]["step"],
         "wall_time_s": round(values["wall_time_s"], 1),
-        **figures,
+        "test": {key: test[key] for key in KEPT if key in test},
     }
     if run.setting.biases:
-        answers = analysis.answers(config, folder)
-        found["biases"] = analysis.correct_biases(answers, run.setting.biases)
+        found["biases"] = analysis.correct_biases(
+            analysis.answers(config, folder)["test"], run.setting.biases, run.setting.offset
+        )
     return found
 
 
@@ -83,7 +75,8 @@ def summary(
     manifests = [workdir.read_json(root / run.name / "manifest.json") for run in runs]
     first = manifests[0]
     sessions = [session for manifest in manifests for session in (manifest, *manifest["resumed"])]
-    teacher = analysis.answers(configs_by_name[plan.TEACHER], root / plan.TEACHER)
+    teacher = runs[0].teacher
+    digits = analysis.answers(configs_by_name[teacher], root / teacher)["test"]
     return {
         "study": "hinton2015",
         "label": label,
@@ -99,4 +92,4 @@ def summary(
         "data": first["data"],
         "wall_time_s": round(sum(found["wall_time_s"] for found in rows), 1),
         "runs": rows,
-    }, analysis.ambiguous(teacher["validation"])
+    }, analysis.ambiguous(digits)

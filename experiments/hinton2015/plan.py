@@ -37,6 +37,7 @@ class Setting:
       seeds: the number of seeds.
       paper: the paper's test errors, of 10,000; None if it gives none.
       biases: classes whose biases are corrected after training, with one common offset.
+      offset: that offset; the search chose it on held-out images (results/search.json).
     """
 
     name: str
@@ -44,9 +45,10 @@ class Setting:
     title: str
     role: str
     overrides: Mapping[str, str]
-    seeds: int = 1
+    seeds: int = 3
     paper: int | None = None
     biases: tuple[int, ...] = ()
+    offset: float = 0.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,8 +63,18 @@ class Run:
         """The folder of the run in the study's workdir."""
         return f"{self.setting.name}-seed{self.seed}"
 
+    @property
+    def teacher(self) -> str:
+        """The folder of the run that trains its teacher, the one with the same seed."""
+        return f"teacher-seed{self.seed}"
 
-def _narrow(width: int, seeds: int, learning_rate: float) -> tuple[Setting, ...]:
+    @property
+    def answers(self) -> str:
+        """The folder of that teacher's answers to the training images."""
+        return f"answers-seed{self.seed}"
+
+
+def _narrow(width: int, learning_rate: float) -> tuple[Setting, ...]:
     """Students with two layers of `width` units, with hard targets and at every temperature."""
     shared = {
         "student.widths": f"({width}, {width})",
@@ -70,7 +82,7 @@ def _narrow(width: int, seeds: int, learning_rate: float) -> tuple[Setting, ...]
         "training.epochs": "30",
     }
     part = f"units{width}"
-    hard = Setting(part + "-hard", part, f"2x{width}, hard targets", "baseline", shared, seeds)
+    hard = Setting(part + "-hard", part, f"2x{width}, hard targets", "baseline", shared)
     soft = (
         Setting(
             f"{part}-t{temperature:g}",
@@ -78,7 +90,6 @@ def _narrow(width: int, seeds: int, learning_rate: float) -> tuple[Setting, ...]
             f"2x{width}, T = {temperature:g}",
             "student",
             {**shared, "method.temperature": f"{temperature:g}"},
-            seeds,
         )
         for temperature in TEMPERATURES[width]
     )
@@ -90,34 +101,25 @@ SETTINGS: tuple[Setting, ...] = (
         "teacher", "teacher", "Teacher: 2x1200, dropout, weight constraint, jitter", "teacher", {},
         paper=67,
     ),
-    Setting("hard", "hard", "2x800, hard targets", "baseline", {}, seeds=2, paper=146),
-    Setting("soft", "soft", "2x800, soft targets, T = 20", "student", {}, seeds=2, paper=74),
-    *_narrow(300, seeds=1, learning_rate=0.003),
-    *_narrow(30, seeds=2, learning_rate=0.01),
+    Setting("hard", "hard", "2x800, hard targets", "baseline", {}, paper=146),
+    Setting("soft", "soft", "2x800, soft targets, T = 20", "student", {}, paper=74),
     Setting(
         "without3", "without3", "2x800, no 3 in the transfer set", "student",
-        {"data.exclude_classes": "(3,)", "training.epochs": "20"},
-        seeds=2, paper=206, biases=(3,),
+        {"data.exclude_classes": "(3,)"},
+        paper=206, biases=(3,), offset=3.5,
     ),
     Setting(
         "only78", "only78", "2x800, only 7 and 8 in the transfer set", "student",
         # Hard targets that are all 7 or 8 would only lower the biases of the other classes.
         {"data.only_classes": "(7, 8)", "method.hard_weight": "0"},
-        seeds=2, paper=4730, biases=(7, 8),
+        paper=4730, biases=(7, 8), offset=-7.4,
     ),
-    Setting(
-        "few-hard", "few", "2x800, 3 % of the data, hard targets", "baseline",
-        FEW,
-        seeds=2,
-    ),
-    Setting(
-        "few-soft", "few", "2x800, 3 % of the data, soft targets, T = 20", "student",
-        FEW,
-        seeds=2,
-    ),
+    *_narrow(300, learning_rate=0.003),
+    *_narrow(30, learning_rate=0.01),
+    Setting("few-hard", "few", "2x800, 3 % of the data, hard targets", "baseline", FEW),
+    Setting("few-soft", "few", "2x800, 3 % of the data, soft targets, T = 20", "student", FEW),
 )  # fmt: skip
 
-TEACHER = "teacher-seed0"  # the folder of the teacher's run
 PARTS = tuple(dict.fromkeys(setting.part for setting in SETTINGS))
 
 
@@ -145,13 +147,13 @@ def runs(parts: Sequence[str] = (), most_seeds: int | None = None) -> list[Run]:
 
 
 def config_of(
-    run: Run, teacher: pathlib.Path, overrides: Mapping[str, str], epochs_scale: float = 1.0
+    run: Run, root: pathlib.Path, overrides: Mapping[str, str], epochs_scale: float = 1.0
 ) -> ConfigDict:
     """The resolved config of a run.
 
     Args:
       run: the run.
-      teacher: the workdir of the teacher's run.
+      root: the study's workdir, with the teachers and their answers.
       overrides: keys of the command line, for every run; they take precedence over the setting's.
       epochs_scale: factor of the epochs and of the warm-up.
 
@@ -160,7 +162,8 @@ def config_of(
     """
     own = {**run.setting.overrides, "seed": str(run.seed)}
     if run.setting.role == "student":
-        own["teacher.path"] = str(teacher)
+        own["teacher.path"] = str(root / run.teacher)
+        own["teacher.store"] = str(root / run.answers)
     flat = configs.flatten(configs.load(f"{CONFIG}:{run.setting.role}", {**own, **overrides}))
     for key in ("training.epochs", "schedule.warmup_epochs"):
         flat[key] *= epochs_scale
@@ -171,6 +174,7 @@ def digest(config: ConfigDict) -> str:
     """SHA-256 of a config without the paths of this machine."""
     flat = configs.flatten(config)
     flat["data.path"] = flat["data.tfds_dir"] = ""
-    if flat["teacher.path"]:
-        flat["teacher.path"] = ("teacher",)
+    for key, name in (("teacher.path", ("teacher",)), ("teacher.store", "answers")):
+        if flat[key]:
+            flat[key] = name
     return configs.digest(configs.resolve(configs.unflatten(flat)))

@@ -19,6 +19,7 @@ from collections.abc import Mapping, Sequence
 import jax
 from ml_collections import ConfigDict
 
+from distill_jax import tasks
 from distill_jax.config.schema import SCHEMA
 from distill_jax.runs import experiment, workdir
 from experiments import study
@@ -61,17 +62,23 @@ def label_of(runs: Sequence[plan.Run], epochs_scale: float, overrides: Mapping[s
 def train(
     runs: Sequence[plan.Run], configs_by_name: Mapping[str, ConfigDict], root: pathlib.Path
 ) -> None:
-    """Trains the unfinished runs one after the other, each in its folder of `root`."""
+    """Trains the unfinished runs one after the other, each in its folder of `root`.
+
+    Students read the answers of their teacher, which are computed once for all of them.
+    """
+    answered: set[str] = set()
     for index, run in enumerate(runs, start=1):
         print(f"[{index}/{len(runs)}] {run.name}: {run.setting.title}", flush=True)
-        values = experiment.run(configs_by_name[run.name], root / run.name).values
-        errors = {split: values["final"][split]["errors"] for split in ("validation", "test")}
+        config = configs_by_name[run.name]
+        if config.teacher.store not in ("", *answered):
+            tasks.precompute(config, config.teacher.store, dtype="float32", taps=())
+            answered.add(config.teacher.store)
+        values = experiment.run(config, root / run.name).values
         print(
-            f"    errors: {errors['validation']} validation, {errors['test']} test; "
-            f"{values['wall_time_s']:.0f} s",
+            f"    errors: {values['final']['test']['errors']}; {values['wall_time_s']:.0f} s",
             flush=True,
         )
-        jax.clear_caches()  # no two runs share a program
+        jax.clear_caches()  # compiled programs of many shapes fill the memory
 
 
 def run_study(
@@ -93,10 +100,8 @@ def run_study(
     """
     root = arguments.workdir
     runs = plan.runs([part for part in arguments.parts.split(",") if part], arguments.seeds)
-    found = {
-        run.name: plan.config_of(run, root / plan.TEACHER, overrides, arguments.epochs_scale)
-        for run in runs
-    }
+    found = {run.name: plan.config_of(run, root, overrides, arguments.epochs_scale) for run in runs}
+    study.share_programs(root)
     train(runs, found, root)
     label = label_of(runs, arguments.epochs_scale, overrides)
     summary, digits = measure.summary(runs, found, root, command=command, label=label)

@@ -9,7 +9,7 @@ import pytest
 from distill_jax.errors import UsageError
 from distill_jax.runs import experiment
 from experiments import markers
-from experiments.hinton2015 import analysis, plan, report, run
+from experiments.hinton2015 import analysis, plan, report, run, search
 
 SMALL = (
     "teacher", "hard", "units30-hard", "units30-t1", "units30-t8", "without3", "only78", "few-soft",
@@ -18,16 +18,16 @@ SMALL = (
 
 def test_every_run_of_the_plan_has_a_folder_and_a_config_of_its_own():
     runs = plan.runs()
-    digests = {
-        plan.digest(plan.config_of(one, pathlib.Path("study") / plan.TEACHER, {})) for one in runs
-    }
+    digests = {plan.digest(plan.config_of(one, pathlib.Path("study"), {})) for one in runs}
     assert len({one.name for one in runs}) == len(digests) == len(runs)
-    assert runs[0].name == plan.TEACHER  # before the students that need it
+    names = [one.name for one in runs]
+    for index, one in enumerate(runs):
+        assert one.teacher in names[: index + 1]  # before the students that need it
 
 
 def test_the_plan_keeps_to_the_paper():
     configs = {
-        one.setting.name: plan.config_of(one, pathlib.Path("teacher"), {})
+        one.setting.name: plan.config_of(one, pathlib.Path("study"), {})
         for one in plan.runs(most_seeds=1)
     }
     teacher, soft = configs["teacher"], configs["soft"]
@@ -38,16 +38,25 @@ def test_the_plan_keeps_to_the_paper():
     assert configs["units30-t2.5"].method.temperature == 2.5
     assert configs["without3"].data.exclude_classes == (3,)
     assert configs["only78"].data.only_classes == (7, 8)
-    assert {config.data.validation for config in configs.values()} == {5000}
-    assert {config.data.split_seed for config in configs.values()} == {0}
+    assert {config.data.validation for config in configs.values()} == {0}  # all 60,000 images
+
+
+def test_a_student_has_the_teacher_of_its_own_seed():
+    for one in plan.runs(["soft"]):
+        config = plan.config_of(one, pathlib.Path("study"), {})
+        if one.setting.role == "student":
+            assert config.teacher.path == (f"study/teacher-seed{one.seed}",)
+            assert config.teacher.store == f"study/answers-seed{one.seed}"
+        else:
+            assert config.teacher.path == () and config.teacher.store == ""
 
 
 def test_the_digest_of_a_config_does_not_depend_on_where_things_lie():
     one = plan.runs(["soft"])[1]
-    here = plan.config_of(one, pathlib.Path("/a/teacher-seed0"), {"data.path": "/a/mnist.npz"})
-    there = plan.config_of(one, pathlib.Path("b/teacher-seed0"), {})
+    here = plan.config_of(one, pathlib.Path("/a"), {"data.path": "/a/mnist.npz"})
+    there = plan.config_of(one, pathlib.Path("b"), {})
     assert here != there and plan.digest(here) == plan.digest(there)
-    longer = plan.config_of(one, pathlib.Path("b/teacher-seed0"), {}, epochs_scale=2.0)
+    longer = plan.config_of(one, pathlib.Path("b"), {}, epochs_scale=2.0)
     assert plan.digest(longer) != plan.digest(there)
 
 
@@ -97,8 +106,10 @@ def test_the_offset_is_chosen_on_validation_and_counted_on_test():
     # On the test split 5.1 or more would be best; validation decides for the middle of 2.1 to 4.
     validation = analysis.Answers(images, LOGITS[[0, 1, 2, 2]], LABELS[[0, 1, 2, 2]])
     test = analysis.Answers(images, LOGITS[[1, 1, 1, 0]], LABELS[[1, 1, 1, 0]])
-    found = analysis.correct_biases({"validation": validation, "test": test}, (3,))
-    assert found["offset"] == 3.0 and found["validation_errors"] == [2, 1]
+    chosen = analysis.choose_offset(validation, (3,))
+    assert chosen == {"offset": 3.0, "errors": [2, 1]}
+    found = analysis.correct_biases(test, (3,), chosen["offset"])
+    assert found["classes"] == [3] and found["offset"] == 3.0
     assert found["before"] == [[0, 0, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0], [1, 3, 0, 0]]
     assert found["after"] == [[0, 0, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0], [0, 3, 0, 1]]
 
@@ -156,7 +167,6 @@ def test_a_tiny_study_runs_resumes_and_reports(small_data, tmp_path, monkeypatch
         "--epochs-scale=0.05",
         "--config.data.name=npz",
         f"--config.data.path={small_data}",
-        "--config.data.validation=500",
         "--config.mesh.data=1",
         "--config.logging.progress=off",
         "--config.logging.tensorboard=false",
@@ -178,7 +188,7 @@ def test_a_tiny_study_runs_resumes_and_reports(small_data, tmp_path, monkeypatch
     by_setting = {one["setting"]: one for one in summary["runs"]}
     assert by_setting["teacher"]["test"]["errors"] < 200  # of 400: it has learnt something
     without3 = by_setting["without3"]
-    assert without3["train_examples"] < by_setting["hard"]["train_examples"] == 2000
+    assert without3["train_examples"] < by_setting["hard"]["train_examples"] == 2500
     before, after = (np.array(without3["biases"][when]) for when in ("before", "after"))
     assert before.sum() == after.sum() == 400
     assert before.sum() - np.trace(before) == without3["test"]["errors"]
@@ -211,3 +221,53 @@ def test_a_tiny_study_runs_resumes_and_reports(small_data, tmp_path, monkeypatch
         report.block(again, ["temperature_30.svg", "without3_before.svg", "without3_after.svg"])
         in text
     )
+
+
+def test_a_student_of_the_search_comes_after_its_teacher_and_reads_its_answers():
+    root = pathlib.Path("search")
+    names = search.chosen([])
+    assert names == list(search.TRIALS)
+    for index, name in enumerate(names):
+        trial = search.TRIALS[name]
+        config = search.config_of(trial, root, {})
+        assert config.data.validation == 5000 and config.data.split_seed == 0
+        if trial.teacher:
+            assert trial.teacher in names[:index]
+            assert config.teacher.path == (str(root / trial.teacher),)
+    assert search.chosen(["without3"]) == ["teacher", "without3"]
+
+
+def test_an_unknown_trial_is_one_line_and_writes_nothing(tmp_path, capsys):
+    assert search.main([f"--workdir={tmp_path / 'search'}", "--trials=studnet"], home=tmp_path) == 2
+    error = capsys.readouterr().err
+    assert "--trials='studnet': unknown trial; did you mean 'student'" in error
+    assert error.count("\n") == 1 and list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_a_tiny_search_records_validation_figures_alone(small_data, tmp_path, monkeypatch):
+    tiny = {"training.epochs": "2", "data.validation": "500", "training.batch_size": "250"}
+    trials = {
+        "teacher": search.Trial("teacher", {**search.TEACHER, **tiny}),
+        "without3": search.Trial(
+            "student", {**search.STUDENT, **tiny, "data.exclude_classes": "(3,)"}, "teacher", (3,)
+        ),
+    }
+    monkeypatch.setattr(search, "TRIALS", trials)
+    command = [
+        f"--workdir={tmp_path / 'search'}",
+        "--config.data.name=npz",
+        f"--config.data.path={small_data}",
+        "--config.mesh.data=1",
+        "--config.logging.progress=off",
+        "--config.logging.tensorboard=false",
+    ]
+    assert search.main(command, home=tmp_path / "home") == 0
+    found = json.loads((tmp_path / "home" / "results" / search.RECORD).read_text())
+    assert str(tmp_path) not in json.dumps(found)
+    teacher, student = found["trials"]
+    assert "test" not in json.dumps(found) and set(teacher["validation"]) == {"errors", "nll"}
+    assert set(student["validation"]) == set(search.KEPT)
+    assert student["biases"]["errors"][0] == student["validation"]["errors"]
+    assert student["biases"]["errors"][1] < student["biases"]["errors"][0]  # threes come back
+    assert student["overrides"]["data.exclude_classes"] == "(3,)"
