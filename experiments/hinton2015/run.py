@@ -101,7 +101,6 @@ def run_study(
     root = arguments.workdir
     runs = plan.runs([part for part in arguments.parts.split(",") if part], arguments.seeds)
     found = {run.name: plan.config_of(run, root, overrides, arguments.epochs_scale) for run in runs}
-    study.share_programs(root)
     train(runs, found, root)
     label = label_of(runs, arguments.epochs_scale, overrides)
     summary, digits = measure.summary(runs, found, root, command=command, label=label)

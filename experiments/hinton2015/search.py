@@ -171,7 +171,6 @@ def run_trials(
     names: Sequence[str], root: pathlib.Path, overrides: Mapping[str, str]
 ) -> list[dict[str, Any]]:
     """Trains the trials that have not finished, one after the other; returns the record of each."""
-    study.share_programs(root)
     rows = []
     for name in names:
         config = config_of(TRIALS[name], root, overrides)

@@ -56,7 +56,9 @@ def precompute_views(
     def compute(first: int, count: int) -> Arrays:
         images, _ = train.batch(np.arange(first, first + count))
         # A last part of fewer images is padded, so that one compiled program computes all parts.
-        padding = images[-1:].repeat(folder.part_size - count, axis=0)
+        # A part of small answers has room for more images than there are.
+        most = min(folder.part_size, len(train))
+        padding = images[-1:].repeat(most - count, axis=0)
         return answers(np.concatenate([images, padding]), count)
 
     test_answers = {"test": lambda: computation.unaugmented(test, np.arange(len(test)))}

@@ -111,6 +111,16 @@ def test_the_files_of_a_store_are_what_the_manifest_says(whole):
     assert manifest["teacher"]["parameters"] == 64 * 12 + 12 + 12 * 10 + 10
 
 
+def test_a_part_that_has_room_for_more_images_than_there_are_takes_no_memory_for_them(
+    whole, tmp_path
+):
+    precompute(tmp_path / "store", **arguments(tmp_path, part_size=10**12))
+    parts = [np.load(whole / f"logits-0000{part}.npy") for part in range(3)]
+    found = np.load(tmp_path / "store" / "logits-00000.npy")
+    np.testing.assert_allclose(found, np.concatenate(parts), atol=2e-3)  # float16
+    opened(tmp_path / "store")
+
+
 def test_a_writer_that_was_stopped_goes_on_where_it_stopped(whole, tmp_path):
     class Stop(Exception):
         pass
