@@ -238,9 +238,9 @@ def test_a_student_of_the_search_comes_after_its_teacher_and_reads_its_answers()
 
 
 def test_an_unknown_trial_is_one_line_and_writes_nothing(tmp_path, capsys):
-    assert search.main([f"--workdir={tmp_path / 'search'}", "--trials=studnet"], home=tmp_path) == 2
+    assert search.main([f"--workdir={tmp_path / 'search'}", "--trials=witout3"], home=tmp_path) == 2
     error = capsys.readouterr().err
-    assert "--trials='studnet': unknown trial; did you mean 'student'" in error
+    assert "--trials='witout3': unknown trial; did you mean 'without3'" in error
     assert error.count("\n") == 1 and list(tmp_path.iterdir()) == []
 
 
