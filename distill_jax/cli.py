@@ -1,11 +1,12 @@
 """The command line: parses, runs one verb of `commands`, and turns errors into exit codes.
 
-Exit codes: 0 done, or stopped by SIGTERM with the state saved; 1 the run failed, or does not fit
-the hardware it is planned for; 2 a mistake in the command, the config or a path, reported in one
-line. All processes of a run exit with the same code.
+Exit codes: 0 done, or stopped by SIGTERM or Ctrl-C with the state saved; 1 the run failed, or does
+not fit the hardware it is planned for; 2 a mistake in the command, the config or a path, reported
+in one line; 130 ended by Ctrl-C before it was done. All processes of a run exit with the same code.
 """
 
 import argparse
+import contextlib
 import sys
 import traceback
 from collections.abc import Sequence
@@ -56,17 +57,20 @@ def _split_overrides(argv: Sequence[str]) -> tuple[list[str], dict[str, str]]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command; returns its exit code."""
+    verb: commands.Verb | None = None
     try:
         rest, overrides = _split_overrides(sys.argv[1:] if argv is None else argv)
         arguments = _make_parser().parse_args(rest)
-        verb: commands.Verb = arguments.verb
+        verb = arguments.verb
+        assert verb is not None
         if overrides and not verb.takes_config_keys:
             key = next(iter(overrides))
             raise UsageError(f"--config.{key}: {verb.name} takes no config keys")
         if argv is None and verb.computes:
             huge_pages.start_again("distill_jax.cli", script="distill-jax")
         command: commands.Command = arguments.command
-        code = command.run(arguments, overrides)
+        with _trusting(getattr(arguments, "trust_imports", False)):
+            code = command.run(arguments, overrides)
         coordination.leave()
         return code
     except UsageError as error:
@@ -75,7 +79,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _handle_failure(error)
     except KeyboardInterrupt:
         coordination.abort(1, "distill-jax: failed: interrupted")
-        raise
+        resumes = "; the same command resumes" if verb and verb.resumes else ""
+        return _fail(130, f"distill-jax: stopped by Ctrl-C{resumes}")
+
+
+def _trusting(trusted: bool) -> contextlib.AbstractContextManager:
+    """A context in which the modules that a workdir names are run, where the user says so."""
+    if not trusted:
+        return contextlib.nullcontext()
+    from distill_jax import config
+
+    return config.trusting_workdirs()
 
 
 def _handle_failure(error: Exception) -> int:
@@ -84,7 +98,8 @@ def _handle_failure(error: Exception) -> int:
 
     if isinstance(error, loop.Preempted):
         if coordination.is_first():
-            print("distill-jax: stopped by SIGTERM; the same command resumes", file=sys.stderr)
+            by = error.args[0] if error.args else "SIGTERM"
+            print(f"distill-jax: stopped by {by}; the same command resumes", file=sys.stderr)
         coordination.leave()
         return 0
     if coordination.is_distributed() and _is_device_error(error):
@@ -101,12 +116,27 @@ def _handle_failure(error: Exception) -> int:
     )
     if isinstance(error, expected):
         return _fail(1, f"distill-jax: failed: {error}")
+    if fault := _machine_fault(error):
+        return _fail(1, f"distill-jax: failed: {fault}")
     if coordination.is_distributed():
         traceback.print_exc()
         message = " ".join(str(error).split())[:300]
         name = f"process {coordination.process_index()} of {coordination.process_count()}"
         coordination.abort(1, f"distill-jax: failed: {name}: {type(error).__name__}: {message}")
     raise error
+
+
+def _machine_fault(error: BaseException) -> str:
+    """The line for an error of the disk or of memory, which is no defect of the program; or ""."""
+    if isinstance(error, OSError) and error.strerror:
+        where = f"{error.filename}: " if error.filename else ""
+        return f"{where}{error.strerror}"
+    text = " ".join(str(error).split())
+    if isinstance(error, MemoryError) or "bad_alloc" in text or "RESOURCE_EXHAUSTED" in text:
+        return f"out of memory ({text[:200] or type(error).__name__})"
+    if "No space left on device" in text:
+        return f"No space left on device ({text[:200]})"
+    return ""
 
 
 def _is_device_error(error: BaseException | None) -> bool:

@@ -43,6 +43,7 @@ class Verb:
       aliases: other names of the verb.
       takes_config_keys: whether it accepts `--config.key=value`.
       computes: whether it runs networks, for which memory in huge pages is worth a new start.
+      resumes: whether the same command goes on where a stopped one ended.
     """
 
     name: str
@@ -51,6 +52,7 @@ class Verb:
     aliases: tuple[str, ...] = ()
     takes_config_keys: bool = True
     computes: bool = False
+    resumes: bool = False
 
     def load(self) -> Command:
         """The module of the verb."""
@@ -58,7 +60,13 @@ class Verb:
 
 
 VERBS = (
-    Verb("train", "train", "train a teacher, a baseline or a student; resumes", computes=True),
+    Verb(
+        "train",
+        "train",
+        "train a teacher, a baseline or a student; resumes",
+        computes=True,
+        resumes=True,
+    ),
     Verb("eval", "evaluate", "evaluate the student of a finished run", computes=True),
     Verb("plan", "plan", "predict whether a run fits given hardware, and how fast it can be"),
     Verb(
@@ -76,8 +84,15 @@ VERBS = (
         "write a teacher's answers to all training data to disk; resumes",
         aliases=("store",),
         computes=True,
+        resumes=True,
     ),
-    Verb("generate", "generate", "let a teacher respond to prompts; resumes", computes=True),
+    Verb(
+        "generate",
+        "generate",
+        "let a teacher respond to prompts; resumes",
+        computes=True,
+        resumes=True,
+    ),
     Verb(
         "export", "export", "write a trained decoder for other libraries", takes_config_keys=False
     ),

@@ -43,6 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="",
         help="features to write with the logits, such as pooled,stage3",
     )
+    flags.add_trust(parser)
     flags.add_processes(parser)
 
 

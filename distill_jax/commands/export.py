@@ -31,6 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="new folder, such as exported or gs://bucket/exported",
     )
     flags.add_which(parser)
+    flags.add_trust(parser)
 
 
 def run(arguments: argparse.Namespace, overrides: Mapping[str, str]) -> int:

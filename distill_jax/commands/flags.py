@@ -78,6 +78,16 @@ def add_config(
     )
 
 
+def add_trust(parser: argparse.ArgumentParser) -> None:
+    """Adds --trust-imports."""
+    parser.add_argument(
+        "--trust-imports",
+        action="store_true",
+        help="run the Python files that config.json of the workdir names under imports; without it "
+        "installed packages alone are imported. Only for a workdir whose author you trust",
+    )
+
+
 def add_which(parser: argparse.ArgumentParser) -> None:
     """Adds --which."""
     parser.add_argument(

@@ -100,12 +100,14 @@ def run(arguments: argparse.Namespace, overrides: Mapping[str, str]) -> int:
         class_names=_read_class_names(arguments.class_names, arguments.classes),
     )
     saved = models.load(arguments.file, spec=spec, part=arguments.part, key="import")
-    if storage.is_remote(arguments.workdir) and gcs.list_names(arguments.workdir):
-        raise UsageError(
-            f"--workdir={arguments.workdir}: there are objects under this name; expected a new one"
-        )
-    with storage.staging_folder(arguments.workdir, "model.json") as folder:
-        fingerprint = models.save(folder, spec, saved.params, saved.stats)
+    with storage.holding(arguments.workdir, "--workdir", beside=True):
+        if storage.is_remote(arguments.workdir) and gcs.list_names(arguments.workdir):
+            raise UsageError(
+                f"--workdir={arguments.workdir}: there are objects under this name; expected a new "
+                "one"
+            )
+        with storage.staging_folder(arguments.workdir, "model.json") as folder:
+            fingerprint = models.save(folder, spec, saved.params, saved.stats)
     found = {
         "model": arguments.model,
         "image": shape,

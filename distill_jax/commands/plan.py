@@ -57,6 +57,6 @@ def run(arguments: argparse.Namespace, overrides: Mapping[str, str]) -> int:
     if out is not None:
         with storage.reporting_unreachable(out, "--out"):
             storage.make_folder(out.parent)
-            out.write_text(json.dumps(content, indent=2) + "\n")
+            storage.write_atomically(out, json.dumps(content, indent=2) + "\n")
     print(text)
     return 0 if fits else 1

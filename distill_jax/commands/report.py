@@ -14,6 +14,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.epilog = "example: distill-jax report --workdir=runs/a"
     flags.add_workdir(parser, "folder of the run")
+    flags.add_trust(parser)
 
 
 def run(arguments: argparse.Namespace, overrides: Mapping[str, str]) -> int:

@@ -14,10 +14,12 @@ from distill_jax.config.resolver import (
     flatten,
     method_options,
     resolve,
+    resolve_saved,
     student_options,
     to_json,
     unflatten,
 )
+from distill_jax.config.user_modules import trusting_workdirs
 
 __all__ = [
     "apply_overrides",
@@ -31,7 +33,9 @@ __all__ = [
     "method_options",
     "read",
     "resolve",
+    "resolve_saved",
     "student_options",
     "to_json",
+    "trusting_workdirs",
     "unflatten",
 ]

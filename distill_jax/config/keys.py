@@ -44,7 +44,9 @@ class _Options(TypedDict, total=False):
 
 
 def _integer(value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or value != int(value):
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        raise ValueError
+    if value != int(value):
         raise ValueError
     return int(value)
 

@@ -77,12 +77,22 @@ def resolve(config: Mapping[str, Any] | ConfigDict) -> ConfigDict:
     return ConfigDict(unflatten(ordered), convert_dict=True).lock()
 
 
+def resolve_saved(config: Mapping[str, Any], file: object) -> ConfigDict:
+    """As `resolve`, of the config.json of a workdir, which may have come from elsewhere.
+
+    Raises:
+      UsageError: also for a module in `imports` that is not trusted, see `user_modules`.
+    """
+    user_modules.check_trusted(check("imports", flatten(config).get("imports", ())), file)
+    return resolve(config)
+
+
 def check(path: str, value: Any) -> Any:
     """The canonical form of `value` for the key `path`; UsageError when it is not acceptable."""
     key = SCHEMA[path]
     try:
         return key.check(value)
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, OverflowError) as error:
         expected = str(error) or key.expected
         raise UsageError(f"{path}={value!r}: expected {expected}") from None
 

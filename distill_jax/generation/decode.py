@@ -247,14 +247,14 @@ def padded_length(config: language.DecoderConfig, length: int, smallest: int) ->
     """The padded length of the prompts of a batch: `smallest` times a power of two.
 
     Args:
-      config: of the model; one with learned positions limits the length to these.
+      config: of the model, whose context limits the length.
       length: of the longest prompt of the batch.
       smallest: the shortest padded length.
     """
     size = smallest
     while size < length:
         size *= 2
-    return min(size, config.max_positions) if config.positions == "learned" else size
+    return max(length, min(size, config.max_positions))
 
 
 def generate(
@@ -284,7 +284,7 @@ def generate(
       A response for each prompt, in the order of the prompts.
 
     Raises:
-      UsageError: an empty prompt, or one that with its response exceeds the learned positions.
+      UsageError: an empty prompt, or one that with its response exceeds the model's context.
     """
     for number, prompt in enumerate(prompts):
         check_length(model.config, prompt, decoding.max_new_tokens, f"prompts[{number}]")
@@ -295,19 +295,31 @@ def generate(
     for first in range(0, len(by_length), batch_size):
         rows = by_length[first : first + batch_size]
         longest = max(len(prompts[i]) for i in rows)
+        size = _batch_rows(len(rows), batch_size, decoding.mesh)
         tokens, lengths = _right_padded(
             [prompts[i] for i in rows],
-            batch_size,
+            size,
             padded_length(model.config, longest, smallest_bucket),
         )
         # Rows without a prompt have length 0, so any key will do for them.
-        row_numbers = np.array(rows + rows[:1] * (batch_size - len(rows)))
+        row_numbers = np.array(rows + rows[:1] * (size - len(rows)))
         arrays = (jnp.asarray(tokens), jnp.asarray(lengths), keys[row_numbers])
         if decoding.mesh is not None:
             arrays = parallel.put(arrays, parallel.batch_sharding(decoding.mesh))
         generated = parallel.fetch(_generate_tokens(graphdef, params, *arrays, decoding=decoding))
         responses |= {i: _response(generated, row) for row, i in enumerate(rows)}
     return [responses[i] for i in range(len(prompts))]
+
+
+def _batch_rows(prompts: int, batch_size: int, mesh: Mesh | None) -> int:
+    """The rows of a batch: `batch_size`, or fewer where at most half of them would have a prompt.
+
+    Fewer are a power of two for each device that shares them, so that few programs are compiled.
+    """
+    rows = 1 if mesh is None else parallel.batch_ways(mesh)
+    while rows < prompts:
+        rows *= 2
+    return rows if 2 * rows <= batch_size else batch_size
 
 
 def _right_padded(
@@ -327,18 +339,16 @@ def check_length(
 ) -> None:
     """Checks that a prompt is not empty and leaves room for its response.
 
-    Only a model with learned positions limits the length.
-
     Raises:
       UsageError: it is empty or too long; the line begins with `location`.
     """
     if not len(prompt):
         raise UsageError(f"{location}: no token; expected text, or a tokenizer that adds bos")
     limit = config.max_positions
-    if config.positions == "learned" and len(prompt) + max_new_tokens > limit:
+    if len(prompt) + max_new_tokens > limit:
         raise UsageError(
             f"{location}: {len(prompt)} tokens and a response of up to {max_new_tokens}; expected "
-            f"at most {limit} together, the model's positions"
+            f"at most {limit} together, the model's context"
         )
 
 

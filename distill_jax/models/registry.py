@@ -101,13 +101,25 @@ def _typed(option: str, value: object, default: object) -> Any:
     raise UsageError(f"student.{option}={value!r}: expected {expected}")
 
 
+#: The largest number that an option of a network may have, and the most numbers: what a file says
+#: beyond them is damage, and would take longer to describe than to train.
+MOST_SIZE = 2**20
+MOST_REPEATS = 4096
+
+
 def check_options(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
     """The given options of a network, each as the type of its default.
 
     Raises:
       UsageError: an unknown name, or an option that is unknown or of another type.
     """
-    return typed_options(name, options(name), given)
+    typed = typed_options(name, options(name), given)
+    for option, value in typed.items():
+        numbers = value if isinstance(value, tuple) else (value,)
+        sizes = [number for number in numbers if type(number) is int]
+        require(len(numbers) <= MOST_REPEATS, option, value, f"at most {MOST_REPEATS} numbers")
+        require(max(sizes, default=0) <= MOST_SIZE, option, value, f"at most {MOST_SIZE}")
+    return typed
 
 
 def typed_options(

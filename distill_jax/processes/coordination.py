@@ -66,7 +66,7 @@ def join(
     Args:
       rendezvous: from `discovery.discover`; None, for a single process, does nothing.
       stop_together: after SIGTERM in any process all agree on a step to stop at, see
-        `loop.stop_on_sigterm`. Otherwise SIGTERM ends the process.
+        `loop.stop_on_signals`. Otherwise SIGTERM ends the process.
       timeout: seconds without a heartbeat of a process after which all abort.
       step_timeout: seconds without progress of any process after which all abort, see `watchdog`;
         0 for never.

@@ -1,5 +1,6 @@
 """A run from its config to its result: claim the workdir, start or resume, train, save."""
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -25,6 +26,7 @@ from distill_jax.runs.session import Session
 from distill_jax.runs.workdir import Workdir
 from distill_jax.tasks.base import Parts
 from distill_jax.training import checkpoints, compilation_cache, loop
+from distill_jax.training.logging import writers
 from distill_jax.training.logging.progress import Progress
 
 MOST_OF_THE_START = 0.01  # of the initial parameters in a moving average, before it is remarked
@@ -63,39 +65,64 @@ def run(config: Mapping[str, Any] | ConfigDict, path: str | os.PathLike) -> Resu
       The result, also when the run had finished before.
 
     Raises:
-      UsageError: for a config that does not fit, before anything is written.
-      loop.Preempted: after SIGTERM, with the state saved.
+      UsageError: for a config that does not fit, before anything is written, and for a workdir
+        that another process is writing.
+      loop.Preempted: after SIGTERM or Ctrl-C, with the state saved.
       loop.Diverged: when a loss or gradient is not finite.
       checkpoints.CheckpointError: when a checkpoint cannot be written, or none can be read.
     """
     began = time.perf_counter()
     config = configs.resolve(config)
     paths = Workdir(storage.resolve_path(path, "--workdir"))
+    if config.logging.wandb:
+        writers.require_wandb(config.logging.wandb)
 
-    def claim() -> tuple[bool, dict[str, Any] | None]:
-        resumed = paths.check(config)
-        done = resumed and paths.result.exists()
-        return resumed, paths.read_result() if done else None
+    with contextlib.ExitStack() as held:
+        with storage.reporting_unreachable(paths.root, "--workdir"):
+            resumed, done = coordination.broadcast_from_first(lambda: _claim(config, paths, held))
+        if done is not None:
+            return Result(done, paths.root)
+        if config.training.deterministic:
+            parallel.fix_gpu_order()
+        cache = compilation_cache.opened(config.training.compilation_cache)
+        with loop.stop_on_signals() as stop_requested, cache:
+            values = _start_and_train(prepare(config), paths, resumed, stop_requested)
+        values["wall_time_s"] = time.perf_counter() - began
 
-    with storage.reporting_unreachable(paths.root, "--workdir"):
-        resumed, done = coordination.broadcast_from_first(claim)
-    if done is not None:
-        return Result(done, paths.root)
-    if config.training.deterministic:
-        parallel.fix_gpu_order()
-    cache = compilation_cache.opened(config.training.compilation_cache)
-    with loop.stop_on_sigterm() as stop_requested, cache:
-        values = _start_and_train(prepare(config), paths, resumed, stop_requested)
-    values["wall_time_s"] = time.perf_counter() - began
+        watchdog.mark(values["steps"], "writing the report", long=True)
 
-    watchdog.mark(values["steps"], "writing the report", long=True)
+        def write() -> dict[str, Any]:
+            paths.write_result(values)
+            reports.run_report(paths.root)
+            return values
 
-    def write() -> dict[str, Any]:
-        paths.write_result(values)
+        return Result(coordination.broadcast_from_first(write), paths.root)
+
+
+def _claim(
+    config: ConfigDict, paths: Workdir, held: contextlib.ExitStack
+) -> tuple[bool, dict[str, Any] | None]:
+    """Takes the workdir for this process, which is the first one of its run.
+
+    Args:
+      config: resolved.
+      paths: the workdir.
+      held: gets what gives the workdir back.
+
+    Returns:
+      Whether the run resumes, and the content of result.json where it has finished.
+    """
+    resumed = paths.check(config)
+    if not (resumed and paths.result.exists() and paths.report.exists()):
+        held.enter_context(storage.holding(paths.root, "--workdir"))
+        resumed = paths.check(config)  # again: its last holder may have written it meanwhile
+        paths.remove_torn()
+    if not (resumed and paths.result.exists()):
+        return resumed, None
+    result = paths.read_result()
+    if not paths.report.exists():  # the run was killed after it had written its result
         reports.run_report(paths.root)
-        return values
-
-    return Result(coordination.broadcast_from_first(write), paths.root)
+    return resumed, result
 
 
 def _start_and_train(
@@ -150,7 +177,7 @@ def _write_start(parts: Parts, paths: Workdir, resumed: bool) -> dict[str, str |
     now = manifests.describe_run(**parts.description)
     manifest = now
     if resumed and paths.manifest.exists():
-        manifest = workdir.read_json(paths.manifest)
+        manifest = paths.read_manifest()
         manifests.check_same_inputs(manifest, **parts.description)
         manifests.check_same_prompts(manifest, parts.description["data"])
         warning = manifests.other_kernels(manifest, now)
@@ -217,7 +244,7 @@ def evaluate(
         )
     else:
         parts = prepare(_evaluation_config(paths.required_config(), split, overrides))
-        manifests.check_same_inputs(workdir.read_json(paths.manifest), **parts.description)
+        manifests.check_same_inputs(paths.read_manifest(), **parts.description)
     if split not in parts.evaluators:
         raise UsageError(f"--split={split}: the run held out no such split (data.validation=0)")
     watchdog.mark(0, f"evaluating {which}", long=True)

@@ -12,7 +12,7 @@ from distill_jax.models import language
 from distill_jax.models.language.huggingface.writing import TOKENIZER
 from distill_jax.runs import export_images
 from distill_jax.runs.workdir import Workdir, read_json
-from distill_jax.storage import gcs, is_remote, resolve_path, staging_folder
+from distill_jax.storage import gcs, holding, is_remote, resolve_path, staging_folder
 
 
 def write(
@@ -36,19 +36,25 @@ def write(
         data, or the folder holds something else.
     """
     paths = Workdir(resolve_path(path, "--workdir"))
+    target = resolve_path(out, "--out")
+    with holding(target, "--out", beside=True):
+        return _write(paths, target, which, form)
+
+
+def _write(paths: Workdir, target: pathlib.Path, which: str, form: str | None) -> dict[str, Any]:
+    """As `write`, to a folder that this process holds."""
     if (paths.root / "model.json").exists() and not paths.config.exists():
         if which != "final":
             raise UsageError(f"--which={which}: an imported model is one; expected final")
-        return export_images.write(paths.root, out, _image_format(form, paths))
+        return export_images.write(paths.root, target, _image_format(form, paths))
     if paths.required_config().data.name != TEXT:
         form = _image_format(form, paths)
         _finished_result(paths, which)
         if note := paths.check_saved_model(which):
             print(f"WARNING: {note}", file=sys.stderr, flush=True)
-        return export_images.write(paths.saved_model(which), out, form)
+        return export_images.write(paths.saved_model(which), target, form)
     if form not in (None, "huggingface"):
         raise UsageError(f"--format={form}: --workdir={paths.root} is a run on text; expected none")
-    target = resolve_path(out, "--out")
     result = _finished_result(paths, which)
     if is_remote(target) and gcs.list_names(target):
         raise UsageError(
@@ -57,7 +63,9 @@ def write(
     if note := paths.check_saved_model(which):
         print(f"WARNING: {note}", file=sys.stderr, flush=True)
     model = language.load(paths.saved_model(which), key="--workdir")
-    known = read_json(paths.manifest)["data"]["tokenizer"]
+    known = paths.read_manifest()["data"].get("tokenizer")
+    if not isinstance(known, dict) or not {"path", "fingerprint"} <= known.keys():
+        raise UsageError(f"--workdir={paths.root}: manifest.json names no tokenizer; expected one")
     file = resolve_path(known["path"], "data.tokenizer")
     tokenizer = text.load_tokenizer(file)
     if tokenizer.fingerprint != known["fingerprint"]:

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from distill_jax import generation, models, parallel
+from distill_jax import generation, models, parallel, storage
 from distill_jax.data import text
 from distill_jax.errors import UsageError
 from distill_jax.generation import decode
@@ -62,6 +62,18 @@ def write(
     """
     if mesh is None:
         mesh = parallel.make_mesh(fsdp=settings.fsdp, tensor=settings.tensor)
+    with storage.holding(workdir, "--workdir"):
+        return _write(settings, teacher_path, workdir, note, mesh)
+
+
+def _write(
+    settings: Settings,
+    teacher_path: str | os.PathLike,
+    workdir: str | os.PathLike,
+    note: Callable[[str], None],
+    mesh: Mesh,
+) -> dict[str, Any]:
+    """As `write`, in a folder that this process holds."""
     job = _open_job(settings, teacher_path, mesh)
     if not job.decoding.stop_ids:
         note("no stop id is known: every response has max_new_tokens; see generate.stops")

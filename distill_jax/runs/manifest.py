@@ -69,9 +69,11 @@ def _git_revision() -> str | None:
     source = pathlib.Path(__file__).resolve().parents[2]
     if not (source / ".git").exists():
         return None
-    done = subprocess.run(
-        ["git", "-C", str(source), "rev-parse", "HEAD"], capture_output=True, text=True
-    )
+    command = ["git", "-C", str(source), "rev-parse", "HEAD"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True)
+    except OSError:  # there is no git
+        return None
     return done.stdout.strip() or None
 
 

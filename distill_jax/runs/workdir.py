@@ -14,7 +14,15 @@ from distill_jax import config as configs
 from distill_jax import models
 from distill_jax.errors import UsageError
 from distill_jax.processes import coordination
-from distill_jax.storage import gcs, is_remote, reporting_unreachable, sealed, write_atomically
+from distill_jax.storage import (
+    LOCK,
+    gcs,
+    is_remote,
+    remove_torn,
+    reporting_unreachable,
+    sealed,
+    write_atomically,
+)
 
 VISIBLE_TIMEOUT = 60.0  # seconds; network file systems show new files late
 
@@ -100,17 +108,21 @@ class Workdir:
         if not self.config.exists():
             return None
         values = read_json(self.config)
+        if not isinstance(values, dict):
+            raise UsageError(
+                f"--workdir={self.root}: config.json holds no config; expected an object"
+            )
         began_with = self._read_manifest().get("config")
         if began_with and (changed := configs.changed_values(began_with, values)):
             raise UsageError(
                 f"--workdir={self.root}: config.json was changed since the run began "
                 f"({'; '.join(changed)}); expected it as it was, or a new folder for another run"
             )
-        return configs.resolve(values)
+        return configs.resolve_saved(values, self.config)
 
     def _read_manifest(self) -> dict[str, Any]:
         """The content of manifest.json; {} where there is none yet."""
-        return read_json(self.manifest) if self.manifest.exists() else {}
+        return self.read_manifest() if self.manifest.exists() else {}
 
     def run_id(self) -> str | None:
         """What identifies the run; None for one that an earlier version began."""
@@ -166,6 +178,21 @@ class Workdir:
             raise UsageError(f"--workdir={self.root}: no run there; expected a config.json")
         return config
 
+    def read_manifest(self) -> dict[str, Any]:
+        """The content of manifest.json; UsageError when it is damaged or no run's."""
+        manifest = read_json(self.manifest)
+        fields = {"data": dict, "teachers": list, "resumed": list, "started": str}
+        whole = isinstance(manifest, dict) and all(
+            isinstance(manifest.get(name), kind) for name, kind in fields.items()
+        )
+        entries = [manifest["data"], *manifest["teachers"]] if whole else []
+        if not entries or not all(isinstance(e, dict) and "fingerprint" in e for e in entries):
+            raise UsageError(
+                f"--workdir={self.root}: manifest.json is not that of a run; expected the one that "
+                "the run wrote"
+            )
+        return manifest
+
     def check(self, config: ConfigDict) -> bool:
         """Whether a run with this config would resume here; refuses the workdir of another run.
 
@@ -183,12 +210,22 @@ class Workdir:
                 )
             return True
         torn = f".{self.config.name}."  # a start that was killed while it wrote its first file
-        if not all(name.startswith(torn) for name in self._names()):
+        if not all(name.startswith(torn) or name == LOCK for name in self._names()):
             raise UsageError(
                 f"--workdir={self.root}: holds files but no config.json; "
                 "expected a run or a new folder"
             )
         return False
+
+    @property
+    def report(self) -> pathlib.Path:
+        """The page that shows the run."""
+        return self.root / "report.html"
+
+    def remove_torn(self) -> None:
+        """Removes the temporary files that a killed process left while it wrote a file."""
+        whole = (self.config, self.manifest, self.metrics, self.performance, self.result)
+        remove_torn(self.root, [path.name for path in (*whole, self.report)])
 
     def _names(self) -> list[str]:
         """The names in the folder; UsageError when it cannot be written."""

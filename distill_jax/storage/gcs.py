@@ -145,6 +145,16 @@ def write(path: StrPath, content: bytes) -> None:
         _system().pipe_file(os.fspath(path), content)
 
 
+def create(path: StrPath, content: bytes) -> bool:
+    """Writes an object where there is none, in one request; False where there is one."""
+    with _as_bucket_error(path):
+        try:
+            _system().pipe_file(os.fspath(path), content, mode="create")
+        except FileExistsError:
+            return False
+    return True
+
+
 def size(path: StrPath) -> int:
     """Bytes of an object."""
     with _as_bucket_error(path):

@@ -24,9 +24,10 @@ def write_atomically(path: StrPath, content: bytes | str) -> None:
 
     Args:
       path: the file; its folder exists.
-      content: bytes, or text that is written as UTF-8.
+      content: bytes, or text that is written as UTF-8; half a surrogate pair, as in a file name
+        that is no UTF-8, is written as its escape.
     """
-    content = content.encode() if isinstance(content, str) else content
+    content = content.encode(errors="backslashreplace") if isinstance(content, str) else content
     if is_remote(path):
         gcs.write(path, content)
         return
@@ -44,6 +45,22 @@ def write_atomically(path: StrPath, content: bytes | str) -> None:
             os.unlink(temporary)
         raise
     fsync(path.parent)
+
+
+def remove_torn(folder: StrPath, names: Iterable[str]) -> None:
+    """Removes the temporary files that a killed `write_atomically` left of these files.
+
+    Args:
+      folder: which no other process writes meanwhile.
+      names: of the files.
+    """
+    if is_remote(folder):  # one request writes an object
+        return
+    torn = re.compile(rf"\.({'|'.join(map(re.escape, names))})\.[a-z0-9_]{{8}}")
+    for name in os.listdir(folder) if os.path.isdir(folder) else ():
+        if torn.fullmatch(name):
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(os.path.join(folder, name))
 
 
 def is_remote(path: StrPath) -> bool:
@@ -218,10 +235,15 @@ def replacing_folder(
         previous.rename(folder)
     _discard(saving, ours)
     _discard(previous, ours)
-    saving.mkdir()
-    yield saving
-    for file in saving.iterdir():
-        fsync(file)
+    try:
+        saving.mkdir()
+        yield saving
+        for file in saving.iterdir():
+            fsync(file)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            _discard(saving, ours)
+        raise
     fsync(saving)
     if folder.exists():
         folder.rename(previous)

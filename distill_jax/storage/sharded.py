@@ -5,8 +5,8 @@
 
 Each file is written whole or not at all, and a part counts once the manifest lists it. The next
 writer with the same settings verifies the parts that are there and makes the missing ones; one with
-other settings is refused. One writer a folder, of one process; any number of readers once all parts
-are written.
+other settings is refused. One writer a folder, of one process (`storage.holding`); any number of
+readers once all parts are written.
 
 Left out on purpose: what the files hold and what the manifest says of it. A kind of folder is a
 subclass of `ShardedFolder`: `generation.responses` and `teachers.answers.store` are the two.
@@ -22,6 +22,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, ClassVar
 
 from distill_jax.errors import UsageError
+from distill_jax.storage.locks import LOCK
 from distill_jax.storage.paths import write_atomically
 
 MANIFEST = "manifest.json"
@@ -58,7 +59,7 @@ class ShardedFolder(abc.ABC):
             self.manifest = self.read_manifest()
             self.refuse_other_settings(new)
             return
-        others = [name for name in found if not self._is_torn(name)]
+        others = [name for name in found if not (name == LOCK or self._is_torn(name))]
         if others:
             raise self.refusal(
                 f"holds {others[0]!r} but no {MANIFEST}; expected {self.content} or a new folder"

@@ -17,6 +17,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from distill_jax import config as configs
+from distill_jax import storage
 from distill_jax.config import schema
 from distill_jax.errors import UsageError
 from distill_jax.tasks.base import AbstractStep, Parts
@@ -110,7 +111,8 @@ def precompute(
     for flag, value, fits in (("taps", taps, not on_text), ("answers", answers, on_text)):
         if value is not None and not fits:
             raise UsageError(f"--{flag}={value}: has no meaning for data.name={config.data.name!r}")
-    with compilation_cache.opened(config.training.compilation_cache):
+    cache = compilation_cache.opened(config.training.compilation_cache)
+    with storage.holding(folder, "--workdir"), cache:
         if on_text:
             return text_answers.precompute(
                 config, folder, answers=answers or "sampled", dtype=dtype

@@ -7,6 +7,7 @@ import math
 import os
 import queue
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol
@@ -20,7 +21,7 @@ from distill_jax.training.state import TrainState
 
 
 class Preempted(Exception):
-    """The run received SIGTERM and has saved its state."""
+    """The run received SIGTERM or Ctrl-C and has saved its state; the text says which."""
 
 
 class Diverged(RuntimeError):
@@ -85,28 +86,43 @@ class Hooks(Protocol):
 
 
 @contextlib.contextmanager
-def stop_on_sigterm() -> Iterator[Callable[[], bool]]:
-    """A context in which SIGTERM requests a stop; gives a function that returns whether it did.
+def stop_on_signals() -> Iterator[Callable[[], bool]]:
+    """A context in which SIGTERM or Ctrl-C requests a stop; gives a function that says if one did.
+
+    A second Ctrl-C raises KeyboardInterrupt at once, without saving.
 
     With several processes, any one of them may receive SIGTERM or SIGINT: the function returns True
     in the same call in every process, so every process must call it equally often.
     """
-    requested = threading.Event()
-    is_requested = _agreed_stop() if coordination.is_distributed() else requested.is_set
+    received: list[str] = []
+    agreed = _agreed_stop() if coordination.is_distributed() else lambda: bool(received)
     if threading.current_thread() is not threading.main_thread():
-        yield is_requested
+        yield agreed
         return
-    handler: Callable[[int, Any], None]
-    if coordination.is_distributed():
-        # JAX has its own handler of SIGTERM, which informs the other processes.
-        number, handler = signal.SIGINT, lambda *_: os.kill(os.getpid(), signal.SIGTERM)
-    else:
-        number, handler = signal.SIGTERM, lambda *_: requested.set()
-    before = signal.signal(number, handler)
+
+    def on_sigterm(*_: Any) -> None:
+        received.append("SIGTERM")
+
+    def on_interrupt(*_: Any) -> None:
+        if "Ctrl-C" in received:
+            raise KeyboardInterrupt
+        received.append("Ctrl-C")
+        print("stopping after this step; Ctrl-C again: at once", file=sys.stderr, flush=True)
+        if coordination.is_distributed():
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    handlers: dict[int, Callable[..., None]] = {signal.SIGINT: on_interrupt}
+    if not coordination.is_distributed():  # there, JAX's own handler informs the other processes
+        handlers[signal.SIGTERM] = on_sigterm
+    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     try:
-        yield is_requested
+        yield agreed
+    except Preempted as stop:
+        stop.args = (received[0] if received else "SIGTERM",)
+        raise
     finally:
-        signal.signal(number, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 _sync_points = itertools.count(1)  # of all runs of the process, so that no number repeats

@@ -1,14 +1,17 @@
 """A finished run on text as a Hugging Face folder."""
 
+import errno
 import json
+import os
 
 import numpy as np
 import pytest
 import small_texts
 import tokenizers
 
-from distill_jax import cli, models
+from distill_jax import cli, models, storage
 from distill_jax.models import language
+from distill_jax.models.files import safetensors_writer
 from distill_jax.runs import experiment
 
 
@@ -146,3 +149,21 @@ def test_what_a_run_on_images_cannot_be_written_as(digits_teacher, tmp_path, cap
     flags = [f"--workdir={digits_teacher}", f"--out={tmp_path / 'out'}", f"--format={form}"]
     assert cli.main(["export", *flags]) == 2
     assert words in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
+def test_a_folder_that_another_process_writes_is_left_alone(run, tmp_path, capsys):
+    out = tmp_path / "student"
+    with storage.holding(out, "--out", beside=True):
+        assert cli.main(["export", f"--workdir={run}", f"--out={out}"]) == 2
+    assert "--out=" in (line := capsys.readouterr().err) and "in use by process" in line
+    assert not out.exists()
+
+
+def test_a_disk_that_fills_leaves_one_line_and_nothing_else(run, tmp_path, monkeypatch, capsys):
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "student")
+
+    monkeypatch.setattr(safetensors_writer, "write", full)
+    assert cli.main(["export", f"--workdir={run}", f"--out={tmp_path / 'student'}"]) == 1
+    assert capsys.readouterr().err == "distill-jax: failed: student: No space left on device\n"
+    assert list(tmp_path.iterdir()) == []

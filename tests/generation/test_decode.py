@@ -204,11 +204,26 @@ def test_an_empty_prompt_is_refused():
 
 
 def test_few_padded_lengths_serve_all_prompts():
-    config = reference.golden_model("phi3").config
+    config = reference.golden_model("phi3").config.replace(max_positions=4096)
     sizes = {generation.padded_length(config, n, 32) for n in range(1, 2049)}
     assert sizes == {32, 64, 128, 256, 512, 1024, 2048}
     assert all(generation.padded_length(config, n, 32) >= n for n in range(1, 2049))
-    assert generation.padded_length(reference.golden_model("gpt2").config, 30, 24) == 32
+    for name in ("gpt2", "phi3"):
+        assert generation.padded_length(reference.golden_model(name).config, 30, 24) == 32
+    many = generation.padded_length(config.replace(max_positions=70), 68, 32)
+    assert many == 70
+
+
+@pytest.mark.parametrize(("prompts", "rows"), [(1, 1), (2, 2), (3, 4), (8, 8), (13, 25), (25, 25)])
+def test_few_prompts_do_not_fill_a_large_batch(prompts, rows):
+    assert decode._batch_rows(prompts, 25, None) == rows
+
+
+def test_a_prompt_beyond_the_context_of_a_rotary_model_is_refused():
+    limit = reference.golden_model("phi3").config.max_positions
+    message = rf"prompts\[0\]: {limit} tokens and a response of up to 1; expected at most {limit}"
+    with pytest.raises(UsageError, match=message):
+        generate("phi3", [[1] * limit], max_new_tokens=1)
 
 
 def test_programs_are_compiled_once_for_each_padded_length():

@@ -1,10 +1,8 @@
 """Chat templates: from messages to text, and which of its tokens the assistant wrote.
 
 A template is Jinja and is rendered by `minijinja`. It has access to the messages, the bos and eos
-tokens and the functions below, and to nothing else of Python. Fuel, a limit on the number of
-instructions, stops endless loops and strings that grow without bound. It does not bound a list that
-is added to itself repeatedly: a malicious template can still use up time and memory, but do nothing
-else.
+tokens, `tojson`, `raise_exception` and `strftime_now`, and to nothing else of Python.
+`template_process` limits the time and the memory that it may take.
 
 The tokens of an assistant's turn are found by rendering the conversation twice: up to the turn,
 with the template's own opening of it (the generation prompt), and up to the end of the turn. The
@@ -17,21 +15,16 @@ Left out on purpose: content other than text (images), and named templates other
 
 import dataclasses
 import datetime
-import json
 import os
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import minijinja
-
-from distill_jax.data.text.codec import is_panic, is_unicode, short_repr
+from distill_jax.data.text import template_process
+from distill_jax.data.text.codec import is_unicode, short_repr
 from distill_jax.data.text.tokenizer import Tokenizer
 from distill_jax.errors import UsageError
 from distill_jax.storage import resolve_path
-
-# Instructions that one rendering may execute; 18 public templates needed 70 to 130 a message.
-FUEL = 1_000_000
 
 # The tags that transformers puts around an assistant's text. The text between them is kept.
 _GENERATION = re.compile(r"\{%([-+]?)\s*(end)?generation\s*([-+]?)%\}")
@@ -89,46 +82,29 @@ class ChatTemplate:
           tools: what the assistant may call, as JSON schemas.
 
         Raises:
-          UsageError: the template rejects the messages, is not valid, or runs out of fuel.
+          UsageError: the template rejects the messages, is not valid, or exceeds a limit of
+            `template_process`.
         """
-        environment = minijinja.Environment(
-            fuel=FUEL,
-            trim_blocks=True,
-            lstrip_blocks=True,
-            auto_escape_callback=lambda name: False,
-        )
-        environment.add_filter("tojson", _tojson)
-        environment.add_function(  # type: ignore[attr-defined]  # missing in minijinja's stubs
-            "raise_exception", _raise
-        )
-        if self.date is not None:
-            environment.add_function(  # type: ignore[attr-defined]  # missing in the stubs
-                "strftime_now", self.date.strftime
-            )
         source = _GENERATION.sub(
             lambda tag: f"{{%{tag[1]} {'endif' if tag[2] else 'if true'} {tag[3]}%}}", self.source
         )
         try:
-            return environment.render_str(
+            return template_process.render(
                 source,
-                # A copy, because a template may call methods that change lists and dictionaries.
-                messages=json.loads(json.dumps(list(messages))),
-                bos_token=self.bos,
-                eos_token=self.eos,
-                add_generation_prompt=opening,
-                tools=json.loads(json.dumps(tools)),
-                documents=None,
+                {
+                    "messages": list(messages),
+                    "bos_token": self.bos,
+                    "eos_token": self.eos,
+                    "add_generation_prompt": opening,
+                    "tools": tools,
+                    "documents": None,
+                },
+                self.date,
             )
-        except minijinja.TemplateError as error:
+        except template_process.TemplateFault as error:
             line = f" in line {error.line}" if error.line else ""
-            fault = f"{error.kind}: {error.detail}" if error.detail else error.kind
-            raise UsageError(
-                f"{self.location}: chat template{line}: {short_repr(fault)}"
-            ) from error
-        except BaseException as error:
-            if not isinstance(error, Exception) and not is_panic(error):
-                raise
-            raise UsageError(f"{self.location}: chat template: {error}") from error
+            fault = short_repr(str(error)) if error.line else str(error)
+            raise UsageError(f"{self.location}: chat template{line}: {fault}") from error
 
 
 def load(tokenizer: Tokenizer, *, date: datetime.date | None = None) -> ChatTemplate:
@@ -336,12 +312,3 @@ def _message(message: object, number: int, location: str) -> dict[str, Any]:
 
 def _is_text_part(part: object) -> bool:
     return isinstance(part, dict) and part.get("type") == "text" and is_unicode(part.get("text"))
-
-
-def _tojson(value: object, indent: int | None = None, **options: Any) -> str:
-    """JSON as transformers writes it: without escapes for HTML or for non-ASCII characters."""
-    return json.dumps(value, ensure_ascii=options.get("ensure_ascii", False), indent=indent)
-
-
-def _raise(message: str) -> None:
-    raise UsageError(message)

@@ -10,7 +10,7 @@ import os
 import pathlib
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import tokenizers
 
@@ -21,6 +21,9 @@ EXPECTED = "a whole tokenizer.json, as `tokenizers` or `transformers` writes it"
 
 # The parts of the file that decide the ids of a text; the decoder and the post-processor do not.
 _DECIDING = ("added_tokens", "normalizer", "pre_tokenizer", "model")
+
+#: How many times as long as a text its tokenizer's rules may make it; published files need a few.
+MOST_GROWTH = 1000
 
 _redirecting = threading.Lock()
 
@@ -41,6 +44,7 @@ def load(path: pathlib.Path, location: str) -> Codec:
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"{location}: cannot be read: {error}; expected {EXPECTED}") from error
     try:
+        _check_growth(text)
         with _silent_stderr():
             tokenizer, vocabulary, prefix_ids = _parse(text)
     except BaseException as error:
@@ -75,6 +79,37 @@ def load(path: pathlib.Path, location: str) -> Codec:
         prefix_ids=prefix_ids,
         canonical=canonical.encode(),
     )
+
+
+def _check_growth(text: str) -> None:
+    """ValueError for rules that make a text `MOST_GROWTH` times as long or longer.
+
+    Each replacement may lengthen what the one before it has made, so a file of a kilobyte can ask
+    for more memory than there is.
+    """
+    content = json.loads(text)
+    for part in ("normalizer", "pre_tokenizer", "decoder"):
+        growth, open_parts = 1, [content.get(part) if isinstance(content, dict) else None]
+        while open_parts:
+            rule = open_parts.pop()
+            if isinstance(rule, list):
+                open_parts += rule
+            elif isinstance(rule, dict):
+                open_parts += (value for value in rule.values() if isinstance(value, list | dict))
+                if rule.get("type") in ("Replace", "Prepend"):
+                    growth *= _growth_of(rule)
+            if growth > MOST_GROWTH:
+                raise ValueError(f"its {part} makes a text over {MOST_GROWTH} times as long")
+
+
+def _growth_of(rule: Mapping[str, Any]) -> int:
+    """By how much a rule may multiply the length of a text, at least 1."""
+    if rule["type"] == "Prepend":  # once, before the whole text
+        return max(1, len(str(rule.get("prepend", ""))))
+    new, pattern = len(str(rule.get("content", ""))), rule.get("pattern")
+    if isinstance(pattern, dict) and isinstance(pattern.get("String"), str):
+        return max(1, -(-new // max(1, len(pattern["String"]))))
+    return max(1, new + 1)  # a pattern may match between any two characters
 
 
 class _Parsed(NamedTuple):

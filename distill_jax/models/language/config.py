@@ -26,6 +26,12 @@ _POSITIVE = ("norm_eps", "rope_theta", "embedding_scale", "residual_scale", "log
 _OPTIONAL = ("rope_local_theta", "attention_scale", "attention_cap", "logit_cap")
 
 
+# Larger models would take longer to describe than to train: a file that names them is damaged.
+MOST_LAYERS = 4096
+MOST_EXPERTS = 2**20  # of all layers together
+_MOST = dict.fromkeys((*_SIZES, "max_positions"), 2**31 - 1) | {"layers": MOST_LAYERS}
+
+
 def _positive_int(value: object) -> bool:
     return type(value) is int and value > 0
 
@@ -155,8 +161,8 @@ class DecoderConfig:
       residual_scale: the factor of what attention and MLP add to the residual stream (Granite).
       tied: whether the head is the transposed embedding.
       logit_scale: the factor of the logits, before their cap.
-      max_positions: the longest context. A limit where positions are "learned"; otherwise only
-        recorded.
+      max_positions: the longest context: a limit of the positions where they are "learned", and
+        always of a prompt with its response.
       family: the `model_type` of transformers as which `save` writes this model.
     """
 
@@ -202,6 +208,8 @@ class DecoderConfig:
     def __post_init__(self) -> None:
         for field in (*_SIZES, "max_positions"):
             self._require(_positive_int(getattr(self, field)), field, "a positive int")
+        for field, most in _MOST.items():
+            self._require(getattr(self, field) <= most, field, f"at most {most}")
         for field, known in CHOICES.items():
             self._require(getattr(self, field) in known, field, " or ".join(map(repr, known)))
         for field in _POSITIVE + _OPTIONAL:
@@ -257,6 +265,8 @@ class DecoderConfig:
             self._require(chosen == 0, "experts_per_token", "0 where experts=0")
             self._require(self.gates_normalised, "gates_normalised", "True where experts=0")
             return
+        most = MOST_EXPERTS // self.layers
+        self._require(experts <= most, "experts", f"at most {most} in each of {self.layers} layers")
         some = _positive_int(chosen) and chosen <= experts
         self._require(some, "experts_per_token", f"an int from 1 to experts={experts}")
         self._require(self.gated, "gated", "True, for experts have three matrices")

@@ -46,7 +46,9 @@ def precompute(
         mesh=mesh,
     )
     if finite:
-        manifest = teachers.precompute_views(folder, computation, note=_note)
+        manifest = teachers.precompute_views(
+            folder, computation, note=_note, style=config.logging.progress
+        )
         amount = {"images": manifest["items"], "views": manifest["answers_an_item"]}
     else:
         ids, _ = train_ids_of(config, splits["train"])
@@ -59,6 +61,7 @@ def precompute(
             seed=config.seed,
             steps=int(steps),
             note=_note,
+            style=config.logging.progress,
         )
         amount = {"steps": manifest["items"]}
     jax.clear_caches()

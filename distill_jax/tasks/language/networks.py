@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 
 from distill_jax import config as configs
 from distill_jax import parallel
+from distill_jax.errors import UsageError
 from distill_jax.models import language
 from distill_jax.models.language.student import open_student as student_of
 from distill_jax.storage import reporting_unreachable, resolve_path
@@ -27,7 +28,7 @@ def open_teachers(
       UsageError: one cannot be used.
     """
     dtype = jnp.dtype(config.teacher.compute_dtype)
-    return tuple(
+    teachers = tuple(
         load(
             decoder_folder(path),
             key="teacher.path",
@@ -40,6 +41,19 @@ def open_teachers(
         )
         for path in config.teacher.path
     )
+    for path, teacher in zip(config.teacher.path, teachers, strict=True):
+        _check_positions(config, teacher, f"the teacher {path!r}")
+    return teachers
+
+
+def _check_positions(config: ConfigDict, decoder: language.Decoder, who: str) -> None:
+    """UsageError where rows are longer than the positions that a decoder has learned."""
+    most = decoder.config.max_positions
+    if decoder.config.positions == "learned" and config.data.length > most:
+        raise UsageError(
+            f"data.length={config.data.length}: {who} has learned {most} positions; expected at "
+            f"most {most}"
+        )
 
 
 def open_student(
@@ -62,7 +76,7 @@ def open_student(
       UsageError: it cannot be made.
     """
     shapes_alone = load is language.load_zeros
-    return student_of(
+    student = student_of(
         configs.student_options(config),
         teachers[0] if teachers else None,
         vocab_size,
@@ -74,6 +88,8 @@ def open_student(
         attention=config.training.attention,
         mesh=mesh,
     )
+    _check_positions(config, student, "the student")
+    return student
 
 
 def load_saved(config: ConfigDict, mesh: Mesh, folder: str | os.PathLike) -> language.Decoder:

@@ -76,6 +76,7 @@ def precompute(
         batch_size=config.evaluation.batch_size,
         part_size=part_size,
         note=_note,
+        style=config.logging.progress,
     )
     return {
         "path": str(folder),

@@ -117,8 +117,13 @@ class AnswerComputation:
         labels = jnp.zeros(images.shape[0], jnp.int32)
         return data.view(images, labels, self.saved.spec.num_classes, draws, self.augment)[0]
 
-    def all_views(self, scheme: Finite) -> Callable[[np.ndarray, int], Arrays]:
-        """(images uint8 [n, H, W, C], count) -> answers to the first ones, [count, V, ...]."""
+    def all_views(
+        self, scheme: Finite, computed: Callable[[int], None]
+    ) -> Callable[[np.ndarray, int], Arrays]:
+        """(images uint8 [n, H, W, C], count) -> answers to the first ones, [count, V, ...].
+
+        `computed` is called with the number of views after each call of the teacher.
+        """
 
         @jax.jit
         def chunk(variables, images, first):
@@ -138,13 +143,26 @@ class AnswerComputation:
             )
             return {
                 name: array[:rows].reshape(count, scheme.count, *array.shape[1:])
-                for name, array in _joined(calls, self.dtype).items()
+                for name, array in _joined(self._counted(calls, computed), self.dtype).items()
             }
 
         return answers
 
-    def steps(self) -> Callable[[Iterable[np.ndarray], np.ndarray], Arrays]:
-        """(images uint8 [B, H, W, C] of each step, key data [n, words]) -> answers [n, B, ...]."""
+    def _counted(
+        self, calls: Iterable[_Answers], computed: Callable[[int], None]
+    ) -> Iterator[_Answers]:
+        """The results of calls of the teacher, of each of which `computed` hears."""
+        for found in fetch_while_computing(calls):
+            computed(self.batch_size)
+            yield found
+
+    def steps(
+        self, computed: Callable[[int], None]
+    ) -> Callable[[Iterable[np.ndarray], np.ndarray], Arrays]:
+        """(images uint8 [B, H, W, C] of each step, key data [n, words]) -> answers [n, B, ...].
+
+        `computed` is as in `all_views`.
+        """
 
         sharding = parallel.batch_sharding(self.mesh)
 
@@ -161,7 +179,7 @@ class AnswerComputation:
             )
             return {
                 name: array.reshape(len(keys), self.batch_size, *array.shape[1:])
-                for name, array in _joined(calls, self.dtype).items()
+                for name, array in _joined(self._counted(calls, computed), self.dtype).items()
             }
 
         return answers
@@ -181,7 +199,8 @@ class AnswerComputation:
             chunk(self._variables, jax.device_put(batch["image"], sharding))
             for batch in data.evaluation_feed(examples, ids, self.batch_size, resident=False)
         )
-        return {name: array[: len(ids)] for name, array in _joined(calls, "float32").items()}
+        found = _joined(fetch_while_computing(calls), "float32")
+        return {name: array[: len(ids)] for name, array in found.items()}
 
     def manifest(
         self,
@@ -305,13 +324,13 @@ def fetch_while_computing(calls: Iterable[Result]) -> Iterator[Result]:
         yield jax.device_get(pending)
 
 
-def _joined(calls: Iterable[_Answers], dtype: str) -> Arrays:
+def _joined(fetched: Iterable[_Answers], dtype: str) -> Arrays:
     """The arrays of all calls, concatenated.
 
     Raises:
       UsageError: a number is not finite, or `dtype` does not hold it.
     """
-    found = list(fetch_while_computing(calls))
+    found = list(fetched)
     for name in found[0].peaks:
         peak = float(np.max([answers.peaks[name] for answers in found]))  # NaN where there is any
         if not math.isfinite(peak):

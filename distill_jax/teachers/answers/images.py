@@ -18,6 +18,7 @@ from distill_jax.teachers.answers.computing import AnswerComputation
 from distill_jax.teachers.answers.manifest import Arrays
 from distill_jax.teachers.answers.schemes import Finite, Seeded, key_implementation
 from distill_jax.teachers.answers.store import AnswerFolder, Note
+from distill_jax.training.logging.progress import Style
 
 
 def precompute_views(
@@ -26,6 +27,7 @@ def precompute_views(
     *,
     part_size: int = 0,
     note: Note = print,
+    style: Style = "off",
 ) -> Manifest:
     """Stores a teacher's answers to all views of a training split, or resumes an unfinished store.
 
@@ -34,6 +36,7 @@ def precompute_views(
       computation: the teacher, the data and an augmentation by a crop and a flip, or less.
       part_size: images a part; 0 for about 64 MiB, or for what an unfinished store has.
       note: called with one line for each part that is written.
+      style: how the progress is shown, see `Progress`.
 
     Returns:
       The manifest.
@@ -51,7 +54,7 @@ def precompute_views(
         part_size=part_size,
     )
     folder = AnswerFolder(path, manifest)
-    answers = computation.all_views(scheme)
+    answers = computation.all_views(scheme, folder.computed)
 
     def compute(first: int, count: int) -> Arrays:
         images, _ = train.batch(np.arange(first, first + count))
@@ -62,7 +65,7 @@ def precompute_views(
         return answers(np.concatenate([images, padding]), count)
 
     test_answers = {"test": lambda: computation.unaugmented(test, np.arange(len(test)))}
-    return folder.write(compute, unaugmented=test_answers, note=note)
+    return folder.write(compute, unaugmented=test_answers, note=note, style=style)
 
 
 def precompute_steps(
@@ -74,6 +77,7 @@ def precompute_steps(
     steps: int,
     part_size: int = 0,
     note: Note = print,
+    style: Style = "off",
 ) -> Manifest:
     """Stores a teacher's answers to the first steps of a training, whatever the augmentation.
 
@@ -104,7 +108,7 @@ def precompute_steps(
         held_out=len(held_out),
     )
     folder = AnswerFolder(path, manifest)
-    answers = computation.steps()
+    answers = computation.steps(folder.computed)
     order = data.Order(train_ids, seed)
     crops = data.Crops.of(augment.resized_crop, seed)
     feed = data.training_feed(train, order, batch_size, resident=False, workers=0, crops=crops)
@@ -120,4 +124,4 @@ def precompute_steps(
         "test": lambda: computation.unaugmented(test, np.arange(len(test))),
         "held_out": lambda: {"ids": held_out, **computation.unaugmented(train, held_out)},
     }
-    return folder.write(compute, unaugmented=unaugmented, note=note)
+    return folder.write(compute, unaugmented=unaugmented, note=note, style=style)

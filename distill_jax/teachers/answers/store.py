@@ -32,6 +32,7 @@ from distill_jax.storage import free_bytes
 from distill_jax.storage.sharded import Manifest, ShardedFolder, find_damage
 from distill_jax.teachers.answers import manifest as manifests
 from distill_jax.teachers.answers.manifest import Arrays, file_name, part_names, refusal
+from distill_jax.training.logging.progress import Progress, Style
 
 ANSWER_PREFIX = "teacher/"  # before the names of stored answers in a batch
 PART_BYTES = 64 * 2**20  # of a part, where no size is given
@@ -58,6 +59,8 @@ class AnswerFolder(ShardedFolder):
 
     def __init__(self, root: str | os.PathLike[str], new: Manifest, *, multiple_of: int = 1):
         super().__init__(root, new)
+        self._progress: Progress | None = None
+        self._computed = 0
         if not self.manifest["part_size"]:
             size = default_part_size(self.manifest)
             self.manifest["part_size"] = -(-size // multiple_of) * multiple_of
@@ -73,6 +76,8 @@ class AnswerFolder(ShardedFolder):
         *,
         unaugmented: Mapping[str, Callable[[], Arrays]],
         note: Note,
+        style: Style = "off",
+        unit: str = "views",
     ) -> Manifest:
         """Writes the parts that the store lacks, one after the other.
 
@@ -80,6 +85,8 @@ class AnswerFolder(ShardedFolder):
           compute: (first item, count) -> the arrays of a part.
           unaugmented: computes the arrays of each other part: "test" and "held_out".
           note: called with one line for each part that is damaged or written.
+          style: how the progress is shown, see `Progress`; `compute` reports it by `computed`.
+          unit: what an answer is to, for the progress.
 
         Returns:
           The manifest of the finished store.
@@ -98,17 +105,31 @@ class AnswerFolder(ShardedFolder):
         if software not in self.manifest["software"]:
             self.manifest["software"].append(software)
         self.begin()
-        for part in missing:
-            if part in unaugmented:
-                arrays, items = unaugmented[part](), {}
-            else:
-                first = int(part) * self.part_size
-                items = {"first": first, "count": self._count(part)}
-                arrays = compute(first, self._count(part))
-            files = ((file_name(part, name), _npy(array)) for name, array in arrays.items())
-            self.add(part, files, **items)
-            note(f"{self.root}: part {part} is written, {len(self.parts)} of {total}")
+        numbered = [part for part in missing if part not in unaugmented]
+        answers = sum(map(self._count, numbered)) * self.manifest["answers_an_item"]
+        size = self.manifest["answer_bytes"] / 1e9
+        with Progress(max(1, answers), title="answers", style=style, unit=unit) as self._progress:
+            self._progress.note(
+                f"device: {software['device']}; {self.root}: {answers:,} {unit} to answer in "
+                f"{len(missing)} of {total} parts; {size:.3g} GB when all are written"
+            )
+            for part in missing:
+                if part in unaugmented:
+                    arrays, items = unaugmented[part](), {}
+                else:
+                    first = int(part) * self.part_size
+                    items = {"first": first, "count": self._count(part)}
+                    arrays = compute(first, self._count(part))
+                files = ((file_name(part, name), _npy(array)) for name, array in arrays.items())
+                self.add(part, files, **items)
+                note(f"{self.root}: part {part} is written, {len(self.parts)} of {total}")
         return self.manifest
+
+    def computed(self, answers: int) -> None:
+        """Reports that as many more answers are computed."""
+        if self._progress is not None:
+            self._computed += answers
+            self._progress.update_rate(self._computed)
 
     def _count(self, part: str) -> int:
         """Items of a part; the last one has what is left."""

@@ -26,6 +26,7 @@ from distill_jax.teachers.answers.store import (
     Note,
     open_store,
 )
+from distill_jax.training.logging.progress import Style
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,6 +97,7 @@ def precompute_text(
     batch_size: int,
     part_size: int = 0,
     note: Note = print,
+    style: Style = "off",
 ) -> Manifest:
     """Stores a teacher's answers to all training rows, or resumes an unfinished store.
 
@@ -107,6 +109,7 @@ def precompute_text(
       batch_size: B, rows in one call of the teacher.
       part_size: rows a part; 0 for about 64 MiB, or for what an unfinished store has.
       note: called with one line for each part that is written.
+      style: how the progress is shown, see `Progress`.
 
     Returns:
       The manifest.
@@ -123,14 +126,17 @@ def precompute_text(
         begin, end = first // batch_size, -(-(first + count) // batch_size)
         numbers = np.arange(begin * batch_size, end * batch_size, dtype=np.int32)
         batches = np.minimum(numbers, source.rows - 1).reshape(-1, batch_size)
-        found = list(fetch_while_computing(compute(batch) for batch in batches))
+        found = []
+        for answers in fetch_while_computing(compute(batch) for batch in batches):
+            folder.computed(batch_size * source.length)
+            found.append(answers)
         part = slice(first - begin * batch_size, first - begin * batch_size + count)
         arrays = {name: np.concatenate([one[name] for one in found])[part] for name in found[0]}
         if not arrays.pop("finite").all():
             raise UsageError("teacher.path: logits of the teacher are not all finite numbers")
         return arrays
 
-    return folder.write(compute_part, unaugmented={}, note=note)
+    return folder.write(compute_part, unaugmented={}, note=note, style=style, unit="tokens")
 
 
 def describe_text_store(path: str | os.PathLike[str]) -> tuple[SparseFormat, Manifest]:

@@ -96,6 +96,12 @@ class Progress:
         if now - self._shown_at >= pause or step >= self._total:
             self._show(now, step, values)
 
+    def update_rate(self, step: int) -> None:
+        """Reports a step whose number counts examples, with how many a second there were."""
+        step = min(step, self._total)
+        rate = self.rate()
+        self.update(step, {} if rate is None else {"examples_per_second": rate})
+
     def note(self, line: str) -> None:
         """Writes one line of text (a validation result, a warning) without disturbing the bar."""
         if self._style == "off":
@@ -120,15 +126,19 @@ class Progress:
     def __exit__(self, *exception) -> None:
         self.close()
 
-    def seconds_left(self) -> float | None:
-        """Estimated seconds until the last step; None before there are two updates."""
+    def rate(self) -> float | None:
+        """Steps a second over the last updates; None before there are two."""
         if not self._updates:
             return None
         (first_time, first_step), (last_time, last_step) = self._updates[0], self._updates[-1]
         if last_step <= first_step or last_time <= first_time:
             return None
-        rate = (last_step - first_step) / (last_time - first_time)
-        return max(0.0, (self._total - last_step) / rate)
+        return (last_step - first_step) / (last_time - first_time)
+
+    def seconds_left(self) -> float | None:
+        """Estimated seconds until the last step; None before there are two updates."""
+        rate = self.rate()
+        return None if rate is None else max(0.0, (self._total - self._updates[-1][1]) / rate)
 
     def _show(self, now: float, step: int, values: Mapping[str, Any]) -> None:
         self._pending = None

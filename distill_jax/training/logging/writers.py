@@ -6,6 +6,7 @@ second log, performance.jsonl), plots, and any dependence on TensorFlow.
 """
 
 import hashlib
+import importlib.util
 import json
 import math
 import operator
@@ -200,6 +201,19 @@ class TensorBoard:
         self._writer.close()
 
 
+def require_wandb(project: str) -> None:
+    """UsageError where the package wandb is not installed."""
+    try:
+        installed = importlib.util.find_spec("wandb") is not None
+    except ValueError:  # it is imported and has no spec
+        installed = True
+    if not installed:
+        raise UsageError(
+            f"logging.wandb={project!r}: the package wandb is not installed; "
+            "expected it (pip install wandb), or an empty text"
+        )
+
+
 class Wandb:
     """Sends scalars to Weights & Biases; `wandb` is an optional dependency.
 
@@ -217,13 +231,9 @@ class Wandb:
     """
 
     def __init__(self, project: str, config: Mapping[str, Any], folder: str | os.PathLike):
-        try:
-            import wandb
-        except ImportError:
-            raise UsageError(
-                f"logging.wandb={project!r}: the package wandb is not installed; "
-                "expected it (pip install wandb), or an empty text"
-            ) from None
+        require_wandb(project)
+        import wandb
+
         folder = pathlib.Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         name = folder / "wandb_run_id"

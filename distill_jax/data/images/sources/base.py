@@ -9,6 +9,7 @@ import dataclasses
 import io
 import math
 import pathlib
+import warnings
 from collections.abc import Sequence
 
 import numpy as np
@@ -19,6 +20,11 @@ from distill_jax.errors import UsageError
 
 # Pillow modes by channel count, to which images are converted; only these may be resized.
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}
+
+#: The formats that are read, by Pillow's names.
+FORMATS = ("BMP", "JPEG", "PNG", "WEBP")
+#: A larger image is refused: as RGB it would take over 200 MB.
+MOST_PIXELS = 2**26
 
 # How many examples `arrays` decodes at a time; bounds the encoded bytes in memory.
 CHUNK = 1024
@@ -250,6 +256,28 @@ def check_labels(labels: np.ndarray, num_classes: int, location: str) -> None:
         )
 
 
+def open_image(source: str | pathlib.Path | bytes) -> Image.Image:
+    """Opens an image of one of `FORMATS` and reads its header; to be used as a context.
+
+    Pillow recognises a file by its content and knows formats that start other programs (EPS starts
+    Ghostscript), so only the stated ones are tried, whatever the file's name.
+
+    Raises:
+      ValueError: it has more than `MOST_PIXELS`.
+      Exception: of any type, whatever Pillow raises on a damaged file or another format.
+    """
+    opened = io.BytesIO(source) if isinstance(source, bytes) else source
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own limit is lower
+        image = Image.open(opened, formats=FORMATS)
+    if image.width * image.height > MOST_PIXELS:
+        image.close()
+        raise ValueError(
+            f"{image.width} x {image.height} pixels; expected at most {MOST_PIXELS:,} in all"
+        )
+    return image
+
+
 def decode(source: str | pathlib.Path | bytes, mode: str, image_size: int) -> np.ndarray:
     """Decodes one image file.
 
@@ -264,7 +292,7 @@ def decode(source: str | pathlib.Path | bytes, mode: str, image_size: int) -> np
     Raises:
       Exception: of any type, whatever Pillow raises on a damaged file; the caller names the file.
     """
-    with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
+    with open_image(source) as image:
         pixels = np.asarray(image if image.mode == mode else image.convert(mode))
     pixels = pixels.reshape(*pixels.shape[:2], -1)
     return resize(pixels, image_size) if image_size else pixels
@@ -290,7 +318,7 @@ def decode_cut(
     Raises:
       Exception: as in `decode`.
     """
-    with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
+    with open_image(source) as image:
         y, x, tall, wide = cut(image.height, image.width)
         scale = 1.0
         if image.format == "JPEG" and (spare := min(tall // shape[0], wide // shape[1])) > 1:
@@ -327,6 +355,11 @@ def resize(pixels: np.ndarray, size: int) -> np.ndarray:
     scaled = np.asarray(image.resize((wide, tall), Image.Resampling.BILINEAR))
     top, left = (tall - size) // 2, (wide - size) // 2
     return scaled[top : top + size, left : left + size].reshape(size, size, channels)
+
+
+def most_unpacked(size: int) -> int:
+    """Bytes to which a compressed file of `size` bytes may unpack: more than images do, no bomb."""
+    return 16 * size + 2**28
 
 
 def read_only(array: np.ndarray) -> np.ndarray:

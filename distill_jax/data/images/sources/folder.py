@@ -4,8 +4,8 @@ If PATH holds neither train/ nor test/, the classes are directly under it and a 
 test split, by a permutation from a constant seed. Classes are numbered in the order of their names.
 Hidden files and folders (".ipynb_checkpoints", "._0.png", "__MACOSX") are left out at every level,
 and files of other suffixes are passed over with a note.
-Pixels are used as stored: an alpha channel is dropped, and EXIF rotation is not applied, which a
-line of the log says where there is any.
+The formats are those of `base.FORMATS`. Pixels are used as stored: an alpha channel is dropped, and EXIF rotation is not
+applied, which a line of the log says where there is any.
 """
 
 import collections
@@ -16,10 +16,17 @@ from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
-from PIL import ExifTags, Image
+from PIL import ExifTags
 
 from distill_jax.data.images.crops import Cut
-from distill_jax.data.images.sources.base import MODES, Examples, Info, decode, decode_cut
+from distill_jax.data.images.sources.base import (
+    MODES,
+    Examples,
+    Info,
+    decode,
+    decode_cut,
+    open_image,
+)
 from distill_jax.data.order import SOURCE_STREAM, stratified
 from distill_jax.errors import UsageError
 
@@ -177,6 +184,12 @@ def _labelled_files(
 def _classes(folder: pathlib.Path) -> tuple[str, ...]:
     names = (item.name for item in folder.iterdir() if item.is_dir())
     classes = tuple(sorted(name for name in names if not name.startswith(HIDDEN)))
+    for name in classes:
+        if any("\ud800" <= character <= "\udfff" for character in name):
+            raise UsageError(
+                f"data.path={str(folder)!r}: the name of the class folder {name!r} is no UTF-8; "
+                "expected another name"
+            )
     if not classes:
         raise UsageError(
             f"data.path={str(folder)!r}: no images; expected one folder a class, images inside"
@@ -240,7 +253,7 @@ def _image_shape(folder: str, files: Iterable[str], image_size: int) -> tuple[in
 def _header(path: str) -> tuple[str, tuple[int, int], bool]:
     """Pillow mode and (height, width) of an image file, and whether it is stored upright."""
     try:
-        with Image.open(path) as image:
+        with open_image(path) as image:
             mode, (width, height) = image.mode, image.size
             # Of other formats, Pillow would decode the pixels to look for EXIF.
             exif = image.getexif() if "exif" in image.info else {}

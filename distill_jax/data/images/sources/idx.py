@@ -5,13 +5,14 @@ train-images-idx3-ubyte, train-labels-idx1-ubyte, t10k-images-idx3-ubyte, t10k-l
 """
 
 import gzip
+import math
 import pathlib
 import struct
 import zlib
 
 import numpy as np
 
-from distill_jax.data.images.sources.base import ArrayExamples, from_arrays
+from distill_jax.data.images.sources.base import ArrayExamples, from_arrays, most_unpacked
 from distill_jax.errors import UsageError
 
 PREFIXES = {"train": "train", "test": "t10k"}
@@ -58,21 +59,35 @@ def _read(path: pathlib.Path, rank: int) -> np.ndarray:
     try:
         opened = gzip.open(path) if path.suffix == ".gz" else open(path, "rb")
         with opened as file:
-            content = file.read()
+            start = 4 + 4 * rank
+            header = file.read(start)
+            expected = _check_header(header, path, rank, location)
+            content = header + file.read(expected - start + 1)  # one more shows what is too long
     except (OSError, EOFError, zlib.error) as error:
         raise UsageError(f"{location}: unreadable or truncated file: {error}") from error
-    start = 4 + 4 * rank
-    if len(content) < start:
-        raise UsageError(f"{location}: truncated file, {len(content)} bytes are no IDX header")
-    magic, *shape = struct.unpack(f">{1 + rank}I", content[:start])
+    shape = struct.unpack(f">{rank}I", content[4:start])
+    if len(content) != expected:
+        raise UsageError(
+            f"{location}: {'fewer' if len(content) < expected else 'more'} bytes than the "
+            f"{expected} that its header, shape {list(shape)}, means; truncated or damaged"
+        )
+    return np.frombuffer(content, np.uint8, offset=start).reshape(shape)
+
+
+def _check_header(header: bytes, path: pathlib.Path, rank: int, location: str) -> int:
+    """How many bytes the header promises; UsageError where the file cannot hold as many."""
+    if len(header) < 4 + 4 * rank:
+        raise UsageError(f"{location}: truncated file, {len(header)} bytes are no IDX header")
+    magic, *shape = struct.unpack(f">{1 + rank}I", header)
     if magic != 0x800 + rank:
         raise UsageError(
             f"{location}: magic number {magic}, expected {0x800 + rank}; not this file?"
         )
-    expected = start + int(np.prod(shape, dtype=object))
-    if len(content) != expected:
+    expected = len(header) + math.prod(shape)
+    held = path.stat().st_size
+    if expected > (most_unpacked(held) if path.suffix == ".gz" else held):
         raise UsageError(
-            f"{location}: {len(content)} bytes but its header, shape {shape}, means {expected};"
+            f"{location}: {held} bytes but its header, shape {shape}, means {expected};"
             " truncated or damaged"
         )
-    return np.frombuffer(content, np.uint8, offset=start).reshape(shape)
+    return expected

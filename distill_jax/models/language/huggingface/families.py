@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from distill_jax.errors import UsageError, unknown
-from distill_jax.models.language.config import DecoderConfig
+from distill_jax.models.language.config import MOST_LAYERS, DecoderConfig
 from distill_jax.models.language.huggingface import rope_config
 from distill_jax.models.language.huggingface.family_table import (
     FAMILIES,
@@ -141,6 +141,10 @@ def _read_fields(
     for option, row in family.keys.items():
         value = values[option] if row.read is None else row.read(values[option])
         fields |= dict.fromkeys(row.targets, value)
+    if not 0 < fields["layers"] <= MOST_LAYERS:
+        raise UsageError(
+            f"{_key_of('layers', family)}={fields['layers']!r:.60}: expected 1 to {MOST_LAYERS}"
+        )
     dim, heads = fields["dim"], fields["heads"]
     has_head_dim = "head_dim" in fields
     fields["kv_heads"] = fields.get("kv_heads") or heads
