@@ -64,13 +64,14 @@ setuptools.setup(
         "safetensors>=0.5",
         "tokenizers>=0.22",  # tokenizer.json
         "minijinja>=3.1",  # chat templates: nothing executed, and loops and products are limited
-        "pyarrow>=18",  # text in Parquet; tensorflow-datasets needs it too
+        # Text in Parquet; tensorflow-datasets needs it too. CVE-2026-25087.
+        "pyarrow>=23.0.1",
         "tensorflow-datasets>=4.9.9",
         "array_record>=0.8",
         "grain>=0.2.14",
         "importlib_resources>=6",
         "scikit-learn>=1.5",
-        "pillow>=10",
+        "pillow>=12.2",  # CVE-2026-42308; it decodes files from anywhere
         "matplotlib>=3.9",
         "rich>=13",
         "tensorboardX>=2.6.2",
@@ -81,7 +82,7 @@ setuptools.setup(
         "tpu": ["jax[tpu]>=0.10"],
         "plan": ["jax[tpu]>=0.10"],  # XLA's TPU compiler, libtpu, in the version that jax asks for
         "plan-gpu": GPU_COMPILER,
-        "gcs": ["gcsfs>=2026.4"],  # gs://bucket/run
+        "gcs": ["gcsfs>=2026.4", "aiohttp>=3.13.3"],  # gs://bucket/run
         "tfds": TFDS_PREPARE,
         "sentencepiece": ["sentencepiece>=0.2"],
         "wandb": ["wandb>=0.18"],

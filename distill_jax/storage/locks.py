@@ -357,10 +357,9 @@ def _take(lock: _Lock, subject: str, undo: contextlib.ExitStack) -> None:
             undo.callback(lock.release)
             lock.take()
             return
-        except FileNotFoundError:  # its last holder has just removed the folder
-            if attempt == 9:
-                raise
         except OSError as error:
+            if isinstance(error, FileNotFoundError) and attempt < 9:
+                continue  # its last holder has just removed the folder
             reason = error.strerror or str(error)
             raise UsageError(
                 f"{subject}: cannot be written ({reason}); expected a folder that can be written"

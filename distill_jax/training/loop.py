@@ -107,7 +107,8 @@ def stop_on_signals() -> Iterator[Callable[[], bool]]:
         if "Ctrl-C" in received:
             raise KeyboardInterrupt
         received.append("Ctrl-C")
-        print("stopping after this step; Ctrl-C again: at once", file=sys.stderr, flush=True)
+        if coordination.is_first():
+            print("stopping after this step; Ctrl-C again: at once", file=sys.stderr, flush=True)
         if coordination.is_distributed():
             os.kill(os.getpid(), signal.SIGTERM)
 
