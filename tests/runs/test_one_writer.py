@@ -94,7 +94,11 @@ def test_the_modules_that_a_workdir_names_are_not_run(tmp_path, capsys):
     hostile.write_text(f"open({str(tmp_path / 'executed')!r}, 'w')\n")
     experiment.run(RUN, tmp_path / "run")
     saved = json.loads((tmp_path / "run" / "config.json").read_text())
-    (tmp_path / "run" / "config.json").write_text(json.dumps({**saved, "imports": [str(hostile)]}))
+    saved["imports"] = [str(hostile)]
+    (tmp_path / "run" / "config.json").write_text(json.dumps(saved))
+    manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
+    manifest["config"] = saved
+    (tmp_path / "run" / "manifest.json").write_text(json.dumps(manifest))
     own = tmp_path / "mine.py"
     own.write_text(f"def get_config():\n    return {RUN!r}\n")
     workdir = f"--workdir={tmp_path / 'run'}"
