@@ -11,7 +11,7 @@ from distill_jax.errors import UsageError
 from distill_jax.models import language
 from distill_jax.models.language.huggingface.writing import TOKENIZER
 from distill_jax.runs import export_images
-from distill_jax.runs.workdir import Workdir, read_json
+from distill_jax.runs.workdir import Workdir
 from distill_jax.storage import gcs, holding, is_remote, resolve_path, staging_folder
 
 

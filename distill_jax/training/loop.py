@@ -122,8 +122,8 @@ def stop_on_signals() -> Iterator[Callable[[], bool]]:
         stop.args = (received[0] if received else "SIGTERM",)
         raise
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        for number, earlier in before.items():
+            signal.signal(number, earlier if earlier is not None else signal.SIG_DFL)
 
 
 _sync_points = itertools.count(1)  # of all runs of the process, so that no number repeats

@@ -11,7 +11,9 @@ import bench as benches
 @benches.counts(1, 50)
 def test_two_processes(count, bench, tmp_path):
     draws = random.Random(f"two {count} {os.environ.get('DISTILL_JAX_SEED', 0)}")
-    expected = benches.outcome(benches.JOBS["train"], bench / "run")
+    alone = benches.start(benches.command(benches.JOBS["train"], bench, tmp_path / "alone"))
+    assert alone.communicate() and alone.returncode == 0
+    expected = benches.outcome(benches.JOBS["train"], tmp_path / "alone")
     refused = 0
     for number in range(count):
         out = tmp_path / str(number)

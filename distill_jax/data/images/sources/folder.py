@@ -4,8 +4,8 @@ If PATH holds neither train/ nor test/, the classes are directly under it and a 
 test split, by a permutation from a constant seed. Classes are numbered in the order of their names.
 Hidden files and folders (".ipynb_checkpoints", "._0.png", "__MACOSX") are left out at every level,
 and files of other suffixes are passed over with a note.
-The formats are those of `base.FORMATS`. Pixels are used as stored: an alpha channel is dropped, and EXIF rotation is not
-applied, which a line of the log says where there is any.
+The formats are those of `base.FORMATS`. Pixels are used as stored: an alpha channel is dropped, and
+EXIF rotation is not applied, which a line of the log says where there is any.
 """
 
 import collections
