@@ -21,9 +21,9 @@ from distill_jax.data.images.sources import folder, idx, npz
 from distill_jax.data.text import template_process
 from distill_jax.errors import UsageError
 from distill_jax.generation import prompts
+from distill_jax.models import language
 from distill_jax.models.files import model_folder
 from distill_jax.models.files.state_dict import read_state_dict
-from distill_jax.models.language import huggingface
 
 SECONDS = 30.0  # for one file
 MEMORY = 2**31  # bytes by which all files together may raise the peak
@@ -173,7 +173,7 @@ def read_idx(file: pathlib.Path) -> None:
 
 def read_config(file: pathlib.Path) -> None:
     (file.parent / "config.json").write_bytes(file.read_bytes())
-    huggingface.load(file.parent, key="teacher.path")
+    language.load(file.parent, key="teacher.path")
 
 
 def read_model(file: pathlib.Path) -> None:
