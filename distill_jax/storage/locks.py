@@ -358,6 +358,8 @@ def _take(lock: _Lock, subject: str, undo: contextlib.ExitStack) -> None:
             lock.take()
             return
         except OSError as error:
+            if is_remote(lock.path):
+                raise
             if isinstance(error, FileNotFoundError) and attempt < 9:
                 continue  # its last holder has just removed the folder
             reason = error.strerror or str(error)

@@ -159,7 +159,10 @@ def build(folder: pathlib.Path) -> pathlib.Path:
     }
     (folder / "generate.py").write_text(f"def get_config():\n    return {generate!r}\n")
     known = json.loads((GOLDEN / "resnet8.json").read_text())
-    state = {name: fill(name, tuple(shape)) for name, shape in known["state"].items()}
+    state = {
+        name: np.int64(7) if not shape else fill(name, tuple(shape))
+        for name, shape in known["state"].items()
+    }
     np.savez(folder / "network.npz", **state)
     for name, config in (("run", "images.py"), ("text_run", "text.py")):
         flags = ["train", f"--config={folder / config}", f"--workdir={folder / name}"]
