@@ -11,14 +11,20 @@ from collections.abc import Mapping
 from typing import Any
 
 from distill_jax import config as configs
-from distill_jax import models, parallel, tasks
+from distill_jax import kernels, models, parallel, tasks
 from distill_jax.runs import training
 from distill_jax.tasks.images.parts import prepare as parts_of
 from distill_jax.training import loop, state, step
 from experiments.throughput.contest import TrainFor
 
-NAMES = ("ours", "ours_ahead", "ours_stored")
-LOOK_AHEAD = {"ours": 1, "ours_ahead": 8, "ours_stored": 1}
+#: What each contender changes in the config.
+CHANGES: dict[str, dict[str, Any]] = {
+    "ours": {},
+    "ours_xla": {"training.cpu_kernels": "xla"},
+    "ours_ahead": {"teacher.look_ahead": 8},
+    "ours_bf16_teacher": {"teacher.compute_dtype": "bfloat16"},
+    "ours_stored": {},
+}
 ENDLESS = 10**9  # steps, more than any measurement takes
 
 
@@ -46,21 +52,21 @@ def config_of(name: str, task: Mapping[str, Any], folder: pathlib.Path) -> dict[
     stored = name == "ours_stored"
     flat = task["config"] | {
         "data.path": task["few_data" if stored else "data"],
-        "teacher.look_ahead": LOOK_AHEAD[name],
+        "teacher.look_ahead": 1,
         "teacher.path": (str(folder / "teacher"),),
         "training.steps": ENDLESS,
         "evaluation.every_epochs": 0.0,
         "checkpoint.every_epochs": 0.0,
         "mesh.data": 1,
     }
-    return configs.unflatten(flat)
+    return configs.unflatten(flat | CHANGES[name])
 
 
 def prepare(name: str, task: Mapping[str, Any], folder: pathlib.Path) -> tuple[TrainFor, dict]:
     """The training function of a contender, and its description.
 
     Args:
-      name: one of NAMES.
+      name: one of CHANGES.
       task: the task of all contenders: "config", flat; "teacher", the name of its network; "data"
         and "few_data", npz files, the second with the images whose answers are stored.
       folder: the contender's folder, for its teacher and its stored answers.
@@ -110,6 +116,7 @@ def prepare(name: str, task: Mapping[str, Any], folder: pathlib.Path) -> tuple[T
         "device": parts.mesh.devices.flat[0].device_kind,
         "steps_per_call": timetable.steps_per_call,
         "look_ahead": parts.recipe.ahead,
+        "cpu_kernels": str(kernels.status()),
         **({"warning": warning} if warning else {}),
     }
     return train_for, about

@@ -135,19 +135,27 @@ class Kind:
 
     Attributes:
       compiled: both networks through `torch.compile`.
-      bf16: autocast to bfloat16, channels last.
+      channels_last: of images and weights.
+      bf16: both networks under autocast to bfloat16.
+      bf16_teacher: the teacher alone.
       library: torchdistill's loss and hooks instead of ours.
     """
 
     compiled: bool = False
+    channels_last: bool = False
     bf16: bool = False
+    bf16_teacher: bool = False
     library: bool = False
 
 
 KINDS = {
     "torch_eager": Kind(),
+    "torch_channels_last": Kind(channels_last=True),
     "torch_compile": Kind(compiled=True),
-    "torch_bf16": Kind(compiled=True, bf16=True),
+    "torch_compile_channels_last": Kind(compiled=True, channels_last=True),
+    "torch_bf16_teacher": Kind(channels_last=True, bf16_teacher=True),
+    "torch_compile_bf16_teacher": Kind(compiled=True, channels_last=True, bf16_teacher=True),
+    "torch_bf16": Kind(compiled=True, channels_last=True, bf16=True),
     "torchdistill": Kind(library=True),
 }
 
@@ -175,7 +183,7 @@ class Trainer:
         device: torch.device,
     ):
         self.kind, self.device = kind, device
-        self.layout = torch.channels_last if kind.bf16 else torch.contiguous_format
+        self.layout = torch.channels_last if kind.channels_last else torch.contiguous_format
         self.student = student.to(device, memory_format=self.layout).train()
         self.teacher = teacher.to(device, memory_format=self.layout).eval()
         self.optimizer = torch.optim.SGD(
@@ -194,17 +202,17 @@ class Trainer:
             self.run_teacher = torch.compile(self.teacher, mode=mode)
         self.answers = self._hooked() if kind.library else self._answers
 
-    def _precision(self) -> contextlib.AbstractContextManager:
-        if not self.kind.bf16:
+    def _precision(self, bf16: bool) -> contextlib.AbstractContextManager:
+        if not bf16:
             return contextlib.nullcontext()
         return torch.autocast(self.device.type, dtype=torch.bfloat16)
 
     def _answers(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """The student's logits and the loss."""
-        with self._precision():
+        with self._precision(self.kind.bf16):
             logits = self.run_student(images)
-            with torch.no_grad():
-                target = self.run_teacher(images)
+        with torch.no_grad(), self._precision(self.kind.bf16 or self.kind.bf16_teacher):
+            target = self.run_teacher(images)
         logits = logits.float()
         return logits, kd_loss(logits, target.float(), labels, **self.weights)
 

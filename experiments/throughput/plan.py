@@ -19,13 +19,20 @@ _TORCH = ("torch", "torchvision")
 # The packages that a contender needs in addition to this library.
 NEEDS = {
     "ours": (),
+    "ours_xla": (),
     "ours_ahead": (),
+    "ours_bf16_teacher": (),
     "ours_stored": (),
     "torch_eager": _TORCH,
+    "torch_channels_last": _TORCH,
     "torch_compile": _TORCH,
+    "torch_compile_channels_last": _TORCH,
+    "torch_bf16_teacher": _TORCH,
+    "torch_compile_bf16_teacher": _TORCH,
     "torch_bf16": _TORCH,
     "torchdistill": (*_TORCH, "torchdistill"),
 }
+HUGE = "+huge"  # after a contender's name: its process computes in huge pages
 BASE = "torch_eager"  # the contender that all are compared with
 
 # The networks that PyTorch's contenders implement.
@@ -36,18 +43,19 @@ NETWORKS = tuple(
 
 def missing(contender: str) -> str:
     """The first package that a contender needs and that is not installed, or ""."""
-    return next((name for name in NEEDS[contender] if find_spec(name) is None), "")
+    needs = NEEDS[contender.removesuffix(HUGE)]
+    return next((name for name in needs if find_spec(name) is None), "")
 
 
 def check_names(pair: Sequence[str], contenders: Sequence[str]) -> None:
     """UsageError if a contender or a network is not known."""
     for name in contenders:
-        if name not in NEEDS:
+        if name.removesuffix(HUGE) not in NEEDS:
             raise unknown("--contenders", name, NEEDS, "contender")
     for name in pair:
         if name not in models.names():
             raise unknown("--pair", name, models.names(), "model")
-        if name not in NETWORKS and any(NEEDS[one] for one in contenders):
+        if name not in NETWORKS and any(NEEDS[one.removesuffix(HUGE)] for one in contenders):
             raise unknown("--pair", name, NETWORKS, "model of the contenders that use PyTorch")
 
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from experiments.provenance import git_revision, versions
-from experiments.throughput.plan import BASE, NEEDS
+from experiments.throughput.plan import BASE, HUGE, NEEDS
 
 
 def record(
@@ -40,17 +40,21 @@ def record(
                 **summary(found["speeds"][name], found["speeds"].get(BASE)),
                 **{key: value for key, value in about[name].items() if key != "ready"},
             }
-            for name in NEEDS
-            if name in arguments.contenders
+            for name in sorted(arguments.contenders, key=_order)
         },
         "device": _device(about),
         "cores": os.cpu_count(),
         "busy_with_others": max(found["busy"]),
+        "load": found["load"],
         "versions": versions(),
         "date": datetime.date.today().isoformat(),
         "command": command,
         "git_revision": git_revision(),
     }
+
+
+def _order(name: str) -> tuple[int, bool]:
+    return list(NEEDS).index(name.removesuffix(HUGE)), name.endswith(HUGE)
 
 
 def summary(speeds: Sequence[float], base: Sequence[float] | None) -> dict[str, Any]:

@@ -9,15 +9,21 @@ from distill_jax.reports import tables
 from distill_jax.reports.tables import Column
 from experiments import markers
 from experiments.throughput import contest
-from experiments.throughput.plan import BASE
+from experiments.throughput.plan import BASE, HUGE
 
 NOTHING = "No run is on record yet.\n"
 TITLES = {
     "ours": "ours, teacher online, a forward pass a step",
+    "ours_xla": "ours, teacher online, XLA's kernels",
     "ours_ahead": "ours, teacher online, 8 steps ahead",
+    "ours_bf16_teacher": "ours, teacher online in bfloat16",
     "ours_stored": "ours, teacher's answers stored",
     "torch_eager": "PyTorch, eager",
+    "torch_channels_last": "PyTorch, eager, channels last",
     "torch_compile": "PyTorch, compiled",
+    "torch_compile_channels_last": "PyTorch, compiled, channels last",
+    "torch_bf16_teacher": "PyTorch, eager, channels last, teacher in bfloat16",
+    "torch_compile_bf16_teacher": "PyTorch, compiled, channels last, teacher in bfloat16",
     "torch_bf16": "PyTorch, compiled, bfloat16, channels last",
     "torchdistill": "torchdistill's loss and hooks, eager",
 }
@@ -27,7 +33,7 @@ def table(record: Mapping[str, Any]) -> tables.Table:
     """Images/s of each contender over the rounds, and the ratio to PyTorch's eager loop."""
     rows = []
     for name, values in record["contenders"].items():
-        title = TITLES[name]
+        title = TITLES[name.removesuffix(HUGE)] + (", huge pages" if name.endswith(HUGE) else "")
         if "left_out" in values:
             title = f"{title}: {values['left_out']}"
         rows.append({**values, "title": title})
@@ -48,7 +54,7 @@ def _section(record: Mapping[str, Any]) -> str:
     """The table of a run and how it was measured."""
     pixels = {"random": "random pixels", "cifar100": "CIFAR-100"}[record["data"]]
     versions = ", ".join(f"{name} {version}" for name, version in record["versions"].items())
-    stored = record["contenders"].get("ours_stored", {}).get("store")
+    stored = next((c["store"] for c in record["contenders"].values() if "store" in c), None)
     store = ""
     if stored:
         store = (

@@ -28,6 +28,7 @@ from distill_jax.runs import workdir
 from experiments import study
 from experiments.throughput import contest, plan, records, report
 
+TUNABLES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
 HERE = pathlib.Path(__file__).resolve().parent
 PROGRAM = study.Program("throughput", huge_pages=False)
 
@@ -38,7 +39,11 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--seconds", type=float, default=20.0, help="of a measurement")
     parser.add_argument("--rounds", type=int, default=3, help="measurements of each contender")
-    parser.add_argument("--contenders", default=",".join(plan.NEEDS), help="some of %(default)s")
+    parser.add_argument(
+        "--contenders",
+        default=",".join(plan.NEEDS),
+        help="some of %(default)s, each with or without +huge",
+    )
     parser.add_argument(
         "--data", default="random", help="random, or a folder with TFDS's CIFAR-100"
     )
@@ -90,7 +95,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     """Starts the contenders one by one and measures them alternately.
 
     Returns:
-      "speeds", "about" and "left_out", each by contender, and "busy", the share of the cores that
+      "speeds", "about" and "left_out", each by contender; "busy", the share of the cores that
       other processes used before and after the measurements; see `records.record`.
     """
     about, left_out, ready = {}, {}, []
@@ -119,7 +124,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
                 command_of(name, task, own),
                 log=own / "log.txt",
                 cwd=plan.ROOT,
-                environment=environment,
+                environment=environment | (TUNABLES if name.endswith(plan.HUGE) else {}),
             )
             stack.callback(one.end)
             try:
@@ -131,7 +136,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
             ready.append(one)
             print(f"{name}: warmed up in {about[name]['warm_up_s']:.0f} s", flush=True)
         _check_one_device(about)
-        busy = [contest.busy()]
+        busy, load = [contest.busy()], [os.getloadavg()[0]]
         speeds, failed = contest.alternate(
             ready,
             rounds=arguments.rounds,
@@ -139,9 +144,11 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
             note=lambda line: print(line, flush=True),
         )
         busy.append(contest.busy())
+        load.append(os.getloadavg()[0])
     if max(busy) > contest.QUIET:
         print(f"WARNING: {contest.not_quiet(max(busy))}", flush=True)
-    return {"speeds": speeds, "about": about, "left_out": left_out | failed, "busy": busy}
+    left_out |= failed
+    return {"speeds": speeds, "about": about, "left_out": left_out, "busy": busy, "load": load}
 
 
 def run_study(arguments: argparse.Namespace, command: str, home: pathlib.Path) -> int:
