@@ -194,6 +194,26 @@ def encode(
     except UsageError as error:
         raise UsageError(f"{location}: {error}") from error
     ids, *parts = tokenizer.encode_batch(texts)
+    _check_parts(ids, parts, texts, learned, location)
+    by_assistant = [False] * len(ids)
+    for turn, opened, closed in zip(learned, parts[::2], parts[1::2], strict=True):
+        start, stop = len(opened), len(closed)
+        if turn not in within:
+            stop = _turn_end(tokenizer, ids, start, stop)
+        elif stop < len(ids) and ids[stop] in tokenizer.codec.control_ids:
+            stop += 1  # the special token that closes the turn
+        by_assistant[start:stop] = [True] * (stop - start)
+    return ids, by_assistant
+
+
+def _check_parts(
+    ids: list[int],
+    parts: Sequence[list[int]],
+    texts: Sequence[str],
+    learned: Sequence[int],
+    location: str,
+) -> None:
+    """UsageError where the tokens of a part are no beginning of those of the whole."""
     for number, part in enumerate(parts):
         if ids[: len(part)] != part:
             fault = (
@@ -206,15 +226,6 @@ def encode(
                 f" assistant wrote: {fault}; expected a template that divides the turns by special"
                 " tokens, or data.turns='last'"
             )
-    by_assistant = [False] * len(ids)
-    for turn, opened, closed in zip(learned, parts[::2], parts[1::2], strict=True):
-        start, stop = len(opened), len(closed)
-        if turn not in within:
-            stop = _turn_end(tokenizer, ids, start, stop)
-        elif stop < len(ids) and ids[stop] in tokenizer.codec.control_ids:
-            stop += 1  # the special token that closes the turn
-        by_assistant[start:stop] = [True] * (stop - start)
-    return ids, by_assistant
 
 
 def _with_spans(
