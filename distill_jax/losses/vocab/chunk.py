@@ -119,10 +119,11 @@ def chunk_gradients(
 ) -> tuple[Float[Array, "tokens dim"], Float[Array, "dim width"]]:
     """The gradients of hidden states, in their dtype, and of the head, in float32 to be summed."""
     slope = slope.astype(head.dtype)
-    to_hidden = jnp.matmul(slope, head.T, preferred_element_type=jnp.float32)
+    # Contracted as they lie: a transposed head would be written once more by some compilers.
+    to_hidden = jnp.einsum("tv,dv->td", slope, head, preferred_element_type=jnp.float32)
     if shard.axis is not None:
         to_hidden = jax.lax.psum(to_hidden, shard.axis)
-    to_head = jnp.matmul(hidden.T, slope, preferred_element_type=jnp.float32)
+    to_head = jnp.einsum("td,tv->dv", hidden, slope, preferred_element_type=jnp.float32)
     return to_hidden.astype(hidden.dtype), to_head
 
 

@@ -21,7 +21,7 @@ from distill_jax.losses.vocab.shard import VocabShard
 
 #: Bytes of a chunk's arrays: enough that the matrix products do not wait for the heads, which each
 #: chunk reads again, and little compared with the heads of a large model.
-CHUNK_BYTES = {"cpu": 2**26, "gpu": 3 * 2**29, "tpu": 2**30}
+CHUNK_BYTES = {"cpu": 5 * 2**24, "gpu": 3 * 2**29, "tpu": 2**30}
 _BYTES_A_LOGIT = 12  # student and teacher in float32, slope and its low-precision copy
 _BYTES_A_TEACHER = 4  # a logit of each further teacher
 _TILE = 128  # rows of a chunk come in multiples of a matrix unit's

@@ -61,13 +61,14 @@ class VocabShard:
 
     def argmax(self, logits: Float[Array, "tokens width"]) -> Int[Array, " tokens"]:
         """The id of the highest logit, int32; the first of equals."""
-        best = jnp.argmax(logits, axis=-1).astype(jnp.int32)
-        if self.axis is None:
-            return best
+        # Two reductions of one value each, where a CPU computes argmax, of a pair, without vectors.
         height = jnp.max(logits, axis=-1)
-        best += logits.shape[1] * jax.lax.axis_index(self.axis)
-        highest = height == jax.lax.pmax(height, self.axis)
-        return jax.lax.pmin(jnp.where(highest, best, jnp.iinfo(jnp.int32).max), self.axis)
+        if self.axis is not None:
+            height = jax.lax.pmax(height, self.axis)
+        ids = self.ids(logits.shape[1])[None]
+        none = jnp.iinfo(jnp.int32).max
+        best = jnp.min(jnp.where(logits == height[:, None], ids, none), axis=-1)
+        return best if self.axis is None else jax.lax.pmin(best, self.axis)
 
     def scatter(
         self,

@@ -12,7 +12,7 @@ losses take `hidden` and `head` and never materialise [B, T, V].
 
 import dataclasses
 from collections.abc import Iterator, Mapping
-from typing import NamedTuple, TypedDict
+from typing import Any, NamedTuple, TypedDict
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +21,7 @@ from jax import Array
 from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
+from distill_jax import parallel
 from distill_jax.models.language import cache as kv_cache
 from distill_jax.models.language.attention import (
     AttentionMask,
@@ -41,6 +42,7 @@ from distill_jax.models.language.layers import INITIAL, Linear, Norm
 from distill_jax.models.language.remat import POLICIES
 from distill_jax.models.language.rope import Rope, make_rope
 from distill_jax.models.language.sharding import DecoderSharding
+from distill_jax.models.language.stacked import of_row, to_bits
 
 #: The matrices of a layer, by the part that they are in.
 PROJECTIONS = {"attention": ("query", "key", "value", "output"), "mlp": ("gate", "up", "down")}
@@ -315,7 +317,9 @@ class Decoder(nnx.Module):
         """
         graphdef, stacked = nnx.split(self.runs[index])
         size, sharding = len(run.pattern), self.sharding
-        stacked = jax.tree.map(lambda a: a.reshape(run.repeats, size, *a.shape[1:]), stacked)
+        widens = parallel.platform(self.mesh) == "cpu"
+        if size > 1:  # an axis of one would cost XLA's CPU compiler a copy of all kernels
+            stacked = jax.tree.map(lambda a: a.reshape(run.repeats, size, *a.shape[1:]), stacked)
 
         def layer(carry: _Carry, row: Array, state: nnx.State, kind: LayerKind) -> _Carry:
             if sharding is not None:
@@ -334,17 +338,19 @@ class Decoder(nnx.Module):
                 static_argnums=(3,),
             )
 
-        def repeat(carry: _Carry, inputs: tuple[Array, nnx.State]) -> tuple[_Carry, Array]:
+        def repeat(carry: _Carry, inputs: tuple[Array, Any]) -> tuple[_Carry, Array]:
             number, state = inputs
+            state = of_row(state) if widens else state
             after = []
             for i, kind in enumerate(run.pattern):
-                of_layer = jax.tree.map(lambda a, i=i: a[i], state)
+                of_layer = jax.tree.map(lambda a, i=i: a[i], state) if size > 1 else state
                 carry = layer(carry, number * size + i, of_layer, kind)
                 after.append(carry[0])
             return carry, jnp.stack(after)
 
         numbers = jnp.arange(run.repeats, dtype=jnp.int32)
-        (x, kv), after = jax.lax.scan(repeat, (x, kv), (numbers, stacked))
+        rows = to_bits(stacked) if widens else stacked
+        (x, kv), after = jax.lax.scan(repeat, (x, kv), (numbers, rows))
         return x, kv, after.reshape(run.layers, *x.shape)
 
     def _layer(

@@ -324,6 +324,12 @@ def test_options_that_a_family_does_not_have_are_refused(name, changes, message)
     assert str(caught.value).startswith(f"config.json: {message}")
 
 
+def test_what_a_converted_gguf_file_adds_changes_nothing():
+    config = reference.golden("llama")["config"]
+    added = dict(_model_name_or_path="Smollm2 135M", unk_token_id=0, cls_token_id=1)
+    assert language.from_huggingface(config | added) == language.from_huggingface(config)
+
+
 @pytest.mark.parametrize(
     "fields, message",
     [
