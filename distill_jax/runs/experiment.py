@@ -181,9 +181,7 @@ def _write_start(parts: Parts, paths: Workdir, resumed: bool) -> dict[str, str |
         manifests.check_same_inputs(manifest, **parts.description)
         manifests.check_same_prompts(manifest, parts.description["data"])
         warning = manifests.other_kernels(manifest, now)
-        kept = ("started", "git_revision", "command", "devices", "processes", "cpu_kernels")
-        kept += ("cpu", "memory")
-        manifest["resumed"].append({key: now[key] for key in kept})
+        manifest["resumed"].append({key: now[key] for key in manifests.OF_A_START})
     size = sum(leaf.nbytes for leaf in jax.tree.leaves(parts.initial))
     manifest["notes"] = list(parts.notes)
     # What the run reads back later is compared with these two.

@@ -3,7 +3,7 @@
 import json
 import os
 import pathlib
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import safetensors.numpy
@@ -47,7 +47,7 @@ def write(folder: pathlib.Path, out: str | os.PathLike, form: str) -> dict[str, 
         replacing_folder(staging, known.__contains__, "an export", "--out") as new,
     ):
         if form == "npz":
-            np.savez(new / "model.npz", **state)
+            np.savez(new / "model.npz", **cast(dict[str, Any], state))
         else:
             safetensors.numpy.save_file(state, new / "model.safetensors", {"format": "pt"})
         (new / _ABOUT).write_text(json.dumps(about, indent=2) + "\n")

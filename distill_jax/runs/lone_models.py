@@ -8,6 +8,7 @@ import io
 import os
 import pathlib
 from collections.abc import Mapping, Sequence
+from typing import Any, cast
 
 import numpy as np
 
@@ -20,6 +21,7 @@ from distill_jax.processes import coordination
 from distill_jax.storage import write_atomically
 from distill_jax.tasks.base import Parts
 from distill_jax.tasks.images.answers_of_students import Answers, answers_of
+from distill_jax.tasks.images.recipe import ImageRecipe
 
 _SECTIONS = ("data", "evaluation", "mesh", "teacher", "imports")
 
@@ -62,7 +64,7 @@ def prepare(
     if changed["data"]["name"] == TEXT:
         raise UsageError(f"data.name={TEXT!r}: --workdir={folder} is a model of images")
     parts = tasks.prepare(configs.resolve(changed))
-    found = parts.recipe.spec.num_classes
+    found = cast(ImageRecipe, parts.recipe).spec.num_classes
     if found != spec.num_classes:
         raise UsageError(
             f"--workdir={folder}: the model has num_classes={spec.num_classes}, data.name="
@@ -96,7 +98,7 @@ def dump(
     if not coordination.is_first():
         return
     buffer = io.BytesIO()
-    np.savez(buffer, **found)
+    np.savez(buffer, **cast(dict[str, Any], found))
     try:
         write_atomically(pathlib.Path(file), buffer.getvalue())
     except OSError as error:

@@ -14,6 +14,11 @@ from distill_jax import __version__, kernels
 from distill_jax.errors import UsageError
 from distill_jax.processes import huge_pages, machine
 
+#: What each start of a run adds to the manifest.
+OF_A_START = (
+    *("started", "git_revision", "command", "devices", "processes"),
+    *("cpu_kernels", "cpu", "memory"),
+)
 LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 

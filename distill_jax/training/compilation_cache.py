@@ -17,8 +17,10 @@ import os
 import pathlib
 import sys
 import time
+import unittest.mock
 import uuid
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import jax
 from jax.experimental.compilation_cache import compilation_cache as jax_cache
@@ -84,6 +86,11 @@ def print_note(line: str) -> None:
         print(line, file=sys.stderr, flush=True)
 
 
+def _setting(name: str) -> Any:
+    """The value of one of JAX's settings, which has no attribute for type checkers."""
+    return getattr(jax.config, name)
+
+
 @contextlib.contextmanager
 def opened(where: str, note: Note = print_note) -> Iterator[None]:
     """A context in which JAX keeps compiled programs; a cache that JAX already has is left alone.
@@ -93,11 +100,11 @@ def opened(where: str, note: Note = print_note) -> Iterator[None]:
         folder that all of them see; "off"; or a folder.
       note: called with a line where the folder cannot be used; all goes on without.
     """
-    if jax.config.jax_compilation_cache_dir:
+    if _setting("jax_compilation_cache_dir"):
         with _complete_files(None):
             yield
         return
-    enabled = jax.config.jax_enable_compilation_cache
+    enabled = _setting("jax_enable_compilation_cache")
     if where == OFF or not enabled or (where == AUTO and coordination.is_distributed()):
         yield
         return
@@ -107,7 +114,7 @@ def opened(where: str, note: Note = print_note) -> Iterator[None]:
         note(f"compilation cache: {problem}; programs are compiled at each start")
         yield
         return
-    before = jax.config.jax_persistent_cache_min_compile_time_secs
+    before = _setting("jax_persistent_cache_min_compile_time_secs")
     jax_cache.reset_cache()
     jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", min(before, LEAST_SECONDS))
@@ -127,7 +134,7 @@ def announce(name: str, note: Note) -> None:
       name: of the jitted function.
       note: called with a line, before the compilation begins.
     """
-    if jax.config.jax_compilation_cache_dir and jax.config.jax_enable_compilation_cache:
+    if _setting("jax_compilation_cache_dir") and _setting("jax_enable_compilation_cache"):
         _watch.start(name, note)
     else:
         note("step: compiling, without a cache")
@@ -180,11 +187,11 @@ def _complete_files(base: pathlib.Path | None) -> Iterator[None]:
             bound(base)
         _watch.written(key, folder)
 
-    LRUCache.get, LRUCache.put = get_and_tell, put_whole
-    try:
+    with (
+        unittest.mock.patch.object(LRUCache, "get", get_and_tell),
+        unittest.mock.patch.object(LRUCache, "put", put_whole),
+    ):
         yield
-    finally:
-        LRUCache.get, LRUCache.put = get, put
 
 
 def _checked(

@@ -252,6 +252,11 @@ class _Machine:
         """Takes off what was pushed since the last mark, and the mark."""
         return self.pop(max(len(self.stack) - self.marks.pop(), 0))
 
+    def ignore_to_mark(self, name: str) -> None:
+        """Replaces what was pushed since the last mark by an object that is not read."""
+        self.pop_to_mark()
+        self.push(Ignored(name))
+
     def pop_storage(self) -> Storage:
         """Takes a persistent id off the stack and returns the storage that it stands for."""
         storage = _storage(self.stack.pop())
@@ -308,7 +313,7 @@ _INSTRUCTIONS: dict[str, _Instruction] = {
     "REDUCE": lambda m, _: m.push(_call(*m.pop(2))),
     "NEWOBJ": lambda m, _: m.push(_call(*m.pop(2))),
     "NEWOBJ_EX": lambda m, _: m.push(_call(*m.pop(3)[:2])),
-    "FROZENSET": lambda m, _: (m.pop_to_mark(), m.push(Ignored("builtins.frozenset"))),
+    "FROZENSET": lambda m, _: m.ignore_to_mark("builtins.frozenset"),
     # The attributes of an object, such as the _metadata of a state dict, are dropped.
     "BUILD": lambda m, _: m.pop(1),
     "BINPERSID": lambda m, _: m.push(m.pop_storage()),

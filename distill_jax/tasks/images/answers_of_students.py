@@ -1,6 +1,7 @@
 """What a student answers to every example of a split: its logits, and taps of it."""
 
 from collections.abc import Sequence
+from typing import cast
 
 import jax
 import numpy as np
@@ -11,7 +12,7 @@ from distill_jax.models import Flat
 from distill_jax.tasks.base import Parts
 from distill_jax.tasks.evaluation import batches_on
 from distill_jax.tasks.images.data import open_data
-from distill_jax.tasks.images.recipe import examples_of
+from distill_jax.tasks.images.recipe import ImageRecipe, examples_of
 
 #: "logits" float32 [N, K], "labels" int32 [N], "ids" int32 [N] (positions in the split's source),
 #: and each tap, float32 [N, ...].
@@ -33,12 +34,13 @@ def answers_of(
     Raises:
       UsageError: an unknown tap.
     """
-    spec, graphdef, mesh = parts.recipe.spec, parts.recipe.graphdef, parts.mesh
+    recipe, mesh = cast(ImageRecipe, parts.recipe), parts.mesh
+    spec, graphdef = recipe.spec, recipe.graphdef
     opened = open_data(parts.config)
     examples = opened.test if split == "test" else opened.train
     ids = np.arange(len(examples)) if split == "test" else opened.validation_ids
 
-    def outputs(params: Flat, stats: Flat, batch: dict[str, jax.Array]) -> Answers:
+    def outputs(params: Flat, stats: Flat, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
         images, _ = data.identity(*examples_of(batch, {}), spec.num_classes)
         inputs = models.normalise(images, spec.mean, spec.std)
         found = models.apply(
