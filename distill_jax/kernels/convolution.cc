@@ -8,33 +8,16 @@
 #include <unordered_map>
 #include <vector>
 
-#include "oneapi/dnnl/dnnl.hpp"
 #include "parallel.h"
+#include "primitives.h"
 
 namespace distill {
 namespace {
 
-using dnnl::memory;
-using Dims = memory::dims;
 using Tag = memory::format_tag;
-using Type = memory::data_type;
 
 constexpr int64_t kParts = 16;        // of a batch
 constexpr int64_t kGradientParts = 8; // of a batch, whose kernel gradients are added up
-
-dnnl::engine& engine() {
-  static dnnl::engine e(dnnl::engine::kind::cpu, 0);
-  return e;
-}
-
-dnnl::stream& stream() {
-  thread_local dnnl::stream s(engine());
-  return s;
-}
-
-Type type_of(ffi::DataType t) { return t == ffi::DataType::BF16 ? Type::bf16 : Type::f32; }
-
-size_t bytes_of(Type t) { return memory::data_type_size(t); }
 
 // What a convolution is, of `images` images of a batch.
 struct Shape {
@@ -70,38 +53,8 @@ Shape shape_of(Ints x, Ints w, Ints y, Ints strides, Ints padding, int64_t group
           type_of(t)};
 }
 
-// Primitives are made once for a shape and kept: making one compiles code.
-template <class Primitive>
-class Cache {
- public:
-  struct Entry {
-    typename Primitive::primitive_desc desc;
-    Primitive primitive;
-  };
-  template <class Make>
-  std::shared_ptr<Entry> get(const std::vector<int64_t>& key, Make make) {
-    std::lock_guard<std::mutex> lock(mutex_);
-    auto& entry = entries_[key];
-    if (!entry) {
-      auto desc = make();
-      entry = std::make_shared<Entry>(Entry{desc, Primitive(desc)});
-    }
-    return entry;
-  }
-
- private:
-  std::map<std::vector<int64_t>, std::shared_ptr<Entry>> entries_;
-  std::mutex mutex_;
-};
-
 memory::desc map_desc(const Dims& d, Type t) { return memory::desc(d, t, Tag::nhwc); }
 memory::desc kernel_desc(const Shape& s, Type t) { return memory::desc(s.w, t, Tag::any); }
-
-dnnl::primitive_attr attributes() {
-  dnnl::primitive_attr a;
-  a.set_scratchpad_mode(dnnl::scratchpad_mode::user);
-  return a;
-}
 
 struct Epilogue {
   bool bias = false, residual = false, relu = false;

@@ -26,8 +26,8 @@ import jaxlib
 
 from distill_jax.errors import UsageError
 
-_SOURCES = ("convolution.cc", "batch_norm.cc")
-_HEADERS = ("parallel.h",)
+_SOURCES = ("convolution.cc", "batch_norm.cc", "matmul.cc")
+_HEADERS = ("parallel.h", "primitives.h")
 _FLAGS = ("-std=c++20", "-O3", "-march=native", "-fPIC", "-shared", "-fopenmp", "-w")
 _TARGETS = (
     "convolution",
@@ -35,6 +35,7 @@ _TARGETS = (
     "convolution_to_kernel",
     "batch_norm",
     "batch_norm_gradient",
+    "matmul",
 )
 _ONEDNN = ("onednn-cpu-gomp", "onednn-devel-cpu-gomp")
 _BUILD_SECONDS = 300
@@ -133,7 +134,11 @@ def selected(choice: str) -> Iterator[None]:
 @functools.cache
 def _load() -> str:
     """Builds the library if need be, loads it and registers its calls; returns the version."""
-    return _register(_library())
+    from distill_jax.kernels import matmul  # which asks this module what is in use
+
+    version = _register(_library())
+    matmul.install()
+    return version
 
 
 def _register(library: pathlib.Path) -> str:
