@@ -9,7 +9,10 @@ from distill_jax import __version__
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 MEASURED = ("distill_jax", "configs", "experiments/throughput/*.py")
-LIBRARIES = ("jax", "jaxlib", "flax", "optax", "numpy", "torch", "torchvision", "torchdistill")
+LIBRARIES = (
+    *("jax", "jaxlib", "flax", "optax", "numpy"),
+    *("torch", "torchvision", "torchdistill", "transformers", "onednn-cpu-gomp"),
+)
 
 
 def versions() -> dict[str, str]:

@@ -85,6 +85,15 @@ class Contender:
             pass  # the process has ended; reading its reply raises `Failed`
         return self._reply()
 
+    def peak_gb(self) -> float | None:
+        """The most memory that the process has held so far, in 10^9 bytes; None if unknown."""
+        try:
+            status = pathlib.Path(f"/proc/{self._process.pid}/status").read_text()
+        except OSError:
+            return None
+        found = re.search(r"VmHWM:\s+(\d+) kB", status)
+        return None if found is None else round(int(found[1]) * 1024 / 1e9, 2)
+
     def end(self) -> None:
         """Ends the process by closing its input; kills it if it takes too long."""
         with contextlib.suppress(BrokenPipeError):
