@@ -42,7 +42,7 @@ OURS = ("ours_f32", "ours_bf16", "ours_stored_bf16")
 PEERS = ("torch_f32", "torch_bf16")
 NAMES = tuple(name + end for name in (*OURS, *PEERS) for end in ("", HUGE))
 BASE = "torch_bf16"
-LENGTH, BATCHES, ANSWERS = 128, 50, "top_k:64"
+LENGTH, BATCHES, ANSWERS = 128, 20, "top_k:64"
 
 
 def config_of(name: str, task: Mapping[str, Any]) -> dict[str, Any]:
@@ -141,7 +141,7 @@ def write_batches(task: Mapping[str, Any], path: pathlib.Path) -> None:
 def _arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser = PROGRAM.parser(__doc__)
     parser.add_argument("--model", required=True, help="the teacher: a Hugging Face folder")
-    parser.add_argument("--text", required=True, help="a .txt file; its first 200,000 characters")
+    parser.add_argument("--text", required=True, help="a .txt file; its first 60,000 characters")
     parser.add_argument("--layers", default="0,10,20,29", help="of the teacher, for the student")
     parser.add_argument("--batch-size", type=int, default=4, help="rows of 128 tokens")
     parser.add_argument("--seconds", type=float, default=6.0, help="of a measurement")
@@ -171,6 +171,12 @@ def _lacking(name: str) -> str:
     return next((package for package in needed if find_spec(package) is None), "")
 
 
+def command_of(name: str, task: str, folder: str) -> list[str]:
+    """The command of a contender's process."""
+    module = "experiments.throughput.language"
+    return [sys.executable, "-m", module, "--contend", name, task, folder]
+
+
 def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     """Starts the contenders one by one and measures them alternately; returns what was found."""
     contenders: dict[str, dict[str, Any]] = {}
@@ -178,7 +184,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as temporary, contextlib.ExitStack() as stack:
         folder = pathlib.Path(temporary)
         text = folder / "text.txt"
-        text.write_text(pathlib.Path(arguments.text).read_text()[:200_000])
+        text.write_text(pathlib.Path(arguments.text).read_text()[:60_000])
         task = {
             "model": str(pathlib.Path(arguments.model).resolve()),
             "text": str(text),
@@ -198,7 +204,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
             given = (name, str(folder / "task.json"), str(own))
             one = contest.Contender(
                 name,
-                [sys.executable, "-m", PROGRAM.name.split()[-1], "--contend", *given],
+                command_of(*given),
                 log=own / "log.txt",
                 cwd=pathlib.Path(__file__).resolve().parents[2],
                 environment=os.environ | ({"GLIBC_TUNABLES": TUNABLE} if HUGE in name else {}),
