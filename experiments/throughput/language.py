@@ -82,9 +82,9 @@ def prepare(name: str, task: Mapping[str, Any], folder: pathlib.Path) -> tuple[A
     import jax
 
     from distill_jax import config as configs
-    from distill_jax import kernels, parallel, tasks
+    from distill_jax import kernels, tasks
     from distill_jax.tasks.language.parts import prepare as parts_of
-    from distill_jax.training import state, step
+    from distill_jax.training import step
 
     flat = config_of(name, task)
     if "stored" in name:
@@ -95,7 +95,7 @@ def prepare(name: str, task: Mapping[str, Any], folder: pathlib.Path) -> tuple[A
         flat["student.path"] = task["model"]
     parts = parts_of(configs.resolve(configs.unflatten(flat)))
     compiled = step.compile_steps(parts.recipe, parts.mesh)
-    now = state.copy_to(parts.initial, parallel.replicated(parts.mesh))
+    now = parts.initial  # the first step donates it, as in a run
     batches = parts.feed.at(0)
 
     def train_for(seconds: float) -> int:
