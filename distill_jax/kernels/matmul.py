@@ -156,8 +156,8 @@ def install() -> bool:
     def rule(context: Any, x: Any, y: Any, *, precision: Any, **options: Any) -> Any:
         form = None
         if _applicable(context, precision):
-            shapes = (aval.shape for aval in context.avals_in)
-            form = form_of(*shapes, options["dimension_numbers"])
+            x_aval, y_aval = context.avals_in
+            form = form_of(x_aval.shape, y_aval.shape, options["dimension_numbers"])
         if form is None or form.operations < _LEAST:
             return own(context, x, y, precision=precision, platform="cpu", **options)
         call = functools.partial(_multiply, form=form, result=context.avals_out[0])
