@@ -206,6 +206,12 @@ def broadcast_from_first(make: Callable[[], Any], key: str = "") -> Any:
     return _get_group().broadcast(make, key) if is_distributed() else make()
 
 
+def barrier() -> None:
+    """Waits for all processes, which call it together; a failure of one ends all of them."""
+    if is_distributed():
+        _get_group().barrier()
+
+
 def leave() -> None:
     """Ends a successful run: waits at a barrier for all processes, then disconnects."""
     if not is_distributed():

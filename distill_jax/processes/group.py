@@ -100,6 +100,7 @@ class ProcessGroup:
         self.step_timeout = 0.0
         self._service = service
         self._broadcasts = itertools.count()  # all processes broadcast in the same order
+        self._barriers = itertools.count()  # likewise
         self._left = threading.Event()
         self._coordinator_answered = threading.Event()  # since `_watch_coordinator` cleared it
         self._exiting = threading.Lock()
@@ -142,6 +143,11 @@ class ProcessGroup:
         else:
             value = self._service.blocking_key_value_get(key, _FOREVER)
         return json.loads(value)
+
+    def barrier(self) -> None:
+        """Waits until every process calls this; see `coordination`."""
+        name = f"distill_jax/barrier/{next(self._barriers)}"
+        self._service.wait_at_barrier(name, _FOREVER)
 
     def leave(self) -> None:
         """Waits at a barrier for all processes, then stops the heartbeat."""

@@ -77,6 +77,7 @@ def run(config: Mapping[str, Any] | ConfigDict, path: str | os.PathLike) -> Resu
     if config.logging.wandb:
         writers.require_wandb(config.logging.wandb)
 
+    coordination.barrier()  # what any process finds wrong ends all before the first one writes
     with contextlib.ExitStack() as held:
         with storage.reporting_unreachable(paths.root, "--workdir"):
             resumed, done = coordination.broadcast_from_first(lambda: _claim(config, paths, held))
