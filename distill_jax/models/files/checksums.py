@@ -35,7 +35,7 @@ def render(sums: Mapping[str, str], identity: str = "") -> str:
 def identity(folder: pathlib.Path) -> str | None:
     """The parameters_sha256 in a list that was written here; None where there is none."""
     try:
-        first = (folder / NAME).read_text(encoding="utf-8", errors="replace").split("\n", 1)[0]
+        first = (folder / NAME).read_bytes().decode("utf-8", "replace").split("\n", 1)[0]
     except OSError:
         return None
     found = _OURS.fullmatch(first)
