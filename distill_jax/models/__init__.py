@@ -22,7 +22,7 @@ from distill_jax.models.files.model_folder import (
 from distill_jax.models.files.pytorch import from_pytorch
 from distill_jax.models.files.state_dict import read_state_dict
 from distill_jax.models.functional import Flat, apply, merge, output_shapes, parameter_count, split
-from distill_jax.models.outputs import Outputs
+from distill_jax.models.outputs import Outputs, with_all_taps
 from distill_jax.models.registry import abstract, check_options, create, names, options, register
 from distill_jax.models.spec import Spec, normalise
 
@@ -51,4 +51,5 @@ __all__ = [
     "save",
     "saved_identity",
     "split",
+    "with_all_taps",
 ]

@@ -89,6 +89,8 @@ def apply(
     """
     module = merge(graphdef, {**params, **stats})
     outputs = module(images, train=train, key=key)
+    # Sorted, as any pytree of them is: a tap has one position in shapes and in steps.
+    outputs = Outputs(outputs.logits, dict(sorted(outputs.taps.items())))
     return outputs, _flat(nnx.state(module, nnx.BatchStat)) if train else dict(stats)
 
 

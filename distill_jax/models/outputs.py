@@ -15,12 +15,32 @@ class Outputs:
     Attributes:
       logits: float32 [B, K], unnormalised log-probabilities.
       taps: named intermediates, such as "stage1" [B, H, W, C] after its ReLU, "stage1_pre" before
-        it, and "pooled" [B, D], what the classifier reads. Every call returns all of them: under
-        `jit`, XLA drops those that nothing reads.
+        it, and "pooled" [B, D], what the classifier reads. Every call of `apply` returns all of
+        them, sorted by name: under `jit`, XLA drops those that nothing reads.
     """
 
     logits: Array
     taps: dict[str, Array]
+
+
+def with_all_taps(outputs: Outputs, shapes: Outputs) -> Outputs:
+    """Outputs of which some taps were not computed or not stored, with zeros for those.
+
+    A loss that does not depend on them may still loop over all taps, or take one by its position:
+    the names and their order are those of a network's own outputs.
+
+    Args:
+      outputs: of a batch, [B, ...].
+      shapes: of the network's outputs on one image, [1, ...].
+    """
+    batch = outputs.logits.shape[0]
+    taps = {
+        name: outputs.taps[name]
+        if name in outputs.taps
+        else jnp.zeros((batch, *shape.shape[1:]), shape.dtype)
+        for name, shape in sorted(shapes.taps.items())
+    }
+    return Outputs(outputs.logits, taps)
 
 
 def checked_images(images: Array, input_shape: tuple[int, int, int], dtype: jnp.dtype) -> Array:

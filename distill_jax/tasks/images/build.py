@@ -160,6 +160,7 @@ def build_recipes(
         teachers=needed,
         seed=config.seed,
         sum_losses=config.teacher.combine == "sum_losses",
+        store=teacher if isinstance(teacher, teachers.StoredTeacher) else None,
     )
     recipes = _by_stage(config, mesh, method, student, teacher, outputs, paired, steps_per_epoch)
     arrays = InitialArrays(paired.params, student.stats, paired.adapters, paired.memory)

@@ -4,7 +4,7 @@ Everything comes from shapes; neither network is computed here.
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -14,9 +14,14 @@ import numpy as np
 from distill_jax.errors import UsageError
 from distill_jax.methods import Context, Method, Pair, Stage
 from distill_jax.models import Flat, Outputs
+from distill_jax.teachers import StoredTeacher
 
 # No step has these numbers, so that no step draws from the same keys.
 _ADAPTERS, _MEMORY = np.uint32(2**32 - 1), np.uint32(2**32 - 2)
+
+
+#: A teacher's outputs -> the taps of it on which the loss of each stage depends.
+TapsUsed = Callable[[Outputs], list[frozenset[str]]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,6 +49,7 @@ def pair_up(
     teachers: Sequence[Outputs],
     seed: int,
     sum_losses: bool,
+    store: StoredTeacher | None = None,
 ) -> Paired:
     """Makes the arrays of a method.
 
@@ -54,6 +60,7 @@ def pair_up(
       teachers: the shapes of the teachers' outputs, one each; empty for a method without teacher.
       seed: of the run.
       sum_losses: whether each of several teachers has a loss of its own.
+      store: the teacher, where its answers are stored.
 
     Raises:
       UsageError: the pair cannot be matched, with the reason.
@@ -61,11 +68,17 @@ def pair_up(
     key = jax.random.key(seed)
     adapters = method.adapters(pair, jax.random.fold_in(key, _ADAPTERS))
     memory = method.memory(pair, jax.random.fold_in(key, _MEMORY))
-    used = [taps_used(stage, pair, adapters, memory) for stage in method.stages()]
-    if len(teachers) > 1 and any(used):
-        wanted = frozenset().union(*used)
-        shapes = [{tap: outputs.taps[tap].shape for tap in wanted} for outputs in teachers]
-        if any(shape != shapes[0] for shape in shapes):
+
+    def used_of(teacher: Outputs | None) -> list[frozenset[str]]:
+        replaced = dataclasses.replace(pair, teacher=teacher)
+        return [taps_used(stage, replaced, adapters, memory) for stage in method.stages()]
+
+    used = used_of(pair.teacher)
+    wanted = frozenset().union(*used)
+    if store is not None:
+        store.refuse_missing(name, wanted)
+    if len(teachers) > 1 and wanted:
+        if not all(_reads_alike(teachers[0], other, used, used_of) for other in teachers[1:]):
             raise UsageError(
                 f"method.name={name!r}: it reads features of teachers of one shape; expected "
                 "teachers of the same architecture"
@@ -76,6 +89,23 @@ def pair_up(
                 "distribution; expected 'sum_losses'"
             )
     return Paired(method.student_params(pair), adapters, memory, tuple(used))
+
+
+def _reads_alike(
+    first: Outputs, other: Outputs, used: Sequence[frozenset[str]], used_of: TapsUsed
+) -> bool:
+    """Whether the stages read the same features of another teacher as of the first.
+
+    A stage that loops over taps may read some of the other teacher's that the first does not have.
+    """
+    if {n: tap.shape for n, tap in first.taps.items()} == {
+        n: tap.shape for n, tap in other.taps.items()
+    }:
+        return True
+    wanted = frozenset().union(*used)
+    return all(
+        name in other.taps and other.taps[name].shape == first.taps[name].shape for name in wanted
+    ) and list(used) == used_of(other)
 
 
 def taps_used(stage: Stage, pair: Pair, adapters: Flat, memory: Flat) -> frozenset[str]:

@@ -125,23 +125,6 @@ class ImageRecipe(Recipe):
         ]
         return jax.tree.map(by_step, kept)
 
-    def _with_all_taps(self, outputs: Sequence[Outputs]) -> list[Outputs]:
-        """Outputs that were computed ahead, with zeros for the taps that were not kept.
-
-        The loss does not depend on those, so their values are irrelevant; but a method may loop
-        over the taps of its teacher, and must then find the same names as without looking ahead.
-        """
-        completed = []
-        for found, shapes in zip(outputs, self.teacher_shapes, strict=True):
-            batch = found.logits.shape[0]
-            zeros = {
-                name: jnp.zeros((batch, *shape.shape[1:]), shape.dtype)
-                for name, shape in shapes.taps.items()
-                if name not in found.taps
-            }
-            completed.append(Outputs(found.logits, {**zeros, **found.taps}))
-        return completed
-
     def inputs(
         self,
         state: TrainState,
@@ -154,11 +137,14 @@ class ImageRecipe(Recipe):
         view = self.view(state.seed, state.step, batch, resident)
         draws = view.pop("draws")
         if teacher_outputs is not None:
-            teacher_outputs = self._with_all_taps(teacher_outputs)
+            teacher_outputs = [
+                models.with_all_taps(found, shapes)
+                for found, shapes in zip(teacher_outputs, self.teacher_shapes, strict=True)
+            ]
         elif isinstance(self.teachers, StoredTeacher):
             stored = View(view["images"], view["ids"], draws, batch)
             found = self._teachers_on(frozen, stored)
-            teacher_outputs = [self.teachers.guarded(outputs) for outputs in found]
+            teacher_outputs = [self.teachers.completed(outputs) for outputs in found]
         return view if teacher_outputs is None else {**view, "teacher_outputs": teacher_outputs}
 
     def loss(

@@ -141,7 +141,7 @@ def _open_store(config: ConfigDict, mesh: Mesh, method: Method, opened: ImageDat
     return OpenTeachers(
         teacher=teacher,
         variables=variables,
-        outputs=[teacher.guarded(teacher.abstract(1))],
+        outputs=[teacher.whole_outputs()],
         entries=[entry],
         logits=logits_of,
         notes=teacher.notes,

@@ -8,7 +8,7 @@ describes their files.
 
 import dataclasses
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import jax
@@ -16,7 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from distill_jax import data, models
-from distill_jax.models import Outputs, Spec
+from distill_jax.errors import UsageError
+from distill_jax.models import Outputs, Spec, with_all_taps
 from distill_jax.models.class_names import match
 from distill_jax.storage.sharded import Manifest
 from distill_jax.teachers.answers.manifest import (
@@ -34,7 +35,7 @@ from distill_jax.teachers.answers.store import (
     check_finished,
     open_store,
 )
-from distill_jax.teachers.answers.stored_taps import StoredTaps
+from distill_jax.teachers.answers.stored_taps import UNKNOWN, StoredTaps
 from distill_jax.teachers.views import View
 
 Scheme = TypeVar("Scheme", Finite, Seeded)
@@ -64,8 +65,8 @@ class StoredTeacher:
       parameters: its number of parameters, one entry.
       scheme: which views the store has.
       store: the files.
-      missing_taps: the teacher's taps that the store does not hold; None where its network is
-        not registered, so that they are unknown.
+      network: the shapes of all outputs of its network on one image; None where that is not
+        registered, so that taps which the store does not hold are unknown.
       trained_on: what describes the teacher's training examples, one entry; {} for unknown.
       notes: lines about what could not be told.
     """
@@ -75,7 +76,7 @@ class StoredTeacher:
     parameters: tuple[int, ...]
     scheme: Finite | Seeded
     store: AnswerStore
-    missing_taps: frozenset[str] | None = frozenset()
+    network: Outputs | None
     trained_on: tuple[Mapping[str, Any], ...] = ()
     notes: tuple[str, ...] = ()
 
@@ -105,10 +106,52 @@ class StoredTeacher:
 
         return jax.eval_shape(zeros)
 
-    def guarded(self, outputs: Outputs) -> Outputs:
-        """The same answer for a method to read, which may not overlook taps that are missing."""
-        taps = StoredTaps(outputs.taps, self.missing_taps, str(self.store.path))
-        return Outputs(outputs.logits, taps)
+    def whole_outputs(self) -> Outputs:
+        """The shapes of all that the teacher's network returns for one image, for pairing.
+
+        Where the network is unknown, `UNKNOWN` stands for the taps that the store may lack.
+        """
+        held = self.abstract(1)
+        if self.network is not None:
+            taps = {name: held.taps.get(name, tap) for name, tap in self.network.taps.items()}
+            return Outputs(held.logits, taps)
+        unknown = next(iter(held.taps.values()), held.logits)
+        return self._guarded(Outputs(held.logits, {**held.taps, UNKNOWN: unknown}))
+
+    def completed(self, outputs: Outputs) -> Outputs:
+        """An answer as a method may read it: with zeros for taps that `refuse_missing` let pass."""
+        if self.network is None:
+            return self._guarded(outputs)
+        return with_all_taps(outputs, self.network)
+
+    def refuse_missing(self, method: str, used: Collection[str]) -> None:
+        """Refuses a method whose loss depends on taps that the store lacks.
+
+        Args:
+          method: its name.
+          used: the taps of `whole_outputs` on which the loss depends.
+
+        Raises:
+          UsageError: with the flag that stores them.
+        """
+        held = [name for name in self.shapes if name != "logits"]
+        lacking = sorted(set(used) - set(held))
+        if not lacking:
+            return
+        if self.network is None:
+            self._guard(dict.fromkeys(held)).all()
+        raise UsageError(
+            f"teacher.store={str(self.store.path)!r}: the loss of {method} depends on "
+            f"{', '.join(lacking)} of the teacher; the store has {', '.join(held) or 'no taps'}; "
+            f"expected one written with --taps={','.join(sorted({*held, *lacking}))}, or "
+            "teacher.path alone"
+        )
+
+    def _guarded(self, outputs: Outputs) -> Outputs:
+        return Outputs(outputs.logits, self._guard(outputs.taps))
+
+    def _guard(self, taps: Mapping[str, Any]) -> StoredTaps:
+        return StoredTaps(taps, self.specs[0].name, str(self.store.path))
 
     def params(self, variables: Sequence[Any]) -> dict[str, jax.Array]:
         """{}: a store has answers and no parameters."""
@@ -301,21 +344,20 @@ def open_image_store(
         parameters=(about["parameters"],),
         scheme=scheme,
         store=open_store(path, manifest, verify),
-        missing_taps=_missing_taps(spec, manifest["taps"]),
+        network=_network_outputs(spec),
         trained_on=(about.get("trained_on", {}),),
         notes=(found.note,) if found.note else (),
     )
 
 
-def _missing_taps(spec: Spec, held: Sequence[str]) -> frozenset[str] | None:
-    """The teacher's taps that a store does not hold; None where its network is not registered."""
+def _network_outputs(spec: Spec) -> Outputs | None:
+    """The shapes of a network's outputs on one image; None where it is not registered."""
     if spec.name not in models.names():
         return None
     network = models.abstract(
         spec.name, input_shape=spec.input_shape, num_classes=spec.num_classes, **spec.options
     )
-    outputs = models.output_shapes(*models.split(network), spec.input_shape)
-    return frozenset(outputs.taps) - frozenset(held)
+    return models.output_shapes(*models.split(network), spec.input_shape)
 
 
 def _scheme_of(manifest: Manifest) -> Finite | Seeded:

@@ -126,8 +126,13 @@ def test_mixed_views_are_stored_with_their_seeds(digits_teacher, tmp_path):
     ("changes", "message"),
     [
         (
-            {"method__name": "at"},
-            "the method reads all taps of the teacher; the store has pooled; ",
+            {
+                "method__name": "fitnet",
+                "method__student_tap": "pooled",
+                "method__teacher_tap": "hidden1",
+            },
+            "the loss of fitnet depends on hidden1 of the teacher; the store has pooled; expected "
+            "one written with --taps=hidden1,pooled, ",
         ),
         ({"data__augment__crop_padding": 2}, "made for data.augment.crop_padding=1"),
         ({"data__augment__mixup": 0.4}, "made for data.augment.mixup=0.0"),

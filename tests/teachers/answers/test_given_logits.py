@@ -19,7 +19,7 @@ CONFIG = small_runs.changed(
 @pytest.fixture(scope="module")
 def logits():
     """Logits for the digits, as another program would give them."""
-    splits = configs.resolve(CONFIG)
+    splits = configs.resolve(small_runs.TEACHER)
     from distill_jax.tasks.images.data import load_splits
 
     rng = np.random.default_rng(0)
