@@ -233,6 +233,7 @@ def evaluate(
     Raises:
       UsageError: when there is no such run, model or split, or an override would change the run.
     """
+    lone_models.check_dump(dump, taps, on_text=None)
     paths = Workdir(storage.resolve_path(path, "--workdir"))
     if lone := _is_lone_model(paths):
         parts = lone_models.prepare(paths.root, which, overrides, data_of)
@@ -246,6 +247,7 @@ def evaluate(
         manifests.check_same_inputs(paths.read_manifest(), **parts.description)
     if split not in parts.evaluators:
         raise UsageError(f"--split={split}: the run held out no such split (data.validation=0)")
+    lone_models.check_dump(dump, taps, on_text=parts.config.data.name == schema.TEXT)
     watchdog.mark(0, f"evaluating {which}", long=True)
     _warn(*parts.notes)
     if lone:
@@ -254,7 +256,7 @@ def evaluate(
         _warn(coordination.broadcast_from_first(lambda: paths.check_saved_model(which)))
         params, stats = parts.files.load(paths.saved_model(which))
     with compilation_cache.opened(parts.config.training.compilation_cache):
-        if dump or taps:
+        if dump:
             lone_models.dump(parts, split, params, stats, dump, taps)
         return parts.evaluators[split](params, stats)
 

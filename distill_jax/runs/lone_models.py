@@ -73,27 +73,44 @@ def prepare(
     return parts
 
 
+def check_dump(
+    file: str | os.PathLike | None, taps: Sequence[str], *, on_text: bool | None
+) -> None:
+    """Refuses a dump that cannot be written, before anything is computed.
+
+    Args:
+      file: to write; None for none.
+      taps: features to add.
+      on_text: whether the run is on text; None where that is not known yet.
+
+    Raises:
+      UsageError: taps without a file, another suffix, no such folder, or a run on text.
+    """
+    if not file:
+        if taps:
+            raise UsageError(f"--taps={','.join(taps)}: expected --dump=FILE with it")
+        return
+    if pathlib.Path(file).suffix != ".npz":
+        raise UsageError(f"--dump={file}: expected a name that ends in .npz")
+    if not pathlib.Path(file).absolute().parent.is_dir():
+        raise UsageError(f"--dump={file}: expected a file in a folder that exists")
+    if on_text:
+        raise UsageError(f"--dump={file}: a run on text; expected one on images")
+
+
 def dump(
     parts: Parts,
     split: str,
     params: Flat,
     stats: Flat,
-    file: str | os.PathLike | None,
+    file: str | os.PathLike,
     taps: Sequence[str],
 ) -> None:
     """Writes logits, labels and ids of every example of a split, and taps, as an .npz file.
 
     Raises:
-      UsageError: the run is on text, a tap is unknown, or the file cannot be written.
+      UsageError: a tap is unknown, or the file cannot be written.
     """
-    if not file:
-        raise UsageError(f"--taps={','.join(taps)}: expected --dump=FILE with it")
-    if pathlib.Path(file).suffix != ".npz":
-        raise UsageError(f"--dump={file}: expected a name that ends in .npz")
-    if parts.config.data.name == TEXT:
-        raise UsageError(f"--dump={file}: a run on text; expected one on images")
-    if not pathlib.Path(file).absolute().parent.is_dir():
-        raise UsageError(f"--dump={file}: expected a file in a folder that exists")
     found: Answers = answers_of(parts, split, params, stats, taps)
     if not coordination.is_first():
         return

@@ -288,12 +288,16 @@ def _record(row: Any, chosen: dict[str, tuple[str, ...]] | None, location: str) 
 def _turns(row: dict[str, Any], chosen: Mapping[str, tuple[str, ...]]) -> list[Any] | None:
     """The conversation of a prompt and a response that are messages; None where they are text."""
     parts = [_first(row, chosen[part][0]) for part in ("prompt", "response")]
-    if not any(isinstance(part, list) for part in parts):
+    if not any(map(_is_messages, parts)):
         return None
     prompt, response = parts
-    before = prompt if isinstance(prompt, list) else [{"role": "user", "content": prompt}]
-    after = response if isinstance(response, list) else [{"role": "assistant", "content": response}]
+    before = prompt if _is_messages(prompt) else [{"role": "user", "content": prompt}]
+    after = response if _is_messages(response) else [{"role": "assistant", "content": response}]
     return [*before, *after]
+
+
+def _is_messages(part: Any) -> bool:
+    return isinstance(part, list) and all(isinstance(message, dict) for message in part)
 
 
 def tools_of(row: Mapping[str, Any], location: str) -> list[Any] | None:

@@ -109,8 +109,8 @@ def test_a_file_that_makes_the_parser_panic_is_one_line(folder, capfd, name):
 
 
 SPOILED = {
-    "truncated": (lambda data: data[:-200], "EOF"),
-    "empty": (lambda data: b"", "EOF"),
+    "truncated": (lambda data: data[:-200], "Unterminated string"),
+    "empty": (lambda data: b"", "Expecting value"),
     "not_utf8": (lambda data: b"\xff\xfe" + data, "utf-8"),
     "a list": (lambda data: b"[1, 2]", "invalid"),
     "binary": (lambda data: bytes(range(256)), "utf-8"),
