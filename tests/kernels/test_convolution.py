@@ -140,6 +140,16 @@ def test_a_frozen_convolution_adds_bias_and_residual_and_applies_relu(dtype, wit
     assert_close(gradient, xla_gradient, dtype)
 
 
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=lambda dtype: dtype.__name__)
+def test_not_a_number_is_not_hidden_by_the_relu(dtype):
+    x, w = jnp.ones((3, 4, 4, 16), dtype), jnp.ones((1, 1, 16, 16)).at[0, 0, 0, 5].set(jnp.nan)
+    with kernels.selected("onednn"):
+        y = convolution.convolve_frozen(
+            x, w, jnp.zeros(16), stride=1, padding=padding(1), relu=True
+        )
+    assert np.isnan(np.float32(y)).any(axis=(0, 1, 2)).tolist() == [i == 5 for i in range(16)]
+
+
 def test_without_a_form_the_convolution_is_xlas():
     x, w = jnp.ones((2, 8, 8, 3)), jnp.ones((3, 3, 3, 4))
     with kernels.selected("onednn"):
