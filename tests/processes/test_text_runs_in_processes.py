@@ -1,6 +1,5 @@
 """Runs on text in two processes: the numbers of one, answers to prompts included."""
 
-import dataclasses
 import json
 import signal
 
@@ -106,6 +105,6 @@ def test_shards_over_processes(config, tmp_path, axes):
                 assert value == pytest.approx(same[key], rel=1e-4, abs=1e-5), key
     # The first process has written what lay in parts in both, and told its fingerprint.
     model = language.load(tmp_path / "two" / "model")
-    definition, params = dataclasses.asdict(model.config), models.split(model)[1]
+    definition, params = model.config.definition(), models.split(model)[1]
     found = models.fingerprint_of(definition, params)
     assert found == result(tmp_path / "two")["parameters_sha256"]
