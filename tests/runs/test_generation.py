@@ -2,67 +2,22 @@
 
 import dataclasses
 import json
-import os
-import pathlib
-import random
 import shutil
-import signal
-import subprocess
-import sys
-import time
 
-import compiling
 import generation_reference as reference
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from small_generations import lines_of, settings_for, write
 
 from distill_jax import models, parallel
 from distill_jax.data import text
 from distill_jax.errors import UsageError
 from distill_jax.models import language
 from distill_jax.runs import generation as generate
-from distill_jax.runs.generation_settings import Settings, parse
+from distill_jax.runs.generation_settings import Settings
 from distill_jax.storage import sharded
-
-PROMPTS = [
-    {"prompt": "The quick brown fox"},
-    {"prompt": "Hello", "response": "unread"},
-    {"text": "Numbers: 1 2 3"},
-    {"messages": [{"role": "user", "content": "Say something."}]},
-    {"prompt": "é"},
-    {"prompt": "A longer prompt, with more words than the others have."},
-    {"prompt": "x"},
-]
-
-
-def settings_for(folder, **changes) -> Settings:
-    path = folder / "prompts.jsonl"
-    path.write_text("".join(json.dumps(row) + "\n" for row in PROMPTS))
-    given = dict(
-        prompts=str(path),
-        temperature=0.9,
-        top_p=0.98,
-        max_new_tokens=12,
-        stops=tuple(range(40, 60)),  # a random model hardly ever draws eos
-        batch_size=2,
-        shard=2,
-    )
-    return Settings(**{**given, "samples": 2, "seed": 3, **changes})
-
-
-def one_device():
-    return parallel.make_mesh(data=1, devices=jax.devices()[:1])
-
-
-def write(settings, teacher, workdir, notes=None) -> dict:
-    note = (notes if notes is not None else []).append
-    return generate.write(settings, teacher, workdir, note=note, mesh=one_device())
-
-
-def lines_of(workdir) -> list[dict]:
-    return [json.loads(line) for line in (workdir / "responses.jsonl").read_text().splitlines()]
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +51,7 @@ def test_a_teacher_in_shards_writes_the_same(settings, teacher, done, tmp_path):
     assert [line["tokens"] for line in found] == [line["tokens"] for line in expected]
 
 
-def test_a_teacher_of_8_bits_writes_what_its_rounded_weights_say(settings, teacher, tmp_path):
+def test_a_teacher_of_8_bits_writes_what_its_rounded_weights_say(settings, teacher, done, tmp_path):
     settings = dataclasses.replace(settings, temperature=0.0, samples=1)
     model = language.load(teacher)
     params = dict(models.split(model)[1])
@@ -114,10 +69,9 @@ def test_a_teacher_of_8_bits_writes_what_its_rounded_weights_say(settings, teach
     write(settings, rounded, tmp_path / "b")
     found, expected = lines_of(tmp_path / "a"), lines_of(tmp_path / "b")
     assert [line["tokens"] for line in found] == [line["tokens"] for line in expected]
-    plain = language.load(teacher)
-    assert found[0]["teacher"]["fingerprint"] != models.fingerprint_of(
-        dataclasses.asdict(plain.config), models.split(plain)[1]
-    )
+    whole = models.fingerprint_of(model.config.definition(), models.split(model)[1])
+    assert lines_of(done)[0]["teacher"]["fingerprint"] == whole  # else the next line says nothing
+    assert found[0]["teacher"]["fingerprint"] != whole
     manifest = json.loads((tmp_path / "a" / "manifest.json").read_text())
     assert manifest["teachers"][0]["quantize"] == "int8"
     with pytest.raises(UsageError):
@@ -242,76 +196,6 @@ def test_torn_and_missing_shards_are_made_again(done, settings, teacher, tmp_pat
         assert (workdir / path.name).read_bytes() == path.read_bytes()
 
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]
-SCRIPT = """
-import json, sys, jax
-from distill_jax import models, parallel
-from distill_jax.runs import generation as generate
-from distill_jax.runs.generation_settings import Settings, parse
-from distill_jax.storage import sharded
-settings = json.loads(sys.argv[1])
-settings["stops"] = tuple(settings["stops"])
-mesh = parallel.make_mesh(data=1, devices=jax.devices()[:1])
-generate.write(Settings(**settings), sys.argv[2], sys.argv[3], mesh=mesh)
-"""
-
-
-def start(settings, teacher, workdir) -> subprocess.Popen:
-    """A writer in a process of its own."""
-    said = json.dumps(dataclasses.asdict(settings))
-    command = [sys.executable, "-c", SCRIPT, said, str(teacher), str(workdir)]
-    environment = os.environ | compiling.cache_environment(write=False)  # it may be killed
-    return subprocess.Popen(command, stdout=subprocess.DEVNULL, cwd=ROOT, env=environment)
-
-
-def killed_after_two_shards(process, workdir, moments) -> bool:
-    """Kills a writer some milliseconds after its second shard; False if it was done before."""
-    while len(list(workdir.glob("responses-*"))) < 2 and process.poll() is None:
-        time.sleep(0.002)
-    time.sleep(moments.uniform(0, 0.1))
-    process.kill()
-    return process.wait() == -signal.SIGKILL
-
-
-def test_a_killed_run_resumes_to_the_same_bytes(teacher, tmp_path):
-    settings = settings_for(tmp_path, shard=1, samples=30, max_new_tokens=8)
-    write(settings, teacher, tmp_path / "whole")
-    moments = random.Random(1)
-    for attempt in range(5):
-        workdir = tmp_path / f"killed{attempt}"
-        # On a busy machine a writer may be done before the signal comes.
-        if killed_after_two_shards(start(settings, teacher, workdir), workdir, moments):
-            break
-    assert not (workdir / "responses.jsonl").exists()
-    notes = []
-    write(settings, teacher, workdir, notes)
-    assert 0 < len(notes) < 7  # the first shard was there
-    for path in (tmp_path / "whole").glob("responses*"):
-        assert (workdir / path.name).read_bytes() == path.read_bytes()
-
-
-@pytest.mark.nightly
-def test_ten_kills_end_in_the_same_bytes(teacher, tmp_path):
-    settings = settings_for(tmp_path, shard=1, samples=6, max_new_tokens=8)
-    began = time.monotonic()
-    assert start(settings, teacher, tmp_path / "whole").wait() == 0
-    lasts, moments, kills, number = time.monotonic() - began, random.Random(10), 0, 0
-    while kills < 10:
-        workdir = tmp_path / f"killed{number}"
-        number += 1
-        while not (workdir / "responses.jsonl").exists():
-            process = start(settings, teacher, workdir)
-            try:
-                assert process.wait(timeout=moments.uniform(0.5, lasts)) == 0
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
-                kills += 1
-        assert start(settings, teacher, workdir).wait() == 0
-        for path in (tmp_path / "whole").glob("responses*"):
-            assert (workdir / path.name).read_bytes() == path.read_bytes()
-
-
 @pytest.mark.parametrize(
     "changes, message",
     [
@@ -353,58 +237,6 @@ def test_folders_of_something_else_are_refused(settings, teacher, tmp_path):
     assert (tmp_path / "notes.txt").read_text() == "mine"
 
 
-@pytest.mark.parametrize(
-    "changes, message",
-    [
-        (dict(prompts=""), "prompts='': expected the path of a JSONL file"),
-        (dict(prompts=3), "prompts=3: expected the path of a JSONL file"),
-        (dict(licence=None), "generate.licence=None: expected text"),
-        (dict(top_p=1.5), r"generate.top_p=1.5: expected a number in \(0, 1\]; 1 is off"),
-        (dict(temperature=-1), "generate.temperature=-1: expected"),
-        (dict(top_k=1.5), "generate.top_k=1.5: expected"),
-        (dict(max_new_tokens=0), "generate.max_new_tokens=0: expected a positive int"),
-        (dict(samples=True), "generate.samples=True: expected a positive int"),
-        (dict(batch_size=0), "generate.batch_size=0: expected"),
-        (dict(shard=-1), "generate.shard=-1: expected"),
-        (dict(seed=2**32), r"generate.seed=4294967296: expected an int in \[0, 2\*\*32\)"),
-        (dict(stops=[1]), r"generate.stops=\[1\]: expected a tuple of ids"),
-        (dict(compute_dtype="float3"), "generate.compute_dtype='float3': unknown dtype; did you"),
-    ],
-)
-def test_bad_settings_are_refused(changes, message):
-    with pytest.raises(UsageError, match=f"^{message}"):
-        Settings(**{"prompts": "x.jsonl", **changes})
-
-
-def test_a_config_gives_settings():
-    config = {
-        "teacher": {"path": "a"},
-        "prompts": "p.jsonl",
-        "generate": {"top_k": 4, "stops": [1, 2]},
-    }
-    expected = Settings(prompts="p.jsonl", top_k=4, stops=(1, 2))
-    assert parse(config) == ("a", expected)
-    assert parse({**config, "teacher": {"path": ("a",)}}) == ("a", expected)
-
-
-@pytest.mark.parametrize(
-    "changes, message",
-    [
-        ({"generate": {"topp": 1}}, "config='generate.topp': unknown key; did you mean 'generate."),
-        ({"promts": ""}, "config='promts': unknown key; did you mean 'prompts'"),
-        ({"generate": {"top_p": 2.0}}, "generate.top_p=2.0: expected"),
-        ({"prompts": ""}, "prompts='': expected the path of a JSONL file"),
-        ({"teacher": {"path": ""}}, "teacher.path='': expected one teacher"),
-        ({"teacher": {"path": ("a", "b")}}, r"teacher.path=\('a', 'b'\): expected one teacher"),
-        ({"teacher": {}}, "teacher.path='': expected one teacher"),
-    ],
-)
-def test_bad_configs_are_refused(changes, message):
-    config = {"teacher": {"path": "a"}, "prompts": "p.jsonl"}
-    with pytest.raises(UsageError, match=f"^{message}"):
-        parse({**config, **changes})
-
-
 def test_what_does_not_fit_is_refused_before_anything_is_written(teacher, tmp_path):
     settings = settings_for(tmp_path)
     workdir = tmp_path / "run"
@@ -424,23 +256,6 @@ def test_what_does_not_fit_is_refused_before_anything_is_written(teacher, tmp_pa
     mesh = parallel.make_mesh(data=4, devices=jax.devices()[:4])
     with pytest.raises(UsageError, match="generate.batch_size=2: expected a multiple of 4"):
         generate.write(settings, teacher, workdir, mesh=mesh)
-
-
-@pytest.mark.parametrize(
-    "readme, expected",
-    [
-        ("---\nlicense: llama3.1\n---\n", "llama3.1"),
-        ('---\r\ntags:\r\n- x\r\nlicense: "mit" # free\r\n---\r\n# A', "mit"),
-        ("---\ntags: x\n---\nlicense: mit\n", None),
-        ("# A\nlicense: mit\n", None),
-        ("---\nlicense:\n- mit\n---\n", None),
-        ("", None),
-    ],
-)
-def test_the_licence_is_in_the_front_matter(tmp_path, readme, expected):
-    (tmp_path / "README.md").write_bytes(readme.encode())
-    assert generate.licence_of(tmp_path) == expected
-    assert generate.licence_of(tmp_path / "none") is None
 
 
 def test_a_full_disk_is_one_line(done, settings, teacher, tmp_path, monkeypatch):

@@ -1,6 +1,5 @@
 """Saving a decoder that lies over a mesh: the same bytes, and what the host holds meanwhile."""
 
-import dataclasses
 import hashlib
 import json
 import subprocess
@@ -65,7 +64,7 @@ def test_the_fingerprint_is_that_of_the_merged_arrays(monkeypatch, large):
     generator = np.random.default_rng(0)
     params = {n: jnp.asarray(generator.normal(size=v.shape), v.dtype) for n, v in params.items()}
     trained, base = lora.split_adapters(placed(params, parallel.make_mesh(fsdp=8)))
-    definition = dataclasses.asdict(CONFIG)
+    definition = CONFIG.definition()
 
     digest = hashlib.sha256(json.dumps(definition, sort_keys=True).encode())
     for name in sorted(base):
@@ -103,7 +102,7 @@ def test_a_value_of_another_shape_than_said_is_not_written(tmp_path):
 
 
 _SAVE = """
-import dataclasses, resource, sys
+import resource, sys
 import jax, jax.numpy as jnp, numpy as np
 from distill_jax import models, parallel
 from distill_jax.models import language
@@ -121,7 +120,7 @@ for name, shape in reading.shapes(config).items():
     params[name] = jax.jit(lambda s=shape: jnp.full(s, 0.5), out_shardings=where)()
 jax.block_until_ready(params)
 before = peak()
-models.fingerprint_of(dataclasses.asdict(config), params, parallel.fetch_to_first)
+models.fingerprint_of(config.definition(), params, parallel.fetch_to_first)
 language.save_params(sys.argv[1], config, params)
 print(peak() - before, sum(v.nbytes for v in params.values()))
 """
