@@ -57,7 +57,7 @@ memory::desc map_desc(const Dims& d, Type t) { return memory::desc(d, t, Tag::nh
 memory::desc kernel_desc(const Shape& s, Type t) { return memory::desc(s.w, t, Tag::any); }
 
 struct Epilogue {
-  bool bias = false, residual = false;
+  bool bias = false, residual = false, relu = false;
 };
 
 using Forward = dnnl::convolution_forward;
@@ -67,10 +67,11 @@ using ToKernel = dnnl::convolution_backward_weights;
 std::shared_ptr<Cache<Forward>::Entry> forward(const Shape& s, Epilogue e) {
   static Cache<Forward> cache;
   auto key = s.key();
-  key.insert(key.end(), {e.bias, e.residual});
+  key.insert(key.end(), {e.bias, e.residual, e.relu});
   return cache.get(key, [&] {
     dnnl::post_ops after;
     if (e.residual) after.append_binary(dnnl::algorithm::binary_add, map_desc(s.y, s.type));
+    if (e.relu) after.append_prelu(0);
     auto a = attributes();
     a.set_post_ops(after);
     auto bias = e.bias ? memory::desc({s.y[1]}, Type::f32, Tag::x) : memory::desc();
@@ -139,17 +140,9 @@ ffi::Error guarded(F f) {
   }
 }
 
-// In place, while a part is in the cache. oneDNN's own ReLU makes 0 of NaN, which would hide a
-// damaged network.
-void apply_relu(void* data, int64_t size, Type t) {
-  if (t == Type::bf16) {
-    auto* v = static_cast<uint16_t*>(data);
-    for (int64_t i = 0; i < size / 2; i++) v[i] = v[i] > 0x8000 && v[i] <= 0xff80 ? 0 : v[i];
-  } else {
-    auto* v = static_cast<float*>(data);
-    for (int64_t i = 0; i < size / 4; i++) v[i] = v[i] < 0 ? 0 : v[i];
-  }
-}
+// ReLU as a PReLU of slope 0, in the same pass: oneDNN's own makes 0 of NaN, which would hide a
+// damaged network. Minus infinity becomes NaN.
+float no_slope = 0;
 
 ffi::Error ForwardImpl(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::AnyBuffer w,
                        ffi::Buffer<ffi::F32> bias, ffi::AnyBuffer residual,
@@ -158,7 +151,7 @@ ffi::Error ForwardImpl(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::AnyBuffer w,
   return guarded([&] {
     Shape s = shape_of(x.dimensions(), w.dimensions(), y->dimensions(), strides, padding, groups,
                        x.element_type());
-    Epilogue e{bias.element_count() > 0, residual.element_count() > 0};
+    Epilogue e{bias.element_count() > 0, residual.element_count() > 0, relu};
     Parts parts(s.x[0], kParts);
     auto first = forward(s.of(parts.length(0)), e);
     auto last = forward(s.of(parts.length(parts.count - 1)), e);
@@ -184,8 +177,10 @@ ffi::Error ForwardImpl(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::AnyBuffer w,
         arguments.emplace(DNNL_ARG_ATTR_MULTIPLE_POST_OP(0) | DNNL_ARG_SRC_1,
                           at(entry.desc.dst_desc(), bytes(residual.untyped_data()) +
                                                         parts.begin(i) * s.y_bytes()));
+      if (e.relu)
+        arguments.emplace(DNNL_ARG_ATTR_MULTIPLE_POST_OP(e.residual) | DNNL_ARG_WEIGHTS,
+                          at(memory::desc({1}, Type::f32, Tag::x), &no_slope));
       execute(entry, std::move(arguments));
-      if (relu) apply_relu(to, parts.length(i) * s.y_bytes(), s.type);
     });
   });
 }
