@@ -1,4 +1,4 @@
-"""`distill-jax export`: writes a trained decoder for other libraries."""
+"""`distill-jax export`: writes a trained model for other libraries."""
 
 import argparse
 import json
@@ -10,17 +10,18 @@ from distill_jax.commands import flags
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the flags of `export`."""
     parser.description = (
-        "Writes the student of a finished run for other libraries. Of a run on text: a Hugging "
-        "Face folder with its tokenizer, which transformers loads. Of a run on images, or of an "
-        "imported network: a folder with the state dict of PyTorch, under the names of public "
-        "implementations, as model.safetensors or model.npz."
+        "Writes the student of a finished run, or an imported model, for other libraries. Of text: "
+        "a Hugging Face folder with its tokenizer, which transformers loads. Of images: a folder "
+        "with the state dict of PyTorch, under the names of public implementations, as "
+        "model.safetensors or model.npz."
     )
     parser.epilog = "example: distill-jax export --workdir=runs/a --out=exported"
     flags.add_workdir(parser, "folder of the run")
     parser.add_argument(
         "--format",
-        choices=("huggingface", "safetensors", "npz"),
-        help="format of the folder (default: huggingface of text, safetensors of images)",
+        metavar="NAME",
+        help="format of the folder: huggingface of text; safetensors or npz of images (default: "
+        "the first one of the kind)",
     )
     flags.add_path(
         parser,

@@ -45,15 +45,17 @@ def test_the_folder_has_the_student_and_its_tokenizer(run, tmp_path, capsys):
     assert tokenizer.id_to_token(config["eos_token_id"]) == "</s>"
     assert config["pad_token_id"] == tokenizer.token_to_id("the")
     assert (out / "tokenizer_config.json").exists()
-    # Again, over what is there.
-    assert cli.main(["export", f"--workdir={run}", f"--out={out}"]) == 0
+    # Not over what is there.
+    assert cli.main(["export", f"--workdir={run}", f"--out={out}"]) == 2
+    assert "exists and holds 'SHA256SUMS'; expected a new folder" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
         (["--workdir=/no/such"], "no run there"),
-        (["--format=onnx"], "--format"),
+        (["--format=onxx"], "--format='onxx'"),
+        (["--format=safetensors"], "is of text; expected huggingface"),
         (["--format=npz"], "--format=npz"),
         (["--config.seed=1"], "--config.seed: export takes no config keys"),
     ],
@@ -91,8 +93,7 @@ def imported(tmp_path_factory):
 def test_an_image_model_as_a_state_dict_that_import_reads_back(imported, tmp_path, capsys, form):
     model, _ = imported
     out = tmp_path / "out"
-    for _ in range(2):  # the second replaces the first
-        assert cli.main(["export", f"--workdir={model}", f"--out={out}", f"--format={form}"]) == 0
+    assert cli.main(["export", f"--workdir={model}", f"--out={out}", f"--format={form}"]) == 0
     said = json.loads(capsys.readouterr().out.splitlines()[-1])
     saved = models.load(model)
     assert said["fingerprint"] == saved.fingerprint

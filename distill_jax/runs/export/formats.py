@@ -1,0 +1,109 @@
+"""The formats of `distill-jax export`, and the writing of a folder in one of them."""
+
+import dataclasses
+import os
+import pathlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from distill_jax.config.schema import IMAGES, TEXT
+from distill_jax.errors import UsageError, unknown
+from distill_jax.runs.export import huggingface, source, state_dict
+from distill_jax.storage import (
+    gcs,
+    holding,
+    is_remote,
+    replacing_folder,
+    resolve_path,
+    staging_folder,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Format:
+    """A format of an exported folder.
+
+    Attributes:
+      kinds: the kinds of data whose models it holds, TEXT and IMAGES.
+      write: (source, new folder, options) -> what the command prints of it. It writes the files
+        into the folder, which is empty, and raises UsageError for a model that it cannot hold.
+      last: the file that a reader of the folder requires.
+    """
+
+    kinds: tuple[str, ...]
+    write: Callable[[source.Source, pathlib.Path, Mapping[str, Any]], dict[str, Any]]
+    last: str
+
+
+#: By name; the first one of a kind is its default.
+FORMATS = {
+    "huggingface": Format((TEXT,), huggingface.write, "config.json"),
+    "safetensors": Format((IMAGES,), state_dict.write_safetensors, "model.json"),
+    "npz": Format((IMAGES,), state_dict.write_npz, "model.json"),
+}
+
+
+def write(
+    path: str | os.PathLike,
+    out: str | os.PathLike,
+    which: str,
+    form: str | None = None,
+    **options: Any,
+) -> dict[str, Any]:
+    """Writes the student of a finished run, or an imported model, for other libraries.
+
+    Args:
+      path: the workdir, or the folder of a model without a run.
+      out: the folder to write; a new or an empty one.
+      which: "final" (the last step) or "selected" (best on the validation split).
+      form: of `FORMATS`; None for the first one of the model's kind.
+      **options: of the format.
+
+    Returns:
+      {"path", "format"} and what the format reports.
+
+    Raises:
+      UsageError: there is no such model, its run has not finished, the format does not hold it, or
+        the folder exists.
+    """
+    target = resolve_path(out, "--out")
+    with holding(target, "--out", beside=True):
+        found = source.find(path, which)
+        chosen = _format_of(found, form)
+        _refuse_existing(target)
+        with (
+            staging_folder(target, FORMATS[chosen].last) as staging,
+            replacing_folder(staging, _any_file, "an export", "--out") as folder,
+        ):
+            written = FORMATS[chosen].write(found, folder, options)
+    return {"path": str(target), "format": chosen, **written}
+
+
+def _format_of(found: source.Source, form: str | None) -> str:
+    """The format to write; UsageError where it is for the other kind of data."""
+    fitting = [name for name, each in FORMATS.items() if found.kind in each.kinds]
+    if form is not None and form not in FORMATS:
+        raise unknown("--format", form, fitting, "format")
+    if form is not None and form not in fitting:
+        raise UsageError(
+            f"--format={form}: --workdir={found.root} is of {found.kind}; expected "
+            + " or ".join(fitting)
+        )
+    return form or fitting[0]
+
+
+def _refuse_existing(target: pathlib.Path) -> None:
+    """UsageError where the folder to write has something in it already."""
+    if is_remote(target):
+        if gcs.list_names(target):
+            raise UsageError(
+                f"--out={target}: there are objects under this name; expected a new folder"
+            )
+    elif target.exists() and not (target.is_dir() and not os.listdir(target)):
+        held = f"holds {sorted(os.listdir(target))[0]!r}" if target.is_dir() else "is a file"
+        raise UsageError(f"--out={target}: exists and {held}; expected a new folder")
+
+
+def _any_file(name: str) -> bool:
+    """The target is new: whatever lies in its hidden predecessors, a killed export wrote."""
+    return True
