@@ -10,6 +10,7 @@ from distill_jax.evaluation.text_metrics import METRICS
 from distill_jax.models.language.student import STUDENT_NAME
 from distill_jax.models.spec import unit_problem
 from distill_jax.optim import optimizers, schedules
+from distill_jax.quantization import recipes
 
 Flat = Mapping[str, Any]
 
@@ -28,6 +29,7 @@ def check_all(flat: Flat) -> None:
     _check_augmentation(flat, method)
     _check_teachers(flat, method)
     _check_quantized(flat)
+    _check_quantized_student(flat)
     _check_training(flat)
     _check_average(flat)
     _check_schedule(flat)
@@ -177,6 +179,21 @@ def _check_quantized(flat: Flat) -> None:
         raise UsageError(
             f"student.layers={layers!r}: teacher.quantize={flat['teacher.quantize']!r} rounds the "
             "teacher's; expected student.path=TEACHER with it, or teacher.quantize='none'"
+        )
+
+
+def _check_quantized_student(flat: Flat) -> None:
+    """The recipe can be read, and what it trains is what is saved."""
+    text = flat["student.quantize"]
+    if text == "none":
+        return
+    recipes.parse(text, "student.quantize")
+    if rank := flat.get("student.lora_rank"):
+        raise UsageError(
+            f"student.quantize={text!r}: student.lora_rank={rank} trains adapters, which are added "
+            "to matrices that no step changes and would be rounded together with them only after "
+            "training; expected student.lora_rank=0, or student.quantize='none' and "
+            "`distill-jax quantize` after it"
         )
 
 

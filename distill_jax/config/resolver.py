@@ -191,7 +191,7 @@ def method_options(config: ConfigDict) -> dict[str, Any]:
 
 def student_options(config: ConfigDict) -> dict[str, Any]:
     """The options of the student: of a model on images, those of `models.options`."""
-    own = {"name"} if config.student.name == STUDENT_NAME else {"name", *WARM_START}
+    own = {"name", "quantize", *(() if config.student.name == STUDENT_NAME else WARM_START)}
     return {name: value for name, value in config.student.items() if name not in own}
 
 

@@ -21,6 +21,7 @@ from distill_jax.models.language.int8 import CHOICES as QUANTIZE
 from distill_jax.models.language.remat import REMAT
 from distill_jax.models.language.student import STUDENT_NAME as DECODER
 from distill_jax.optim import optimizers
+from distill_jax.quantization.recipes import RECIPES
 
 
 def _check_metric(value: Any) -> str:
@@ -238,6 +239,11 @@ SCHEMA: dict[str, keys.Key] = {
     # models
     "student.name": keys.text(
         "mlp", f"the model to train: {DECODER} (text), " + ", ".join(models.names())
+    ),
+    "student.quantize": keys.text(
+        "none",
+        "train the student with quantized matrices, by a recipe as of `distill-jax quantize` "
+        f"({', '.join(RECIPES)}, or rules PATTERN=GRID;PATTERN=GRID); none: as they are",
     ),
     "teacher.path": keys.several(
         (),

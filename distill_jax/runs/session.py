@@ -188,7 +188,7 @@ class Session:
             evaluator = self.parts.evaluators.get("validation")
             if evaluator is None:
                 return False
-            values = _scalars(evaluator(*now.evaluated))
+            values = _scalars(evaluator(*self.parts.evaluated(now)))
             self._logs.write(at, "validation", values)
             self.history.last_validation = {"step": at, **values}
             score = self._score(values)
@@ -199,7 +199,7 @@ class Session:
 
     def _track_test(self, at: int, now: state.TrainState) -> None:
         """Writes the metrics of the test split and remembers the best ones."""
-        values = _scalars(self.parts.evaluators["test"](*now.evaluated))
+        values = _scalars(self.parts.evaluators["test"](*self.parts.evaluated(now)))
         self._logs.write(at, "test", values)
         best = self.history.best_test
         if best is None or values["accuracy"] > best["accuracy"]:

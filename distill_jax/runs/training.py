@@ -108,7 +108,8 @@ def _save_and_evaluate(
     watchdog.mark(parts.total_steps, f"writing {folder.name}", long=True)
     fingerprint = parts.files.save(folder, *now.evaluated)
     watchdog.mark(parts.total_steps, f"evaluating {folder.name}", long=True)
-    metrics = {name: evaluator(*now.evaluated) for name, evaluator in parts.evaluators.items()}
+    evaluated = parts.evaluated(now)
+    metrics = {name: evaluator(*evaluated) for name, evaluator in parts.evaluators.items()}
     return {"step": step_of, "parameters_sha256": fingerprint, "validation": None, **metrics}
 
 

@@ -96,6 +96,14 @@ class Parts:
         """The recipe of the step numbered `step` from 0."""
         return next(recipe for recipe in reversed(self.recipes) if recipe.begin <= step)
 
+    def evaluated(self, now: TrainState) -> tuple[Flat, Flat]:
+        """Parameters and statistics of a state that are evaluated: of a quantized student, its
+        quantized values, which are those that `files` writes.
+        """
+        params, stats = now.evaluated
+        quantize = self.recipe.quantize
+        return params if quantize is None else quantize(params), stats
+
     def ids(self, step: int) -> np.ndarray:
         """The ids of the examples of a step."""
         size = self.config.training.batch_size

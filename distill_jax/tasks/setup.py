@@ -13,6 +13,7 @@ from distill_jax import kernels, parallel
 from distill_jax.errors import UsageError
 from distill_jax.optim import optimizers, schedules
 from distill_jax.optim.optimizers import LearningRate
+from distill_jax.quantization.aware import Quantizer
 from distill_jax.training import state
 from distill_jax.training.recipe import Recipe, StageSettings
 from distill_jax.training.state import InitialArrays, TrainState
@@ -111,6 +112,7 @@ def stage_settings(
     learning_rate: LearningRate,
     hard_weight: float | str | None = None,
     soft_weight: float | str | None = None,
+    quantize: Quantizer | None = None,
 ) -> StageSettings:
     """What the recipes of every task need to know of a stage.
 
@@ -122,6 +124,7 @@ def stage_settings(
       learning_rate: of the stage.
       hard_weight: of the stage, a number or a schedule; None for `method.hard_weight`.
       soft_weight: likewise; None for `method.soft_weight`.
+      quantize: of a student that is trained with quantized matrices.
     """
     hard = config.method.hard_weight if hard_weight is None else hard_weight
     soft = config.method.soft_weight if soft_weight is None else soft_weight
@@ -139,6 +142,7 @@ def stage_settings(
         accumulate=config.training.accumulate,
         log_every=config.logging.every_steps,
         ema_warmup=config.training.ema_warmup,
+        quantize=quantize,
     )
 
 

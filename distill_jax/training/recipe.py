@@ -6,6 +6,7 @@ one for text, which say what a step reads and what it costs.
 
 import abc
 import dataclasses
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -65,6 +66,8 @@ class StageSettings:
       accumulate: how many parts a batch is computed in, one after the other.
       log_every: the sums of the metrics are reset after this many steps.
       ema_warmup: whether the moving average begins with smaller decays.
+      quantize: the student's parameters -> what its forward pass takes in their place, their
+        quantized values; None for the parameters as they are.
     """
 
     begin: int
@@ -80,6 +83,7 @@ class StageSettings:
     accumulate: int
     log_every: int
     ema_warmup: bool = False
+    quantize: Callable[[Flat], Flat] | None = None
 
     def average_rate(self, step: jax.Array) -> jax.Array | float:
         """How much of the student the moving average takes over in a step, counted from 0.

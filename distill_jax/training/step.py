@@ -46,7 +46,8 @@ def train_step(
     """
     moment = recipe.moment(state.step)
     frozen = recipe.frozen_at(state, frozen)
-    inputs = recipe.inputs(state, frozen, resident, batch, teacher_outputs)
+    computed = _as_computed(recipe, state)
+    inputs = recipe.inputs(computed, frozen, resident, batch, teacher_outputs)
 
     # Every part takes every accumulate-th example, so that each device keeps a share of each part.
     parts = jax.tree.map(
@@ -54,7 +55,7 @@ def train_step(
     )
     sharding = NamedSharding(mesh, PartitionSpec(None, *batch_sharding(mesh).spec))
     parts = jax.lax.with_sharding_constraint(parts, sharding)
-    trainable = {"student": state.params, "adapters": state.adapters}
+    trainable = {"student": computed.params, "adapters": state.adapters}
     shards = shardings(trainable, mesh)
 
     def accumulate(carry, item):
@@ -81,6 +82,21 @@ def train_step(
     forward = ForwardState(state.stats, state.memory)
     forward, totals = _fold(mesh, accumulate, (forward, nothing), (parts, keys))
     return _updated(recipe, state, forward, totals["gradient"], totals["metrics"])
+
+
+def _as_computed(recipe: Recipe, state: TrainState) -> TrainState:
+    """The state with the parameters that the student computes with, quantized if it is so trained.
+
+    The gradient is taken at these, once for all parts of a batch, and the optimizer applies it to
+    the parameters of the state as it is: the straight-through estimator (Bengio et al., 2013,
+    arXiv:1308.3432, section 3.1).
+    """
+    if recipe.quantize is None:
+        return state
+    # Without the barrier XLA could compute the last update once more within the quantization, and
+    # round it otherwise than in the state that is saved.
+    params = recipe.quantize(jax.lax.optimization_barrier(state.params))
+    return dataclasses.replace(state, params=params)
 
 
 def _only_trained(recipe: Recipe, tree: dict[str, Any]) -> dict[str, Any]:

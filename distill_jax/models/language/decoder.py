@@ -79,8 +79,8 @@ class ComputeOptions(TypedDict, total=False):
     mesh: Mesh | None
 
 
-class _LayerContext(NamedTuple):
-    """What all layers of one kind have in common."""
+class LayerContext(NamedTuple):
+    """What all layers of one kind have in common: their rotary embedding and their mask."""
 
     rope: Rope | None
     mask: AttentionMask
@@ -187,9 +187,9 @@ class Decoder(nnx.Module):
                 positions = slots
             else:
                 positions = index if segments is None else document_positions(segments)
-        x = self._embed(tokens, positions)
+        x = self.embed(tokens, positions)
         contexts = {
-            kind: self._layer_context(positions, index, segments, cache, kind)
+            kind: self.layer_context(positions, index, segments, cache, kind)
             for kind in set(self.config.layer_kinds())
         }
         states, keys, values = [x[None]], [], []
@@ -219,11 +219,15 @@ class Decoder(nnx.Module):
           Queries [B, T, N, H], keys and values [B, T, K, H], after the rotary embedding if the
           model has one.
         """
+        kind = self.config.layer_kinds()[layer]
+        rope = self._rope(positions, kind)
+        return self.block(layer).attention_inputs(decoded.states[layer], rope)
+
+    def block(self, layer: int) -> Block:
+        """One layer, by its number from 0, with parameters that are not stacked."""
         run, row = layer_locations(self.config)[layer]
         graphdef, stacked = nnx.split(self.runs[run])
-        block = nnx.merge(graphdef, jax.tree.map(lambda a: a[row], stacked))
-        kind = self.config.layer_kinds()[layer]
-        return block.attention_inputs(decoded.states[layer], self._rope(positions, kind))
+        return nnx.merge(graphdef, jax.tree.map(lambda a: a[row], stacked))
 
     def _check_shapes(
         self,
@@ -247,7 +251,9 @@ class Decoder(nnx.Module):
                 f"of at most {cache.capacity} tokens"
             )
 
-    def _embed(self, tokens: Array, positions: Array) -> Array:
+    def embed(self, tokens: Array, positions: Array) -> Array:
+        """The residual stream before the first layer, [B, T, D], of tokens and positions [B, T]."""
+
         def rows(table: Array, index: Array) -> Array:
             # An index out of range must not silently read the nearest row.
             return table.at[index].get(mode="fill", fill_value=jnp.nan).astype(self.dtype)
@@ -271,14 +277,15 @@ class Decoder(nnx.Module):
             theta, scaling = config.rope_local_theta, None
         return make_rope(positions, config.rotary_dim or config.head_dim, theta, scaling)
 
-    def _layer_context(
+    def layer_context(
         self,
         positions: Array,
         index: Array,
         segments: Array | None,
         cache: Cache | None,
         kind: LayerKind,
-    ) -> _LayerContext:
+    ) -> LayerContext:
+        """What all layers of a kind read; `index` is the place of each token in its row, [B, T]."""
         rotation = self._rope(positions, kind)
         mask = make_mask(
             self.config,
@@ -290,14 +297,14 @@ class Decoder(nnx.Module):
             segments=segments,
             cache=cache,
         )
-        return _LayerContext(rotation, mask)
+        return LayerContext(rotation, mask)
 
     def _scan(
         self,
         index: int,
         run: LayerRun,
         x: Array,
-        contexts: Mapping[LayerKind, _LayerContext],
+        contexts: Mapping[LayerKind, LayerContext],
         kv: _KeyValues | None,
         slots: Array | None,
     ) -> tuple[Array, _KeyValues | None, Array]:
@@ -325,7 +332,7 @@ class Decoder(nnx.Module):
             if sharding is not None:
                 state = sharding.gather_layer(f"runs/{index}", state, self.dtype)
             block = nnx.merge(graphdef, state)
-            x, kv = self._layer(block, carry, row, contexts[kind], slots)
+            x, kv = self.through(block, carry, row, contexts[kind], slots)
             return x if sharding is None else sharding.stream(x), kv
 
         if self.remat != "none" or (sharding is not None and sharding.gathers):
@@ -353,12 +360,12 @@ class Decoder(nnx.Module):
         (x, kv), after = jax.lax.scan(repeat, (x, kv), (numbers, rows))
         return x, kv, after.reshape(run.layers, *x.shape)
 
-    def _layer(
+    def through(
         self,
         block: Block,
         carry: _Carry,
         row: Array,
-        context: _LayerContext,
+        context: LayerContext,
         slots: Array | None,
     ) -> _Carry:
         """One layer; `row` is its row in the cached keys and values of its run."""

@@ -16,6 +16,7 @@ from distill_jax.errors import UsageError
 from distill_jax.generation import Sampler
 from distill_jax.models import language
 from distill_jax.models.language import lora
+from distill_jax.quantization.aware import Quantizer
 from distill_jax.tasks import setup
 from distill_jax.tasks.language.comparison import Comparison, Divergence, Network
 from distill_jax.tasks.language.recipe import TextRecipe
@@ -144,9 +145,13 @@ def build_rollout(
 
 
 def build_recipe(
-    config: ConfigDict, comparison: Comparison, steps_per_epoch: float, rollout: Rollout | None
+    config: ConfigDict,
+    comparison: Comparison,
+    steps_per_epoch: float,
+    rollout: Rollout | None,
+    quantizer: Quantizer | None = None,
 ) -> TextRecipe:
-    """What the compiled step is made from."""
+    """What the compiled step is made from; `quantizer` is that of the student."""
     steps = setup.main_steps(config, steps_per_epoch)
     settings = setup.stage_settings(
         config,
@@ -154,5 +159,6 @@ def build_recipe(
         steps=steps,
         steps_per_epoch=steps_per_epoch,
         learning_rate=setup.main_learning_rate(config, steps, steps_per_epoch),
+        quantize=quantizer,
     )
     return TextRecipe(**vars(settings), comparison=comparison, rollout=rollout)
