@@ -39,6 +39,7 @@ class Plan:
       target: the devices.
       mesh: the mesh of the devices.
       parameters: the number of parameters of "student" and "teacher".
+      saved_bytes: of the arrays of the student's folder.
       memory: the memory of a device.
       fits: whether the step fits in it.
       flops: FLOPs of a step; None if the step could not be compiled because it does not fit.
@@ -55,6 +56,7 @@ class Plan:
     target: Target
     mesh: Mesh
     parameters: dict[str, int]
+    saved_bytes: int
     memory: memory.Memory
     fits: bool
     flops: step_flops.StepFlops | None
@@ -131,6 +133,7 @@ def plan_without_program(run: AbstractStep, target: Target, notes: Sequence[str]
         target=target,
         mesh=run.mesh,
         parameters=run.parameters,
+        saved_bytes=run.saved_bytes,
         memory=memory.Memory(held, gradients, None, 0, 0, target.memory),
         fits=False,
         flops=None,

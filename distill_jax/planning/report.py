@@ -47,6 +47,7 @@ def to_json(plan: Plan, advice: str | None = None) -> dict[str, Any]:
         "batch_size": config.training.batch_size,
         "accumulate": config.training.accumulate,
         "parameters": plan.parameters,
+        "saved_model_bytes": plan.saved_bytes,
         "fits": plan.fits,
         "advice": advice,
         "bytes_a_device": {
@@ -91,6 +92,11 @@ def _teacher_dtype(plan: Plan) -> str:
     return teacher.compute_dtype if teacher.quantize == "none" else teacher.quantize
 
 
+def _quantized(plan: Plan) -> str:
+    recipe = plan.config.student.quantize
+    return "" if recipe == "none" else f", matrices as {recipe}"
+
+
 def to_text(plan: Plan, advice: str | None = None) -> str:
     """The page that `distill-jax plan` prints.
 
@@ -104,6 +110,7 @@ def to_text(plan: Plan, advice: str | None = None) -> str:
         f"target      {target.name}: {plan.mesh.size} devices, mesh {mesh}",
         "parameters  "
         + ", ".join(f"{k} {_scaled(v, '').strip()}" for k, v in plan.parameters.items()),
+        f"saved model {_sized(plan.saved_bytes).strip()}{_quantized(plan)}",
         "",
         "bytes of a device",
     ]

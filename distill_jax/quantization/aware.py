@@ -56,7 +56,8 @@ class Quantizer:
         }
 
     def describe(self, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
-        """What a manifest records: recipe, grids, how many parameters and bits.
+        """What a manifest records: recipe, grids, how many parameters have how many bits, and the
+        bytes of their codes and scales.
 
         Args:
           shapes: of all the student's parameters, by flat name.
@@ -75,7 +76,7 @@ class Quantizer:
             "parameters": quantized,
             "parameters_left": rest,
             "bits_per_weight": bits / quantized,
-            "bytes": round(bits / 8) + 4 * rest,
+            "bytes": round(bits / 8),
         }
 
 

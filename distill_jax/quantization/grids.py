@@ -116,6 +116,17 @@ class Grid:
             scales = scales[..., 0, :].astype(self.scale_dtype)
         return codes.astype(self.code_dtype).reshape(kernel.shape), scales
 
+    def nearest(self, kernel: AnyArray, scales: AnyArray) -> AnyArray:
+        """The codes of a kernel [..., inputs, outputs] at given scales [..., groups, outputs]."""
+        xp = _namespace(kernel)
+        grouped = _in_groups(kernel.astype(np.float32), scales.shape[-2])
+        wide = scales.astype(np.float32)[..., None, :]
+        if self.rule == "absmax":
+            codes = self._round(xp, _divide(grouped, wide))
+        else:
+            codes = self._round(xp, grouped * _reciprocal(xp, wide))
+        return codes.astype(self.code_dtype).reshape(kernel.shape)
+
     def _round(self, xp: types.ModuleType, scaled: AnyArray) -> AnyArray:
         """The codes of weights divided by their scales, before the cast to `code_dtype`."""
         # The clip comes before the sums: it does not change the result, and separates them from

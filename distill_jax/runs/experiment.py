@@ -148,13 +148,26 @@ def _start_and_train(
         for line in (warning, started["warning"], *parts.notes):
             if line:
                 progress.note(f"WARNING: {line}")
-        for line in _notes_on_average(config, total):
+        for line in (*_notes_on_quantized(parts), *_notes_on_average(config, total)):
             progress.note(line)
         session = Session(parts, paths, progress, resumed)
         try:
             return training.train(session, stop_requested)
         finally:
             session.close()
+
+
+def _notes_on_quantized(parts: Parts) -> Iterator[str]:
+    """A line about what of the student is quantized, where some of it is."""
+    if not (found := parts.description.get("quantized")):
+        return
+    average = " of its moving average" if parts.config.training.ema_decay else ""
+    yield (
+        f"student.quantize={found['recipe']}: {found['kernels']} matrices with "
+        f"{found['parameters']} of {found['parameters'] + found['parameters_left']} parameters "
+        f"compute as {', '.join(found['grids'])}, {found['bits_per_weight']:.3g} bits a weight; "
+        f"the codes{average} are evaluated and saved"
+    )
 
 
 def _notes_on_average(config: ConfigDict, steps: int) -> Iterator[str]:

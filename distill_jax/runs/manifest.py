@@ -23,7 +23,10 @@ LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
 def describe_run(
-    teachers: list[dict[str, Any]], data: dict[str, Any], base: dict[str, Any] | None = None
+    teachers: list[dict[str, Any]],
+    data: dict[str, Any],
+    base: dict[str, Any] | None = None,
+    quantized: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """The manifest of a run that starts now.
 
@@ -31,6 +34,7 @@ def describe_run(
       teachers: path, fingerprint and parameters of each.
       data: name, fingerprint and sizes.
       base: of a student with adapters, the model that they adapt.
+      quantized: of a student with quantized matrices, see `Quantizer.describe`.
     """
     devices = jax.devices()
     return {
@@ -49,6 +53,7 @@ def describe_run(
         "teachers": teachers,
         "data": data,
         **({"base": base} if base else {}),
+        **({"quantized": quantized} if quantized else {}),
         "resumed": [],
     }
 
@@ -87,6 +92,7 @@ def check_same_inputs(
     teachers: list[dict[str, Any]],
     data: dict[str, Any],
     base: dict[str, Any] | None = None,
+    quantized: dict[str, Any] | None = None,
 ) -> None:
     """UsageError when a run would resume with another teacher, base or data than it began with."""
     before = [teacher["fingerprint"] for teacher in manifest["teachers"]]
@@ -110,6 +116,11 @@ def check_same_inputs(
             f"(fingerprint {base['fingerprint'][:12]}); "
             f"expected {manifest['base']['fingerprint'][:12]}"
         )
+    before, now = (_grids(described) for described in (manifest.get("quantized"), quantized))
+    if before != now:
+        raise UsageError(
+            f"student.quantize: other grids than the run began with ({now}); expected {before}"
+        )
     if manifest["data"]["fingerprint"] != data["fingerprint"]:
         raise UsageError(
             f"data.name={data['name']!r}: other data than the run began with "
@@ -132,6 +143,13 @@ def check_same_prompts(manifest: dict[str, Any], data: dict[str, Any]) -> None:
 def _prompts(described: dict[str, Any], split: str) -> str:
     found = described.get(split)
     return f"{found['count']}, fingerprint {found['fingerprint'][:12]}" if found else "none"
+
+
+def _grids(quantized: dict[str, Any] | None) -> str:
+    """The grids of a quantized student, and how many parameters have them."""
+    if not quantized:
+        return "none"
+    return f"{', '.join(quantized['grids'])} for {quantized['parameters']} parameters"
 
 
 def _answers(teacher: dict[str, Any]) -> Any:

@@ -140,6 +140,7 @@ def _result(
         "method": config.method.name,
         "student": config.student.name,
         "seed": config.seed,
+        **({"quantized": quantized} if (quantized := parts.description.get("quantized")) else {}),
         "evaluated": "moving average" if parts.initial.average else "last step",
         "notes": notes,
     }

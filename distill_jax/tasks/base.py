@@ -126,6 +126,7 @@ class AbstractStep:
       unit: what `units` counts, "tokens" or "images".
       units: how many of them a step computes on.
       parameters: how many numbers "student" and "teacher" have.
+      saved_bytes: of the arrays of the student's folder, quantized where it is so trained.
     """
 
     config: ConfigDict
@@ -139,3 +140,4 @@ class AbstractStep:
     unit: str
     units: int
     parameters: dict[str, int]
+    saved_bytes: int

@@ -36,6 +36,7 @@ SHIPPED = {
     "llama_8b_to_1b.py": {},
     "lm_logits.py": PAIR,
     "lm_on_policy.py": PAIR,
+    "lm_quantization_aware.py": PAIR,
     "lm_sequence.py": {"student.path": SMALL},
     "lm_stored.py": {"teacher.store": "sampled:50", "student.path": SMALL},
     "mnist_hinton.py:teacher": {},

@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 from distill_jax import models, teachers
 from distill_jax.errors import UsageError
 from distill_jax.models import language
-from distill_jax.tasks import setup
+from distill_jax.tasks import quantized, setup
 from distill_jax.tasks.base import AbstractStep
 from distill_jax.tasks.language import build, networks
 from distill_jax.teachers import ANSWER_PREFIX
@@ -46,7 +46,8 @@ def abstract_step(config: ConfigDict, mesh: Mesh) -> AbstractStep:
     adapters = jax.eval_shape(comparison.adapters, build.adapters_key(config))
     rollout = build.build_rollout(config, comparison, (), mesh)
     # The text decides how many steps an epoch has; the program does not depend on it.
-    recipe = build.build_recipe(config, comparison, 1.0, rollout)
+    quantizer = build.student_quantizer(config, params)
+    recipe = build.build_recipe(config, comparison, 1.0, rollout, quantizer)
     counted = {"student": models.parameter_count({**params, **frozen.student})}
     if decoders:
         counted["teacher"] = sum(
@@ -66,6 +67,7 @@ def abstract_step(config: ConfigDict, mesh: Mesh) -> AbstractStep:
         unit="tokens",
         units=config.training.batch_size * config.data.length,
         parameters=counted,
+        saved_bytes=quantized.saved_bytes(quantizer, 4 * counted["student"], params),
     )
 
 

@@ -15,12 +15,13 @@ from distill_jax import methods, models
 from distill_jax.errors import UsageError
 from distill_jax.generation import Sampler
 from distill_jax.models import language
-from distill_jax.models.language import lora
+from distill_jax.models.language import int8, lora
 from distill_jax.quantization.aware import Quantizer
 from distill_jax.tasks import setup
 from distill_jax.tasks.language.comparison import Comparison, Divergence, Network
 from distill_jax.tasks.language.recipe import TextRecipe
 from distill_jax.tasks.language.rollouts import Rollout
+from distill_jax.tasks.quantized import make_quantizer
 from distill_jax.teachers import SparseFormat
 from distill_jax.training.state import Frozen
 
@@ -105,6 +106,12 @@ def adapters_key(config: ConfigDict) -> jax.Array:
     """The key of the terms' adapters."""
     # Another stream than the student's own parameters, which are drawn from the seed itself.
     return jax.random.fold_in(jax.random.key(config.seed, impl="threefry2x32"), 1)
+
+
+def student_quantizer(config: ConfigDict, params: models.Flat) -> Quantizer | None:
+    """The grids of a student with these parameters; None where it is not quantized."""
+    kernels = {name: value.shape for name, value in params.items() if int8.is_kernel(name)}
+    return make_quantizer(config, kernels, kernels)
 
 
 def build_rollout(

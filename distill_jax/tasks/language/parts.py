@@ -19,7 +19,8 @@ from distill_jax.models import language
 from distill_jax.models.language import lora
 from distill_jax.optim import schedules
 from distill_jax.processes import coordination
-from distill_jax.tasks import notes
+from distill_jax.quantization.aware import Quantizer
+from distill_jax.tasks import notes, quantized
 from distill_jax.tasks.base import Evaluate, Parts
 from distill_jax.tasks.language import build, networks
 from distill_jax.tasks.language.comparison import Comparison
@@ -71,6 +72,7 @@ class DecoderFiles:
       decoder: the student's.
       base: the frozen part of an adapted student, else {}.
       trained: the shapes and shardings of the student's parameters that are trained.
+      quantizer: of a student that was trained with quantized matrices.
     """
 
     config: ConfigDict
@@ -78,11 +80,12 @@ class DecoderFiles:
     decoder: language.DecoderConfig
     base: models.Flat
     trained: dict[str, jax.ShapeDtypeStruct]
+    quantizer: Quantizer | None = None
 
     def save(self, folder: str | os.PathLike, params: models.Flat, stats: models.Flat) -> str:
         del stats  # a decoder has none
         options = self.config.student
-        whole: Mapping[str, Any] = params
+        whole: Mapping[str, Any] = params if self.quantizer is None else self.quantizer(params)
         if self.base:
             scale = options.lora_alpha / options.lora_rank
             whole = lora.merge_adapters(params, self.base, scale)
@@ -176,7 +179,8 @@ def prepare(config: ConfigDict) -> Parts:
         )
     steps_per_epoch = len(rows) / config.training.batch_size
     rollout = build.build_rollout(config, comparison, opened.tokenizer.stop_ids, mesh)
-    recipe = build.build_recipe(config, comparison, steps_per_epoch, rollout)
+    quantizer = build.student_quantizer(config, params)
+    recipe = build.build_recipe(config, comparison, steps_per_epoch, rollout, quantizer)
     initial = initial_state(config, mesh, recipe, InitialArrays(params, {}, adapters, {}))
     feed = _training_feed(config, mesh, rows)
     return Parts(
@@ -190,10 +194,14 @@ def prepare(config: ConfigDict) -> Parts:
         feed=StoredAnswersFeed(feed, answers) if answers else feed,
         evaluators=_evaluators(config, mesh, opened.splits, compared, frozen, prompts),
         files=DecoderFiles(
-            config, mesh, opened.student.config, frozen.student, _shapes(initial.params)
+            config, mesh, opened.student.config, frozen.student, _shapes(initial.params), quantizer
         ),
         steps_per_epoch=steps_per_epoch,
-        description={**_description(config, opened, prompts), **base},
+        description={
+            **_description(config, opened, prompts),
+            **base,
+            **quantized.description(quantizer, params),
+        },
         notes=(*notes_on(opened.splits), *_notes_on_validation(config, opened.splits)),
     )
 
