@@ -78,6 +78,7 @@ def abstract_step(config: ConfigDict, mesh: Mesh) -> AbstractStep:
         unit="images",
         units=config.training.batch_size,
         parameters=counted,
+        saved_bytes=4 * models.parameter_count({**arrays.params, **arrays.stats}),
     )
 
 
