@@ -73,6 +73,9 @@ VERBS = (
         "report", "report", "write report.html of a run, finished or not", takes_config_keys=False
     ),
     Verb(
+        "runs", "list_runs", "list the runs in a folder with their state", takes_config_keys=False
+    ),
+    Verb(
         "import",
         "import_weights",
         "turn a PyTorch state dict into a teacher",

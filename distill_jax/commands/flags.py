@@ -1,7 +1,11 @@
 """Flags that several verbs share: the config, folders, and a run in many processes."""
 
 import argparse
-from collections.abc import Callable, Sequence
+import contextlib
+import os
+import pathlib
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 from distill_jax import storage
@@ -48,6 +52,46 @@ def add_path(
     """
     resolve = storage.resolve_path if remote else storage.local_path
     return parser.add_argument(flag, action=_ResolvePath, resolve=resolve, **kwargs)
+
+
+def add_output(parser: argparse.ArgumentParser, flag: str, meaning: str) -> None:
+    """Adds a flag that names a file to write; `check_outputs` and `write_output` go with it."""
+    add_path(parser, flag, remote=False, metavar="FILE", help=meaning)
+
+
+def check_outputs(arguments: argparse.Namespace, *names: str) -> None:
+    """Refuses files that cannot be written, before anything is.
+
+    Args:
+      arguments: the parsed flags.
+      names: of the flags, without dashes; a flag that is not given is skipped.
+
+    Raises:
+      UsageError: a file in a folder that does not exist, or a folder in place of a file; or two
+        flags name the same file.
+    """
+    seen: dict[pathlib.Path, str] = {}
+    for name in names:
+        path = getattr(arguments, name)
+        if path is None:
+            continue
+        folder = path.absolute().parent
+        if path.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
+            raise UsageError(
+                f"--{name}={path}: cannot be written; expected a file in a folder that exists and "
+                "can be written"
+            )
+        other = seen.setdefault(path.absolute(), name)
+        if other != name:
+            raise UsageError(f"--{name}={path}: the file of --{other}; expected another one")
+
+
+def write_output(path: pathlib.Path, flag: str, content: str | bytes) -> None:
+    """Writes a file of `add_output`, whole or not at all."""
+    try:
+        storage.write_atomically(path, content)
+    except OSError as error:
+        raise UsageError(f"{flag}={path}: cannot be written: {error.strerror}") from error
 
 
 def add_workdir(
@@ -154,6 +198,23 @@ def join_processes(arguments: argparse.Namespace, *, stop_together: bool) -> Non
     coordination.join(
         rendezvous, stop_together=stop_together, timeout=timeout, step_timeout=step_timeout
     )
+
+
+@contextlib.contextmanager
+def naming_flags(flags_by_key: Mapping[str, str]) -> Iterator[None]:
+    """A context in which an error of use names the flag that the user typed, not an inner key.
+
+    Args:
+      flags_by_key: regular expression of how a message begins -> what it begins with instead.
+    """
+    try:
+        yield
+    except UsageError as error:
+        for key, flag in flags_by_key.items():
+            renamed, count = re.subn(f"^{key}", flag, str(error))
+            if count:
+                raise UsageError(renamed) from error
+        raise
 
 
 def print_once(text: str) -> None:

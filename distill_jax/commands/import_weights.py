@@ -14,6 +14,15 @@ from distill_jax.storage import gcs
 # Networks whose images are larger than CIFAR's.
 _LARGER = ("imagenet_", "deit_")
 
+# How the errors of a model's settings begin -> the flag that gave the value.
+_FLAGS = {
+    r"student\.name=": "--model=",
+    r"student\.(\w+)=": r"--option=\1=",
+    r"spec\.num_classes=": "--classes=",
+    r"spec\.input_shape=": "--image=",
+    r"spec\.(\w+)=": r"--\1=",
+}
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the flags of `import`."""
@@ -90,16 +99,19 @@ def run(arguments: argparse.Namespace, overrides: Mapping[str, str]) -> int:
         if fault := unit_problem(name, values):
             raise UsageError(f"--{name}={getattr(arguments, name)}: expected {fault}")
     shape = _parse_shape(arguments.image) if arguments.image else _usual_shape(arguments, mean)
-    spec = models.Spec(
-        name=arguments.model,
-        options=models.check_options(arguments.model, _parse_options(arguments.option)),
-        input_shape=shape,
-        num_classes=arguments.classes,
-        mean=mean,
-        std=std,
-        class_names=_read_class_names(arguments.class_names, arguments.classes),
-    )
-    saved = models.load(arguments.file, spec=spec, part=arguments.part, key="import")
+    if not arguments.file.exists():
+        raise UsageError(f"FILE={arguments.file}: no such file; expected a state dict of PyTorch")
+    with flags.naming_flags(_FLAGS):
+        spec = models.Spec(
+            name=arguments.model,
+            options=models.check_options(arguments.model, _parse_options(arguments.option)),
+            input_shape=shape,
+            num_classes=arguments.classes,
+            mean=mean,
+            std=std,
+            class_names=_read_class_names(arguments.class_names, arguments.classes),
+        )
+    saved = models.load(arguments.file, spec=spec, part=arguments.part, key="FILE")
     with storage.holding(arguments.workdir, "--workdir", beside=True):
         if storage.is_remote(arguments.workdir) and gcs.list_names(arguments.workdir):
             raise UsageError(

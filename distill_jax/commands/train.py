@@ -4,7 +4,7 @@ import argparse
 import json
 import sys
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TextIO
 
 from distill_jax import storage
 from distill_jax.commands import flags
@@ -63,27 +63,47 @@ def run(arguments: argparse.Namespace, overrides: Mapping[str, str]) -> int:
     headline = experiment.headline(result.values["final"]["test"])
     flags.print_once(json.dumps({"workdir": str(result.workdir), **headline}))
     if coordination.is_first():
-        print(_summary(result), file=sys.stderr)
+        _print_summary(result, sys.stderr)
     return 0
 
 
-def _summary(result: "experiment.Result") -> str:
-    """A few lines for a reader: what was trained, its figures, and where the report is."""
-    from distill_jax.runs import experiment
+def _print_summary(result: "experiment.Result", stream: TextIO) -> None:
+    """What was trained, its figures, and where the report is: a table, or lines of key=value."""
+    from distill_jax.reports import tables, terminal
     from distill_jax.training.logging.progress import duration
 
     values = result.values
-    figures = [
-        f"{name.replace('_', ' ')} {value:.4g}"
-        for name, value in experiment.headline(values["final"]["test"]).items()
-        if isinstance(value, int | float)
-    ]
-    return (
-        f"{values['student']} by {values['method']}: {values['steps']} steps in "
-        f"{duration(values['training_time_s'])} of training\n"
-        f"test split, last step: {', '.join(figures)}\n"
-        f"report: {result.workdir / 'report.html'}"
+    print(
+        f"{values['student']} by {values['method']}: {values['steps']:,} steps in "
+        f"{duration(values['training_time_s'])} of training",
+        file=stream,
     )
+    for split in ("test", "validation"):
+        models = _evaluations(values, split)
+        if models and terminal.is_terminal(stream):
+            print(f"\n{split} split, {tables.count_text(values['final'][split])}", file=stream)
+            terminal.show(tables.transposed(tables.evaluation(models)), stream)
+            continue
+        for model, row in models.items():
+            figures = " ".join(
+                f"{column.key}={row[column.key]:.6g}"
+                for column in tables.EVALUATION
+                if isinstance(row.get(column.key), int | float)
+            )
+            print(f"result: split={split} model={model} {figures}", file=stream)
+    print(f"report: {result.workdir / 'report.html'}", file=stream)
+
+
+def _evaluations(values: Mapping[str, Any], split: str) -> dict[str, Mapping[str, Any]]:
+    """Model -> metrics of a split: the student, the one selected at another step, the teacher."""
+    from distill_jax.reports import tables
+
+    final, selected = values["final"], values["selected"]
+    found = {"student": final.get(split) or {}}
+    if selected and selected["step"] != final["step"]:
+        found[f"selected_{selected['step']}"] = selected.get(split) or {}
+    found["teacher"] = tables.teacher_metrics(found["student"])
+    return {model: row for model, row in found.items() if row}
 
 
 def _load_config(arguments: argparse.Namespace, overrides: Mapping[str, str]) -> "ConfigDict":

@@ -134,6 +134,20 @@ def evaluation(metrics: Mapping[str, Mapping[str, Any]]) -> Table:
     return listing(rows, [Column("model", "Model"), *used])
 
 
+def transposed(table: Table) -> Table:
+    """The table with a line for each column but the first, whose cells become the headings.
+
+    Such a table of many metrics of a few models is narrow enough for any terminal.
+    """
+    first, *others = table.columns
+    headings = [Column(row[0], row[0], "general") for row in table.rows]
+    rows = (
+        (column.heading, *(row[j] for row in table.rows))
+        for j, column in enumerate(others, start=1)
+    )
+    return Table((Column(first.key, " "), *headings), tuple(rows))
+
+
 def teacher_metrics(metrics: Mapping[str, Any]) -> dict[str, Any]:
     """The "teacher_..." metrics of an evaluation, without that prefix; {} without a teacher."""
     prefix = "teacher_"

@@ -86,7 +86,7 @@ def run(config: Mapping[str, Any] | ConfigDict, path: str | os.PathLike) -> Resu
         if config.training.deterministic:
             parallel.fix_gpu_order()
         cache = compilation_cache.opened(config.training.compilation_cache)
-        with loop.stop_on_signals() as stop_requested, cache:
+        with loop.stop_on_signals() as stop_requested, cache, paths.recording_failure():
             values = _start_and_train(prepare(config), paths, resumed, stop_requested)
         values["wall_time_s"] = time.perf_counter() - began
 
@@ -141,6 +141,7 @@ def _start_and_train(
         title=f"{config.student.name} by {config.method.name}",
         style=config.logging.progress if coordination.is_first() else "off",
         unit="rows" if config.data.name == schema.TEXT else "images",
+        examples_per_step=config.training.batch_size,
     ) as progress:
         if parallel.platform(parts.mesh) == "cpu":
             device = f"{device}; kernels: {kernels.status()}"
@@ -198,11 +199,12 @@ def _write_start(parts: Parts, paths: Workdir, resumed: bool) -> dict[str, str |
         manifest["resumed"].append({key: now[key] for key in manifests.OF_A_START})
     size = sum(leaf.nbytes for leaf in jax.tree.leaves(parts.initial))
     manifest["notes"] = list(parts.notes)
+    manifest["total_steps"] = parts.total_steps
     # What the run reads back later is compared with these two.
     manifest.setdefault("run", uuid.uuid4().hex)
     manifest.setdefault("config", json.loads(configs.to_json(config)))
     copies = config.checkpoint.keep_last + 2  # the best one, and the one being written
-    checkpoints.require_free_space(paths.root, copies * size, key="workdir")
+    checkpoints.require_free_space(paths.root, copies * size, key="--workdir")
     with storage.reporting_unreachable(paths.root, "--workdir"):
         storage.make_folder(paths.root)
         workdir.write_json(paths.config, config.to_dict())

@@ -160,8 +160,8 @@ class Session:
         shown["examples_per_second"] = performance["examples_per_second"]
         if tokens := self._tokens_an_example:
             shown["tokens_per_second"] = tokens * performance["examples_per_second"]
-            memory = performance["device_memory_bytes"] or performance["host_memory_bytes"]
-            shown["memory_bytes"] = memory
+        memory = performance["device_memory_bytes"] or performance["host_memory_bytes"]
+        shown["memory_bytes"] = memory
         self._progress.update(at, shown)
         self._logs.upload_periodically(self._progress.note)
 

@@ -2,10 +2,12 @@
 
 import contextlib
 import dataclasses
+import datetime
 import json
 import os
 import pathlib
 import time
+from collections.abc import Iterator
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -23,8 +25,13 @@ from distill_jax.storage import (
     sealed,
     write_atomically,
 )
+from distill_jax.training import loop
 
 VISIBLE_TIMEOUT = 60.0  # seconds; network file systems show new files late
+
+
+def _now() -> str:
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 
 
 def write_json(path: pathlib.Path, values: Any) -> None:
@@ -94,6 +101,11 @@ class Workdir:
     def result(self) -> pathlib.Path:
         """The final metrics; its presence marks a finished run."""
         return self.root / "result.json"
+
+    @property
+    def failure(self) -> pathlib.Path:
+        """Why the last start failed; absent after one that was stopped, and in a finished run."""
+        return self.root / "failure.json"
 
     def saved_model(self, which: str) -> pathlib.Path:
         """The model folder of the "final" or the "selected" model."""
@@ -225,7 +237,27 @@ class Workdir:
     def remove_torn(self) -> None:
         """Removes the temporary files that a killed process left while it wrote a file."""
         whole = (self.config, self.manifest, self.metrics, self.performance, self.result)
-        remove_torn(self.root, [path.name for path in (*whole, self.report)])
+        others = (self.report, self.failure)
+        remove_torn(self.root, [path.name for path in (*whole, *others)])
+
+    @contextlib.contextmanager
+    def recording_failure(self) -> Iterator[None]:
+        """A context of one start: the reason of a failure is left in the folder, for `runs`.
+
+        A refusal and a stop that saves the state are no failures.
+        """
+        if coordination.is_first():
+            self.failure.unlink(missing_ok=True)
+        try:
+            yield
+        except (UsageError, loop.Preempted):
+            raise
+        except Exception as error:
+            reason = f"{type(error).__name__}: {' '.join(str(error).split())[:500]}"
+            if coordination.is_first() and self.config.exists():
+                with contextlib.suppress(OSError):  # the disk may be what failed
+                    write_json(self.failure, {"reason": reason, "time": _now()})
+            raise
 
     def _names(self) -> list[str]:
         """The names in the folder; UsageError when it cannot be written."""

@@ -5,7 +5,7 @@ folder, and `gcs` is the bucket's side of both.
 Left out on purpose: formats, which belong to the rooms that read and write them.
 """
 
-from distill_jax.storage.locks import LOCK, holding
+from distill_jax.storage.locks import LOCK, find_holder, holding
 from distill_jax.storage.paths import (
     GrowingFiles,
     free_bytes,
@@ -27,6 +27,7 @@ from distill_jax.storage.paths import (
 __all__ = [
     "LOCK",
     "GrowingFiles",
+    "find_holder",
     "free_bytes",
     "fsync",
     "holding",

@@ -120,6 +120,24 @@ def _runs_here(owner: Owner) -> bool | None:
     return _born(owner.pid) == owner.born
 
 
+def find_holder(folder: str | os.PathLike) -> tuple[Owner, bool | None] | None:
+    """Who holds a folder, for a reader: takes no lock, and waits for nothing.
+
+    Args:
+      folder: local, or in a bucket.
+
+    Returns:
+      The owner in the lock file, and whether that process runs: None where only its own machine can
+      tell. None in place of both where the folder has no readable lock file.
+    """
+    path = resolve_path(folder, "folder") / LOCK
+    try:
+        owner = Owner.parse(gcs.read(path) if is_remote(path) else path.read_bytes()[:_SIZE])
+    except OSError:
+        return None
+    return (owner, _runs_here(owner)) if owner else None
+
+
 class _Lock(abc.ABC):
     """A lock file, on a disk or in a bucket."""
 

@@ -111,7 +111,7 @@ def train(root: pathlib.Path, seeds: int, epochs_scale: float) -> list[dict[str,
     """Trains the unfinished runs; returns the results of all, each with its role and folder."""
     plan = [(role, seed) for seed in range(seeds) for role in report.LABELS]
     results = []
-    with Progress(len(plan), title="runs") as progress:
+    with Progress(len(plan), title="demo", counted="run") as progress:
         for done, (role, seed) in enumerate(plan):
             config = config_of(role, seed, root, epochs_scale)
             folder = root / f"{role}_{seed}"

@@ -160,6 +160,9 @@ def test_no_room_on_disk_is_refused(capsys, tmp_path, write_config, monkeypatch)
     assert "workdir=" in line and "1 kB free" in line and "needed" in line
 
 
+IMPORT = ("import", "--model=resnet20", "--classes=3", "--mean=0", "--std=1", "--workdir=x")
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -170,6 +173,11 @@ def test_no_room_on_disk_is_refused(capsys, tmp_path, write_config, monkeypatch)
         (["train", "--workdir=/nonexistent/run"], "no run to resume"),
         (["eval", "--workdir=/nonexistent/run"], "no run there"),
         (["report", "--workdir=/nonexistent/run"], "no run there"),
+        ([*IMPORT, "none.pth"], "FILE=none.pth: no such file"),
+        ([*IMPORT, __file__, "--model=resnet5x"], "--model='resnet5x': unknown model"),
+        ([*IMPORT, __file__, "--classes=0"], "--classes=0: expected a positive int"),
+        ([*IMPORT, __file__, "--option=shortcuts=pad"], "--option=shortcuts='pad': unknown option"),
+        ([*IMPORT, __file__], f"FILE={__file__!r}: expected"),
     ],
 )
 def test_mistakes_in_the_command_are_one_line(capsys, arguments, message):
@@ -222,6 +230,21 @@ def test_a_run_leaves_what_the_readme_says(finished):
     manifest = json.loads((finished.workdir / "manifest.json").read_text())
     assert {"libraries", "devices", "command", "teachers", "data"} <= set(manifest)
     assert len(manifest["teachers"][0]["fingerprint"]) == 64
+
+
+def test_train_ends_with_its_figures_and_where_the_page_is(finished, capsys):
+    """In a pipe: one JSON object on standard output, lines of key=value on the other."""
+    assert cli.main(["train", f"--workdir={finished.workdir}"]) == 0
+    captured = capsys.readouterr()
+    assert json.loads(captured.out)["accuracy"] == finished.values["final"]["test"]["accuracy"]
+    lines = captured.err.splitlines()
+    assert lines[-1] == f"report: {finished.workdir / 'report.html'}"
+    for split in ("test", "validation"):
+        figures = finished.values["final"][split]
+        for model, prefix in (("student", ""), ("teacher", "teacher_")):
+            (line,) = [x for x in lines if x.startswith(f"result: split={split} model={model} ")]
+            assert f" nll={figures[prefix + 'nll']:.6g}" in line
+            assert f" accuracy={figures[prefix + 'accuracy']:.6g}" in line
 
 
 def test_eval_prints_the_figures_of_the_result(finished, capsys):

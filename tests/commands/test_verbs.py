@@ -14,7 +14,7 @@ NAMES = [name for verb in VERBS for name in (verb.name, *verb.aliases)]
 
 def test_the_public_verbs():
     assert NAMES == [
-        *("train", "eval", "plan", "report", "import"),
+        *("train", "eval", "plan", "report", "runs", "import"),
         *("precompute", "store", "generate", "export"),
     ]
 
@@ -38,6 +38,7 @@ def test_the_help_of_a_verb_has_an_example_and_a_text_for_each_flag(name, capsys
 def test_a_verb_without_a_config_refuses_its_keys(verb, capsys):
     required = {
         "report": ["--workdir=x"],
+        "runs": ["x"],
         "export": ["--workdir=x", "--out=y"],
         "import": [
             *("x.pth", "--model=mlp", "--classes=2", "--mean=0", "--std=1", "--workdir=x"),

@@ -62,7 +62,7 @@ def test_the_table_has_a_row_a_model_and_its_figures(demo):
 def test_it_says_where_it_computes_how_far_it_is_and_what_to_do_next(demo):
     root, out, err = demo
     assert out.splitlines()[1].startswith("DEVICE: 1 x cpu")
-    assert "runs: step 4/4 (100%)" in err
+    assert "demo: run 4/4 (100%)" in err
     assert f"Report: {root / 'report.html'}" in out
     commands = out[out.index("Next:") :].splitlines()[1:]
     assert any(f"eval --workdir={root / 'student_0'}" in command for command in commands)

@@ -9,6 +9,7 @@ import numpy as np
 import safetensors.numpy
 
 from distill_jax import models
+from distill_jax.errors import UsageError
 from distill_jax.models.files.pytorch import to_pytorch
 from distill_jax.runs.export.source import Source
 
@@ -38,7 +39,10 @@ def _state_of(source: Source, folder: pathlib.Path) -> tuple[dict[str, Any], dic
       UsageError: the model is damaged or has no counterpart in PyTorch.
     """
     saved = models.load(source.folder, key="--workdir")
-    state = to_pytorch(saved.params, saved.stats, saved.spec)
+    try:
+        state = to_pytorch(saved.params, saved.stats, saved.spec)
+    except UsageError as error:
+        raise UsageError(f"--workdir={folder}: {error}") from error
     about = {"spec": saved.spec.to_json(), "fingerprint": saved.fingerprint, "names": "pytorch"}
     (folder / "model.json").write_text(json.dumps(about, indent=2) + "\n")
     return {

@@ -77,7 +77,7 @@ class AnswerComputation:
         match(spec.class_names, self.train.info.known_names, how="same", location="teacher.path")
         for tap in self.taps:
             if tap not in self._shapes.taps:
-                raise unknown("taps", tap, self._shapes.taps, "tap")
+                raise unknown("--taps", tap, self._shapes.taps, "tap")
 
     @functools.cached_property
     def _graphdef(self) -> Any:

@@ -126,7 +126,7 @@ def store_given_logits(
 ) -> Manifest:
     """Writes a store of given logits; arguments, result and errors as of `precompute_views`."""
     if given.dtype not in DTYPES:
-        raise UsageError(f"dtype={given.dtype!r}: expected one of {', '.join(DTYPES)}")
+        raise UsageError(f"--dtype={given.dtype!r}: expected one of {', '.join(DTYPES)}")
     scheme = Finite.of(given.augment)
     train, test = given.arrays()
     folder = AnswerFolder(path, given.manifest(scheme))

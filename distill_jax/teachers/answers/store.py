@@ -108,7 +108,9 @@ class AnswerFolder(ShardedFolder):
         numbered = [part for part in missing if part not in unaugmented]
         answers = sum(map(self._count, numbered)) * self.manifest["answers_an_item"]
         size = self.manifest["answer_bytes"] / 1e9
-        with Progress(max(1, answers), title="answers", style=style, unit=unit) as self._progress:
+        with Progress(
+            max(1, answers), title="answers", style=style, unit=unit, counted=unit
+        ) as self._progress:
             self._progress.note(
                 f"device: {software['device']}; {self.root}: {answers:,} {unit} to answer in "
                 f"{len(missing)} of {total} parts; {size:.3g} GB when all are written"

@@ -40,7 +40,7 @@ def _layout(path: pathlib.Path) -> Layout:
 
 
 def require_free_space(
-    directory: str | os.PathLike[str], bytes_needed: int, key: str = "workdir"
+    directory: str | os.PathLike[str], bytes_needed: int, key: str = "--workdir"
 ) -> None:
     """Refuse, before anything is written, a folder whose disk has too little free space.
 

@@ -38,7 +38,9 @@ class Progress:
     """Shows step, loss, accuracy, images a second and the estimated time to the end of a run.
 
     The estimate follows the rate of the last minute or so and counts from the first update: it
-    excludes compilation and recovers from a pause. A resumed run may start at any step.
+    excludes compilation and recovers from a pause. Where `examples_per_step` is known, the examples
+    and tokens a second that are shown follow the same rate, so that the remaining steps by the rate
+    are the time left. A resumed run may start at any step.
 
     Args:
       total_steps: the step at which the run ends, at least 1.
@@ -47,6 +49,8 @@ class Progress:
       style: "auto": a bar when the stream is a terminal, else plain lines; "plain": lines; "off":
         nothing at all, notes included (for every process but the first).
       unit: what `examples_per_second` counts.
+      counted: what a step of `total_steps` is called, such as "step", "run" or "image".
+      examples_per_step: how many of `unit` a step takes; 0 shows the rates as `update` gets them.
       clock: seconds from any origin; tests inject their own.
     """
 
@@ -58,6 +62,8 @@ class Progress:
         stream: TextIO | None = None,
         style: Style = "auto",
         unit: str = "images",
+        counted: str = "step",
+        examples_per_step: float = 0.0,
         clock: Callable[[], float] = time.monotonic,
     ):
         if style not in ("auto", "plain", "off"):
@@ -67,6 +73,8 @@ class Progress:
         self._stream = sys.stderr if stream is None else stream
         self._style = style
         self._unit = unit
+        self._counted = counted
+        self._examples_per_step = examples_per_step
         self._clock = clock
         self._updates: collections.deque[tuple[float, int]] = collections.deque(maxlen=WINDOW)
         self._shown_at = -math.inf
@@ -74,7 +82,9 @@ class Progress:
         self._bar: rich.progress.Progress | None = None
         if style == "auto" and _is_terminal(self._stream):
             self._bar = _bar(self._stream)
-            self._task = self._bar.add_task(title, total=total_steps, figures="starting")
+            self._task = self._bar.add_task(
+                title, total=total_steps, at=f"0/{total_steps}", figures="starting"
+            )
             self._bar.start()
 
     def update(self, step: int, values: Mapping[str, Any]) -> None:
@@ -143,17 +153,30 @@ class Progress:
     def _show(self, now: float, step: int, values: Mapping[str, Any]) -> None:
         self._pending = None
         self._shown_at = now
+        values = self._at_own_rate(values)
         figures = [_figure(name, values[name], self._unit) for name in SHOWN if name in values]
         left = self.seconds_left()
         if left is not None and step < self._total:
             figures.append(f"ETA {duration(left)}")
         if self._bar is not None:
-            self._bar.update(self._task, completed=step, figures="  ".join(figures))
+            at = f"{math.ceil(step)}/{self._total}"
+            self._bar.update(self._task, completed=step, at=at, figures="  ".join(figures))
             self._bar.refresh()
         else:
             share = f"{100 * step / self._total:.0f}%" if self._total else "100%"
-            line = "  ".join([f"{self._title}: step {step}/{self._total} ({share})", *figures])
+            # Within a run of several, the one that goes on: 2.3 of 12 runs is the third.
+            at = f"{self._counted} {math.ceil(step)}/{self._total} ({share})"
+            line = "  ".join([f"{self._title}: {at}", *figures])
             print(line, file=self._stream, flush=True)
+
+    def _at_own_rate(self, values: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The values with examples and tokens a second over the window of the estimate."""
+        rate, measured = self.rate(), values.get("examples_per_second")
+        if rate is None or not measured or not self._examples_per_step:
+            return values
+        factor = rate * self._examples_per_step / measured
+        rates = ("examples_per_second", "tokens_per_second")
+        return {**values, **{name: factor * values[name] for name in rates if name in values}}
 
 
 def duration(seconds: float) -> str:
@@ -195,7 +218,7 @@ def _bar(stream: TextIO) -> rich.progress.Progress:
     return rich.progress.Progress(
         rich.progress.TextColumn("{task.description}", style="bold", markup=False),
         rich.progress.BarColumn(bar_width=20),
-        rich.progress.TextColumn("{task.completed:.0f}/{task.total:.0f}"),
+        rich.progress.TextColumn("{task.fields[at]}", markup=False),
         rich.progress.TextColumn("{task.fields[figures]}", markup=False),
         console=rich.console.Console(file=stream, force_terminal=True, force_jupyter=False),
         auto_refresh=False,

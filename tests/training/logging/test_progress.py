@@ -50,6 +50,26 @@ class TestPlain:
             "validation accuracy 90.00%  validation ROUGE-L 25.60%  12,346 images/s  ETA 3:00\n"
         )
 
+    def test_the_rates_shown_are_those_of_the_estimate(self, clock):
+        """Images and tokens a second over the window of the ETA, evaluations included."""
+        stream = io.StringIO()
+        progress = Progress(1000, title="run", stream=stream, clock=clock, examples_per_step=64)
+        values = {"examples_per_second": 640.0, "tokens_per_second": 6400.0}
+        progress.update(100, values)
+        clock.now += 50  # 2 steps a second, a half of the time spent in an evaluation
+        progress.update(200, {"examples_per_second": 256.0, "tokens_per_second": 2560.0})
+        first, second = stream.getvalue().splitlines()
+        assert first.endswith("640 images/s  6,400 tokens/s")
+        assert second.endswith("128 images/s  1,280 tokens/s  ETA 6:40")
+        assert (1000 - 200) * 64 / 128 == 400  # the seconds of 6:40
+
+    def test_what_is_no_step_is_named(self, clock):
+        stream = io.StringIO()
+        progress = Progress(12, title="demo", stream=stream, counted="run", clock=clock)
+        progress.update(2.3, {"loss": 1.0})
+        progress.update(12, {})
+        assert stream.getvalue() == "demo: run 3/12 (19%)  loss 1\ndemo: run 12/12 (100%)\n"
+
     def test_at_most_one_line_in_five_seconds_plus_the_last(self, clock):
         stream = io.StringIO()
         with Progress(100, title="run", stream=stream, clock=clock) as progress:
