@@ -42,7 +42,7 @@ def _state_of(source: Source, folder: pathlib.Path) -> tuple[dict[str, Any], dic
     try:
         state = to_pytorch(saved.params, saved.stats, saved.spec)
     except UsageError as error:
-        raise UsageError(f"--workdir={folder}: {error}") from error
+        raise UsageError(f"--workdir={source.folder}: {error}") from error
     about = {"spec": saved.spec.to_json(), "fingerprint": saved.fingerprint, "names": "pytorch"}
     (folder / "model.json").write_text(json.dumps(about, indent=2) + "\n")
     return {
