@@ -44,9 +44,30 @@ def run(code: str, folder: pathlib.Path) -> None:
     assert done.returncode == 0, done.stderr[-3000:]
 
 
+#: Pages whose runs take minutes: what a push adds to them, so that every command runs but briefly.
+SHORTER = {
+    "quickstart_language.md": {"train": "--config.training.steps=10"},
+    "quickstart_vision.md": dict.fromkeys(
+        ("train", "precompute"),
+        "--config.training.epochs=4 --config.evaluation.every_epochs=2",
+    ),
+}
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("page", PAGES)
 def test_the_examples_of_a_page_run(page, tmp_path, digits_teacher):
+    run_page(page, tmp_path, digits_teacher, SHORTER.get(page, {}))
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("page", SHORTER)
+def test_the_examples_of_a_page_run_as_printed(page, tmp_path, digits_teacher):
+    run_page(page, tmp_path, digits_teacher, {})
+
+
+def run_page(page: str, tmp_path, digits_teacher, more: dict[str, str]) -> None:
+    """Runs the blocks of a page; `more` are flags that a command of a verb gets besides."""
     import shutil
 
     if page == "add_a_method.md":
@@ -58,7 +79,10 @@ def test_the_examples_of_a_page_run(page, tmp_path, digits_teacher):
         fields = dict(part.partition("=")[::2] for part in shlex.split(information))
         if language == "console":
             lines = [line for line in body.replace("\\\n", " ").splitlines() if line.strip()]
-            pending += [(line, int(fields.get("exit", 0))) for line in lines]
+            pending += [
+                (f"{line} {more.get(line.split()[1], '')}", int(fields.get("exit", 0)))
+                for line in lines
+            ]
             continue
         if pending:
             run(RUNNER.format(commands=pending), tmp_path)

@@ -439,6 +439,12 @@ SCHEMA: dict[str, keys.Key] = {
     "evaluation.max_prompts": keys.integer(
         0, "use only so many prompts of a file, from its start; 0: all", only=TEXT
     ),
+    "evaluation.long_prompts": keys.choice(
+        "refuse",
+        ("refuse", "skip"),
+        "a prompt that with its answer exceeds a model's context ends the run, or is left out",
+        only=TEXT,
+    ),
     "evaluation.max_new_tokens": keys.integer(
         256, "length of the longest answer in tokens", low=1, only=TEXT
     ),
@@ -493,8 +499,8 @@ SCHEMA: dict[str, keys.Key] = {
 #: and `eval` may set them for a finished run.
 PROMPT_KEYS = (
     *("evaluation.prompts", "evaluation.test_prompts", "evaluation.fields"),
-    *("evaluation.max_prompts", "evaluation.max_new_tokens", "evaluation.prompt_batch_size"),
-    "evaluation.metrics",
+    *("evaluation.max_prompts", "evaluation.long_prompts", "evaluation.max_new_tokens"),
+    *("evaluation.prompt_batch_size", "evaluation.metrics"),
 )
 
 SECTIONS = tuple(dict.fromkeys(path.split(".")[0] for path in SCHEMA))

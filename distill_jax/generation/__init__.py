@@ -19,6 +19,7 @@ from distill_jax.generation.decode import (
     padded_length,
     row_keys,
 )
+from distill_jax.generation.long_prompts import Fitting, choose_fitting
 from distill_jax.generation.prompts import Prompt, response_text
 from distill_jax.generation.prompts import encode as encode_prompts
 from distill_jax.generation.prompts import read as read_prompts
@@ -26,11 +27,13 @@ from distill_jax.generation.sampling import Sampler, filter_logits, sample
 
 __all__ = [
     "Decoding",
+    "Fitting",
     "GeneratedTokens",
     "Prompt",
     "Response",
     "Sampler",
     "check_length",
+    "choose_fitting",
     "encode_prompts",
     "filter_logits",
     "generate",

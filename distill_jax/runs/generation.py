@@ -17,7 +17,6 @@ from jax.sharding import Mesh
 from distill_jax import generation, models, parallel, storage
 from distill_jax.data import text
 from distill_jax.errors import UsageError
-from distill_jax.generation import decode
 from distill_jax.generation.responses import Responses
 from distill_jax.models import language
 from distill_jax.runs.generation_settings import CONFIG_KEYS, Settings
@@ -25,8 +24,9 @@ from distill_jax.runs.manifest import describe_run
 from distill_jax.tasks.language.networks import decoder_folder
 
 # Settings that do not decide what the responses are: for files their content counts, the teacher's
-# fingerprint covers its 8-bit weights, and a mesh changes no more than the rounding.
-_NOT_IDENTIFYING = ("prompts", "tokenizer", "quantize", "fsdp", "tensor")
+# fingerprint covers its 8-bit weights, prompts that are left out change no other line, and a mesh
+# changes no more than the rounding.
+_NOT_IDENTIFYING = ("prompts", "long", "tokenizer", "quantize", "fsdp", "tensor")
 
 
 def write(
@@ -53,8 +53,8 @@ def write(
       mesh: the devices that share a batch; all by default.
 
     Returns:
-      {"path", "responses", "tokens", "stopped"}: the joined file, how many responses and ids it
-      has, and how many responses ended with a stop id.
+      {"path", "responses", "tokens", "stopped", "skipped"}: the joined file, how many responses and
+      ids it has, how many responses ended with a stop id, and how many prompts were left out.
 
     Raises:
       UsageError: before anything is written, when prompts, tokenizer, teacher or workdir do not
@@ -82,6 +82,8 @@ def _write(
             "the prompts are given raw to a model with a chat template, which may answer them with "
             "nothing; generate.chat=True writes them by its template"
         )
+    if job.fitting.note:
+        note(job.fitting.note)
     responses = _open_responses(job, teacher_path, workdir)
     for name in responses.repair():
         note(f"{workdir}: {name} is damaged or missing and is generated again")
@@ -96,7 +98,7 @@ def _write(
             f"{workdir}: shard {shard + 1} of {responses.count}: {len(lines)} responses, "
             f"{tokens} tokens, {speed:.0f} a second"
         )
-    return _summary(responses.join())
+    return _summary(responses.join()) | {"skipped": len(job.fitting.left_out)}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -110,6 +112,7 @@ class _Job:
       tokenizer: of the prompts and the responses.
       prompts: all of them.
       prompt_ids: their ids.
+      fitting: which of them leave room for a response.
       decoding: how the responses are decoded.
     """
 
@@ -119,14 +122,17 @@ class _Job:
     tokenizer: text.Tokenizer
     prompts: list[generation.Prompt]
     prompt_ids: list[list[int]]
+    fitting: generation.Fitting
     decoding: generation.Decoding
 
     def generate(self, shard: int) -> list[dict[str, Any]]:
         """The lines of a shard, prompt by prompt and sample by sample."""
         settings = self.settings
         first = shard * settings.shard
-        numbers = range(first, min(first + settings.shard, len(self.prompts)))
+        numbers = [n for n in self.fitting.kept if first <= n < first + settings.shard]
         rows = [(number, sample) for number in numbers for sample in range(settings.samples)]
+        if not rows:
+            return []
         found = generation.generate(
             self.model,
             [self.prompt_ids[number] for number, _ in rows],
@@ -181,8 +187,14 @@ def _open_job(settings: Settings, teacher_path: str | os.PathLike, mesh: Mesh) -
         mesh=mesh,
     )
     _check_ids(settings, tokenizer, model.config)
-    for prompt, own in zip(prompts, ids, strict=True):
-        decode.check_length(model.config, own, settings.max_new_tokens, prompt.location)
+    fitting = generation.choose_fitting(
+        prompts,
+        ids,
+        [model.config],
+        settings.max_new_tokens,
+        long=settings.long,
+        location=f"prompts={settings.prompts!r}",
+    )
     _, params, _ = models.split(model)
     fingerprint = models.fingerprint_of(model.config.definition(), params)
     return _Job(
@@ -192,6 +204,7 @@ def _open_job(settings: Settings, teacher_path: str | os.PathLike, mesh: Mesh) -
         tokenizer=tokenizer,
         prompts=prompts,
         prompt_ids=ids,
+        fitting=fitting,
         decoding=generation.Decoding(
             settings.sampler,
             max_new_tokens=settings.max_new_tokens,
@@ -222,6 +235,7 @@ def _open_responses(
             "path": settings.prompts,
             "fingerprint": fingerprint,
             "prompts": len(job.prompts),
+            **({"left_out": job.fitting.left_out} if job.fitting.left_out else {}),
             "tokenizer": {"path": tokenizer.path, "fingerprint": tokenizer.fingerprint},
         },
     )

@@ -7,6 +7,7 @@ from typing import Any
 from distill_jax import config as configs
 from distill_jax import generation
 from distill_jax.errors import UsageError, unknown
+from distill_jax.generation import long_prompts
 from distill_jax.models.language import int8
 from distill_jax.storage import local_path, resolve_path
 
@@ -21,6 +22,7 @@ class Settings:
       prompts: a JSONL file, see `generation.read_prompts`.
       fields: which fields make the prompt, see `text.parse_fields`; "" for the fields prompt or
         messages.
+      long: "refuse" a prompt that with its response exceeds the model's context, or "skip" it.
       chat: whether a plain prompt is the user's message, which the chat template writes.
       tokenizer: folder or file; "" for the teacher's own.
       temperature: of the draws, see `generation.Sampler`; 0 for greedy.
@@ -44,6 +46,7 @@ class Settings:
 
     prompts: str
     fields: str = ""
+    long: str = "refuse"
     chat: bool = False
     tokenizer: str = ""
     temperature: float = 1.0
@@ -75,6 +78,8 @@ class Settings:
         self._require(seeded, "seed", "an int in [0, 2**32)")
         ids = isinstance(self.stops, tuple) and all(_is_integer(stop, 0) for stop in self.stops)
         self._require(ids, "stops", "a tuple of ids")
+        if self.long not in long_prompts.CHOICES:
+            raise unknown("generate.long", self.long, long_prompts.CHOICES)
         if self.compute_dtype not in DTYPES:
             raise unknown("generate.compute_dtype", self.compute_dtype, DTYPES, "dtype")
         if self.quantize not in int8.CHOICES:

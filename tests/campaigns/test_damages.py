@@ -83,7 +83,7 @@ def figures(arguments: list[str], copy: pathlib.Path, out: pathlib.Path) -> tupl
     return code, said.replace(str(copy), "COPY").replace(str(out), "OUT"), errors
 
 
-@benches.counts(20, 1000)
+@benches.counts(8, 1000)
 def test_damages(count, bench, folders, tmp_path):
     draws = random.Random(f"damages {count} {os.environ.get('DISTILL_JAX_SEED', 0)}")
     files = {

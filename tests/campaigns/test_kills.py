@@ -9,6 +9,10 @@ import time
 import bench as benches
 import pytest
 
+#: The jobs that a push kills: what no other test of it kills. Those of `train` on images, `store`
+#: and `generate` have tests of their own; `report`, `plan` and `import` write by the same function.
+FIRST = ("train text", "store text", "export")
+
 
 @pytest.fixture(scope="module")
 def undisturbed(bench, tmp_path_factory):
@@ -36,9 +40,10 @@ def fresh(name: str, bench, out):
     return out
 
 
-@benches.counts(len(benches.JOBS), 500)
+@benches.counts(3, 500)
 def test_kills(count, bench, undisturbed, tmp_path):
-    names, killed = list(benches.JOBS), 0
+    names = sorted(benches.JOBS, key=lambda name: name not in FIRST)
+    killed = 0
     draws = random.Random(f"kills {count} {os.environ.get('DISTILL_JAX_SEED', 0)}")
     for number in range(count):
         name = names[number % len(names)]

@@ -159,9 +159,9 @@ def test_a_job_of_slurm_stops_and_is_queued_again(machine, tmp_path):
     """What JAX detects is real; the tasks of the step get SIGTERM, as at the end of the time."""
     workdir = tmp_path / "run"
     arguments = [f"--config={written(tmp_path)}", f"--workdir={workdir}"]
-    long = ["--config.checkpoint.every_steps=20", "--config.training.steps=4000"]
+    long = ["--config.checkpoint.every_steps=50", "--config.training.steps=1000"]
     script = subprocess.Popen([LAUNCH / "slurm.sbatch", *arguments, *long], env=machine)
-    until(lambda: (workdir / "checkpoints" / "20").exists(), script)
+    until(lambda: (workdir / "checkpoints" / "50").exists(), script)
     for process in pathlib.Path(machine["PIDS"]).read_text().split():
         os.kill(int(process), signal.SIGTERM)
     assert script.wait(100) == 0 and not (workdir / "result.json").exists()

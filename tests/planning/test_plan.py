@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import types
 
 import jax
 import jax.numpy as jnp
@@ -272,3 +273,19 @@ def test_without_a_compiler_for_gpus_it_is_said_what_to_install(monkeypatch):
     monkeypatch.setattr(gpus, "PLUGINS", ("jax_plugins.none",))
     with pytest.raises(UsageError, match=r"--target=gpu:h100:8: .*pip install '.\[plan-gpu\]'"):
         targets.open_target("gpu:h100:8")
+
+
+def test_a_gpu_without_cudnn_here_is_planned_with_the_attention_of_xla(tmp_path, monkeypatch):
+    """Fast: the whole plan, compiled for a GPU, is a nightly test."""
+    gpu, here = types.SimpleNamespace(platform="gpu"), types.SimpleNamespace(platform="cpu")
+    settings = config(tmp_path, training__compute_dtype="bfloat16")
+    cudnn = alternatives.changed(settings, {"training.attention": "cudnn"})
+    monkeypatch.setattr(gpus, "cudnn", lambda: False)
+    chosen, (note,) = plan._compilable_attention(settings, gpu)
+    assert chosen.training.attention == "xla" and "needs cuDNN, which is not installed" in note
+    with pytest.raises(UsageError, match="training.attention='cudnn': compiling it needs cuDNN"):
+        plan._compilable_attention(cudnn, gpu)
+    assert plan._compilable_attention(settings, here) == (settings, [])
+    monkeypatch.setattr(gpus, "cudnn", lambda: True)
+    for wanted in (settings, cudnn):
+        assert plan._compilable_attention(wanted, gpu) == (wanted, [])

@@ -140,15 +140,21 @@ def sealed(workdir) -> list[int]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("target", "sent"),
-    [(1, signal.SIGTERM), pytest.param(0, signal.SIGINT, marks=pytest.mark.nightly)],
+    ("target", "sent", "name"),
+    [
+        (0, signal.SIGINT, "Ctrl-C"),
+        # In each push: to one process of a run on text, and to both by the launchers' scripts.
+        pytest.param(1, signal.SIGTERM, "SIGTERM", marks=pytest.mark.nightly),
+    ],
 )
-def test_a_signal_to_one_process_stops_all_at_one_step(long, undisturbed, tmp_path, target, sent):
+def test_a_signal_to_one_process_stops_all_at_one_step(
+    long, undisturbed, tmp_path, target, sent, name
+):
     workdir = tmp_path / "run"
     run = begun(long, workdir, tmp_path / "logs", processes=2)
     run.processes[target].send_signal(sent)
     assert run.codes() == [0, 0], run.output()
-    assert len(run.lines("distill-jax: stopped by SIGTERM")) == 1
+    assert len(run.lines(f"distill-jax: stopped by {name};")) == 1
     assert not (workdir / "result.json").exists()
     # Resumed in one process with as many devices: the same mesh, so the same bits.
     finished(tmp_path / "resumed", train(long, workdir), processes=1, devices=2)
@@ -165,7 +171,7 @@ def test_a_killed_process_ends_the_others_and_the_run_goes_on_in_more(long, undi
     assert run.codes(40) == [1, -signal.SIGKILL], run.output()
     said = run.lines("distill-jax:")
     assert len(said) == 1 and "process 1 of 2" in said[0] and "last checkpoint" in said[0], said
-    finished(tmp_path / "resumed", train(long, workdir), processes=4)
+    finished(tmp_path / "resumed", train(long, workdir), processes=1, devices=4)
     assert_close(workdir, undisturbed, 1e-3)  # rounding, carried on for 600 steps
 
 

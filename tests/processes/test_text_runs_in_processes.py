@@ -52,7 +52,12 @@ def outcome(workdir) -> tuple:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "kind", [pytest.param("plain", marks=pytest.mark.nightly), "adapted", "on_policy", "stored"]
+    "kind",
+    [
+        # "adapted" runs in the test below, where it is stopped.
+        *(pytest.param(kind, marks=pytest.mark.nightly) for kind in ("plain", "adapted")),
+        *("on_policy", "stored"),
+    ],
 )
 def test_two_processes_take_the_steps_of_one(config, tmp_path, kind):
     own = dict(KINDS[kind])
@@ -69,7 +74,49 @@ def test_two_processes_take_the_steps_of_one(config, tmp_path, kind):
     assert test["prompts"] == 5 and len(test["samples"]) == 5
 
 
+STOPPER = """
+import os, pathlib, signal, sys, time
+from distill_jax.runs.session import Session
+
+log, mark = Session.log, pathlib.Path({mark!r})
+
+def log_and_stop(self, at, sums):
+    log(self, at, sums)
+    if at >= 4 and "--process_id=1" in sys.argv and not mark.exists():
+        mark.write_text(str(at))
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(3)  # the other process waits, and both know of it before the next step
+
+Session.log = log_and_stop
+"""
+
+
 @pytest.mark.slow
+def test_a_run_stopped_in_two_processes_goes_on_to_the_bits_of_one(config, tmp_path):
+    """One of them receives SIGTERM in the midst; the same command continues."""
+    config = changed(config, logging__every_steps=2) | KINDS["adapted"]
+    file = written(config, tmp_path)
+    finished(
+        tmp_path / "logs_one",
+        ["train", f"--config={file}", f"--workdir={tmp_path / 'one'}"],
+        processes=1,
+        devices=2,
+    )
+    module = tmp_path / "stopper.py"
+    module.write_text(STOPPER.format(mark=str(tmp_path / "stopped_at")))
+    arguments = ["train", f"--config={file}", f"--workdir={tmp_path / 'two'}"]
+    arguments.append(f"--config.imports=('{module}',)")
+    stopped = finished(tmp_path / "logs_stopped", arguments, processes=2)
+    assert len(stopped.lines("distill-jax: stopped by SIGTERM")) == 1, stopped.output()
+    assert not (tmp_path / "two" / "result.json").exists()
+    last = max(line["step"] for line in records(tmp_path / "two"))
+    assert 4 <= last < 20 and int((tmp_path / "stopped_at").read_text()) <= last
+    finished(tmp_path / "logs_two", arguments, processes=2)
+    assert outcome(tmp_path / "two") == outcome(tmp_path / "one")
+    manifest = json.loads((tmp_path / "two" / "manifest.json").read_text())
+    assert len(manifest["resumed"]) == 1
+
+
 @pytest.mark.nightly
 def test_a_stopped_run_goes_on_in_one_process(config, tmp_path):
     long = {"training__steps": 400, "evaluation__every_epochs": 0.0, "checkpoint__every_steps": 10}

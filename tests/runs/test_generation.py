@@ -258,6 +258,37 @@ def test_what_does_not_fit_is_refused_before_anything_is_written(teacher, tmp_pa
         generate.write(settings, teacher, workdir, mesh=mesh)
 
 
+def test_prompts_beyond_the_context_are_skipped_where_it_is_wanted(teacher, tmp_path):
+    """Counted, named by line; every other line is what it is without them."""
+    for name, third in (("short", "x"), ("long", "word " * 2048)):
+        rows = [{"prompt": "Hello"}, {"prompt": "é"}, {"prompt": third}, {"prompt": "last"}]
+        content = "".join(json.dumps(row) + "\n" for row in rows)
+        (tmp_path / f"{name}.jsonl").write_text(content)
+    settings = settings_for(tmp_path, shard=1, prompts=str(tmp_path / "short.jsonl"))
+    long = dataclasses.replace(settings, prompts=str(tmp_path / "long.jsonl"))
+    with pytest.raises(UsageError, match=r"long.jsonl': line 3: \d+ tokens and a response of up"):
+        write(long, teacher, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    notes: list[str] = []
+    summary = write(dataclasses.replace(long, long="skip"), teacher, tmp_path / "run", notes)
+    (note,) = [note for note in notes if "left out" in note]
+    assert "long.jsonl': 1 of 4 prompts are left out" in note and note.endswith(" 2048: line 3")
+    assert (summary["skipped"], summary["responses"]) == (1, 6)
+    write(settings, teacher, tmp_path / "short")
+    kept = [line for line in lines_of(tmp_path / "short") if line["number"] != 2]
+    assert lines_of(tmp_path / "run") == kept
+    manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
+    assert manifest["data"]["left_out"] == [2]
+    # The same command finds all of it done, the empty shard too.
+    before = {path.name: path.read_bytes() for path in (tmp_path / "run").glob("responses*")}
+    again = write(dataclasses.replace(long, long="skip"), teacher, tmp_path / "run")
+    assert again == summary
+    assert {p.name: p.read_bytes() for p in (tmp_path / "run").glob("responses*")} == before
+    (tmp_path / "long.jsonl").write_text(json.dumps({"prompt": "word " * 2048}) + "\n")
+    with pytest.raises(UsageError, match="all 1 prompts with a response of up to 12 tokens exceed"):
+        write(dataclasses.replace(long, long="skip"), teacher, tmp_path / "none")
+
+
 def test_a_full_disk_is_one_line(done, settings, teacher, tmp_path, monkeypatch):
     workdir = tmp_path / "run"
     whole = sharded.write_atomically

@@ -12,6 +12,7 @@ from distill_jax.runs.generation_settings import Settings, parse
     [
         (dict(prompts=""), "prompts='': expected the path of a JSONL file"),
         (dict(prompts=3), "prompts=3: expected the path of a JSONL file"),
+        (dict(long="cut"), "generate.long='cut': unknown name; known: refuse, skip"),
         (dict(licence=None), "generate.licence=None: expected text"),
         (dict(top_p=1.5), r"generate.top_p=1.5: expected a number in \(0, 1\]; 1 is off"),
         (dict(temperature=-1), "generate.temperature=-1: expected"),

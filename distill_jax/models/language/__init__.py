@@ -29,7 +29,7 @@ Left out on purpose: tokenizers (`data.text`), sampling (`generation`), dropout.
 """
 
 from distill_jax.models.language.cache import Cache, init_cache
-from distill_jax.models.language.config import DecoderConfig, RopeScaling
+from distill_jax.models.language.config import DecoderConfig
 from distill_jax.models.language.construct import (
     ShardingFn,
     abstract,
@@ -42,6 +42,7 @@ from distill_jax.models.language.huggingface.families import from_huggingface, t
 from distill_jax.models.language.huggingface.reading import load, load_zeros
 from distill_jax.models.language.huggingface.writing import save, save_params
 from distill_jax.models.language.llama2c import from_llama2c
+from distill_jax.models.language.rope_scaling import RopeScaling
 
 __all__ = [
     "Cache",

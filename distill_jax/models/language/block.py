@@ -5,7 +5,7 @@ from jax import Array
 from jax.typing import DTypeLike
 
 from distill_jax.models.language.attention import Attention
-from distill_jax.models.language.config import DecoderConfig
+from distill_jax.models.language.config import DecoderConfig, LayerRun
 from distill_jax.models.language.experts import Experts
 from distill_jax.models.language.layers import MLP, Norm
 from distill_jax.models.language.rope import Rope
@@ -13,7 +13,7 @@ from distill_jax.models.language.sharding import DecoderSharding
 
 
 class Block(nnx.Module):
-    """Attention and MLP with their norms; the parameters of `count` layers are stacked.
+    """Attention and MLP with their norms; the parameters of the layers of a run are stacked.
 
     A layer is two calls, `attention_inputs` and `finish`; the decoder computes the attention in
     between, because it updates the key/value cache of the whole run of layers there.
@@ -22,13 +22,13 @@ class Block(nnx.Module):
     def __init__(
         self,
         config: DecoderConfig,
-        count: int,
+        run: LayerRun,
         *,
         sharding: DecoderSharding | None,
         param_dtype: DTypeLike,
         rngs: nnx.Rngs,
     ):
-        lead = (count,)
+        lead = (run.layers,)
 
         def norm(placements: tuple[str, ...]) -> Norm | None:
             if config.norm_placement not in placements:
@@ -36,8 +36,9 @@ class Block(nnx.Module):
             return Norm(config, config.dim, lead=lead, param_dtype=param_dtype)
 
         def mlp() -> MLP | Experts:
-            if not config.experts:
-                return MLP(config, lead=lead, param_dtype=param_dtype, rngs=rngs)
+            if run.dense or not config.experts:
+                width = config.dense_mlp_dim if run.dense else config.mlp_dim
+                return MLP(config, width=width, lead=lead, param_dtype=param_dtype, rngs=rngs)
             return Experts(config, lead=lead, sharding=sharding, param_dtype=param_dtype, rngs=rngs)
 
         self.residual_scale = config.residual_scale

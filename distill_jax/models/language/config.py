@@ -2,16 +2,17 @@
 
 One `Decoder` computes all families. What is peculiar to a family stands in the tables of
 `huggingface`, which translate to and from the files of transformers. Left out on purpose: dropout,
-RoPE scalings that grow with the text ("dynamic"), and mixtures of experts that have dense layers
-among their own or shared experts, which every token passes.
+RoPE scalings that grow with the text ("dynamic"), and mixtures of experts that have shared experts,
+which every token passes.
 """
 
 import dataclasses
-import math
+import itertools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from distill_jax.errors import UsageError
+from distill_jax.models.language.rope_scaling import RopeScaling, positive, positive_int
 
 #: The accepted values of the fields that are strings.
 CHOICES = {
@@ -30,84 +31,6 @@ _OPTIONAL = ("rope_local_theta", "attention_scale", "attention_cap", "logit_cap"
 MOST_LAYERS = 4096
 MOST_EXPERTS = 2**20  # of all layers together
 _MOST = dict.fromkeys((*_SIZES, "max_positions"), 2**31 - 1) | {"layers": MOST_LAYERS}
-
-
-def _positive_int(value: object) -> bool:
-    return type(value) is int and value > 0
-
-
-def _positive(value: object) -> bool:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return False
-    return math.isfinite(value) and value > 0
-
-
-@dataclasses.dataclass(frozen=True)
-class RopeScaling:
-    """How the frequencies of rotary embeddings are stretched for longer contexts.
-
-    Attributes:
-      kind: "linear" divides all of them by `factor`; "llama3" divides those whose wavelength is
-        above original_max_positions / low_frequency_factor, leaves those below
-        original_max_positions / high_frequency_factor, and blends between. "yarn" (Peng et al.,
-        2023, section 3.2) blends between pairs that turn beta_slow and beta_fast times in the
-        original context; "longrope" (Ding et al., 2024) divides each by its own factor, of
-        `short_factors` in texts up to the original context, else of `long_factors`.
-      factor: at least 1; of "longrope" not read.
-      low_frequency_factor: of "llama3" alone, like the field below.
-      high_frequency_factor: above `low_frequency_factor`.
-      original_max_positions: the context length before the stretch, in tokens.
-      beta_fast: of "yarn" alone, like the two fields below.
-      beta_slow: below `beta_fast`.
-      truncate: whether the bounds of the blend are rounded to whole pairs.
-      attention_factor: of "yarn" and "longrope": multiplies cosines and sines.
-      short_factors: of "longrope", one for each pair of a head.
-      long_factors: likewise.
-    """
-
-    kind: str
-    factor: float
-    low_frequency_factor: float = 1.0
-    high_frequency_factor: float = 4.0
-    original_max_positions: int = 8192
-    beta_fast: float = 32.0
-    beta_slow: float = 1.0
-    truncate: bool = True
-    attention_factor: float = 1.0
-    short_factors: tuple[float, ...] = ()
-    long_factors: tuple[float, ...] = ()
-
-    def __post_init__(self) -> None:
-        def require(condition: bool, field: str, expected: str) -> None:
-            if not condition:
-                value = getattr(self, field)
-                raise UsageError(f"rope_scaling.{field}={value!r:.80}: expected {expected}")
-
-        kinds = ("linear", "llama3", "yarn", "longrope")
-        require(self.kind in kinds, "kind", " or ".join(map(repr, kinds)))
-        require(_positive(self.factor) and self.factor >= 1, "factor", "a number of at least 1")
-        low, high = self.low_frequency_factor, self.high_frequency_factor
-        require(_positive(low), "low_frequency_factor", "a positive number")
-        above = f"a number above low_frequency_factor={low!r}"
-        require(_positive(high) and high > low, "high_frequency_factor", above)
-        original = self.original_max_positions
-        require(_positive_int(original), "original_max_positions", "a positive int")
-        require(_positive(self.beta_slow), "beta_slow", "a positive number")
-        above = f"a number above beta_slow={self.beta_slow!r}"
-        require(_positive(self.beta_fast) and self.beta_fast > self.beta_slow, "beta_fast", above)
-        require(type(self.truncate) is bool, "truncate", "True or False")
-        require(_positive(self.attention_factor), "attention_factor", "a positive number")
-        for field in ("short_factors", "long_factors"):
-            given = getattr(self, field)
-            numbers = isinstance(given, list | tuple) and all(map(_positive, given))
-            wanted = self.kind == "longrope"
-            expected = "positive numbers, one a pair of a head" if wanted else "none"
-            require(numbers and bool(given) == wanted, field, expected)
-            object.__setattr__(self, field, tuple(map(float, given)))
-        for field in ("factor", "low_frequency_factor", "high_frequency_factor"):
-            object.__setattr__(self, field, float(getattr(self, field)))
-        for field in ("beta_fast", "beta_slow", "attention_factor"):
-            object.__setattr__(self, field, float(getattr(self, field)))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,6 +52,8 @@ class DecoderConfig:
       experts_per_token: k; 0 without experts.
       gates_normalised: whether the k gates are divided by their sum (`norm_topk_prob` of
         Qwen3-MoE; always in Mixtral); True without experts.
+      dense: which layers of a mixture have one MLP in place of experts, a pattern as `sliding`.
+      dense_mlp_dim: the inner width of that MLP; 0 where no layer has it.
       norm: "rms" (Zhang and Sennrich, 2019) or "layer" (Ba et al., 2016, with a bias).
       norm_eps: added to the mean square or the variance.
       norm_offset: whether a norm multiplies by 1 + its scale, which then starts at 0 (Gemma).
@@ -204,10 +129,12 @@ class DecoderConfig:
     rope_interleaved: bool = False
     no_rope: tuple[bool, ...] = (False,)
     residual_scale: float = 1.0
+    dense: tuple[bool, ...] = (False,)
+    dense_mlp_dim: int = 0
 
     def __post_init__(self) -> None:
         for field in (*_SIZES, "max_positions"):
-            self._require(_positive_int(getattr(self, field)), field, "a positive int")
+            self._require(positive_int(getattr(self, field)), field, "a positive int")
         for field, most in _MOST.items():
             self._require(getattr(self, field) <= most, field, f"at most {most}")
         for field, known in CHOICES.items():
@@ -215,7 +142,7 @@ class DecoderConfig:
         for field in _POSITIVE + _OPTIONAL:
             value, optional = getattr(self, field), field in _OPTIONAL
             expected = "a positive number or None" if optional else "a positive number"
-            self._require(_positive(value) or (optional and value is None), field, expected)
+            self._require(positive(value) or (optional and value is None), field, expected)
             if value is not None:
                 # Transformers 5 refuses an int where it expects a float.
                 object.__setattr__(self, field, float(value))
@@ -240,7 +167,7 @@ class DecoderConfig:
 
     def _check_rope(self) -> None:
         dim = self.rotary_dim
-        part = dim is None or (_positive_int(dim) and dim % 2 == 0 and dim <= self.head_dim)
+        part = dim is None or (positive_int(dim) and dim % 2 == 0 and dim <= self.head_dim)
         self._require(part, "rotary_dim", f"an even int up to head_dim={self.head_dim}, or None")
         if dim == self.head_dim:
             object.__setattr__(self, "rotary_dim", None)
@@ -260,22 +187,31 @@ class DecoderConfig:
 
     def _check_experts(self) -> None:
         experts, chosen = self.experts, self.experts_per_token
-        self._require(experts == 0 or _positive_int(experts), "experts", "a positive int, or 0")
+        self._require(experts == 0 or positive_int(experts), "experts", "a positive int, or 0")
+        self._require(_are_flags(self.dense), "dense", "a tuple of bools, such as (True, False)")
+        layers = _repeated(self.dense, self.layers)
+        object.__setattr__(self, "dense", layers[: period(layers)])
         if experts == 0:
+            self._require(not any(layers), "dense", "(False,) where experts=0")
+            self._require(self.dense_mlp_dim == 0, "dense_mlp_dim", "0 where experts=0")
             self._require(chosen == 0, "experts_per_token", "0 where experts=0")
             self._require(self.gates_normalised, "gates_normalised", "True where experts=0")
             return
         most = MOST_EXPERTS // self.layers
         self._require(experts <= most, "experts", f"at most {most} in each of {self.layers} layers")
-        some = _positive_int(chosen) and chosen <= experts
+        some = positive_int(chosen) and chosen <= experts
         self._require(some, "experts_per_token", f"an int from 1 to experts={experts}")
         self._require(self.gated, "gated", "True, for experts have three matrices")
         self._require(not self.mlp_bias, "mlp_bias", "False, for experts have no bias")
+        self._require(not all(layers), "dense", "a layer with experts, of which there are some")
+        width = self.dense_mlp_dim
+        fits = positive_int(width) if any(layers) else width == 0
+        self._require(fits, "dense_mlp_dim", "a positive int if some layer is dense, or 0 if none")
 
     def _check_window(self) -> None:
         window, sliding = self.window, self.sliding
         self._require(
-            window is None or _positive_int(window), "window", "a positive int, in tokens, or None"
+            window is None or positive_int(window), "window", "a positive int, in tokens, or None"
         )
         self._require(_are_flags(sliding), "sliding", "a tuple of bools, such as (True, False)")
         self._require(
@@ -297,8 +233,8 @@ class DecoderConfig:
 
     def layer_kinds(self) -> tuple["LayerKind", ...]:
         """What each of the layers has of the options that layers differ in."""
-        no_rope = _repeated(self.no_rope, self.layers)
-        return tuple(map(LayerKind, self.sliding_layers(), no_rope))
+        patterns = (self.sliding, self.no_rope, self.dense)
+        return tuple(map(LayerKind, *(_repeated(each, self.layers) for each in patterns)))
 
     def definition(self) -> dict[str, Any]:
         """The fields as a dictionary, for a fingerprint.
@@ -327,13 +263,18 @@ class LayerKind(NamedTuple):
     Attributes:
       sliding: whether the layer has the sliding window.
       no_rope: whether it does not rotate queries and keys.
+      dense: whether it has one MLP where the model has experts.
     """
 
     sliding: bool
     no_rope: bool = False
+    dense: bool = False
 
 
-_LATER = ("rotary_dim", "rope_interleaved", "no_rope", "residual_scale")
+_LATER = (
+    *("rotary_dim", "rope_interleaved", "no_rope", "residual_scale"),
+    *("dense", "dense_mlp_dim"),
+)
 _LATER_SCALING = (
     *("beta_fast", "beta_slow", "truncate", "attention_factor"),
     *("short_factors", "long_factors"),
@@ -372,7 +313,8 @@ def period(pattern: Sequence[Any]) -> int:
 class LayerRun:
     """Consecutive layers that one `lax.scan` computes: a pattern of kinds of layers, repeated.
 
-    The flat names of their parameters begin with "runs/0", "runs/1" and so on.
+    All of them have the same parameters: experts, or one MLP. Their flat names begin with "runs/0",
+    "runs/1" and so on.
 
     Attributes:
       pattern: the kind of each layer of one repeat.
@@ -387,15 +329,25 @@ class LayerRun:
         """The number of layers in the run."""
         return len(self.pattern) * self.repeats
 
+    @property
+    def dense(self) -> bool:
+        """Whether its layers have one MLP where the model has experts."""
+        return self.pattern[0].dense
+
 
 def layer_runs(config: DecoderConfig) -> tuple[LayerRun, ...]:
     """The layers as few runs of repeated patterns, in order.
 
     Gemma 3's 26 layers (five with a window, one without) are 4 repeats of six, then 2 of one;
-    Qwen2's windows from layer 28 on make two runs.
+    Qwen2's windows from layer 28 on make two runs. Where experts and dense layers alternate, each
+    layer is a run, so that compile time grows with depth.
     """
+    spans = itertools.groupby(config.layer_kinds(), key=lambda kind: kind.dense)
+    return tuple(run for _, span in spans for run in _repeats(tuple(span)))
+
+
+def _repeats(rest: tuple[LayerKind, ...]) -> list[LayerRun]:
     found: list[LayerRun] = []
-    rest = config.layer_kinds()
     while rest:
         size = period(rest)
         if 2 * size > len(rest) and size > 1:
@@ -405,7 +357,7 @@ def layer_runs(config: DecoderConfig) -> tuple[LayerRun, ...]:
         else:
             found.append(LayerRun(rest[:size], len(rest) // size))
         rest = rest[found[-1].layers :]
-    return tuple(found)
+    return found
 
 
 def layer_locations(config: DecoderConfig) -> tuple[tuple[int, int], ...]:

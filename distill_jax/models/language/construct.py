@@ -102,7 +102,8 @@ def from_layers(
       **options: dtype, remat, attention and mesh of `Decoder`; by default the model's.
 
     Raises:
-      UsageError: no layers, or a number that the model does not have.
+      UsageError: no layers, a number that the model does not have, or none of the layers with
+        experts of a model that has some.
     """
     config = model.config
     chosen = list(layers)
@@ -110,17 +111,25 @@ def from_layers(
         raise UsageError(
             f"{key}={chosen!r}: expected numbers of layers, from 0 to {config.layers - 1}"
         )
-    sliding, no_rope = zip(*(config.layer_kinds()[i] for i in chosen), strict=True)
-    window = config.window if any(sliding) else None
-    smaller = config.replace(layers=len(chosen), sliding=sliding, window=window, no_rope=no_rope)
+    sliding, no_rope, dense = zip(*(config.layer_kinds()[i] for i in chosen), strict=True)
+    if all(dense):
+        raise UsageError(f"{key}={chosen!r}: expected at least one layer with experts")
+    smaller = config.replace(
+        layers=len(chosen),
+        sliding=sliding,
+        window=config.window if any(sliding) else None,
+        no_rope=no_rope,
+        dense=dense,
+        dense_mlp_dim=config.dense_mlp_dim if any(dense) else 0,
+    )
     _, params, _ = split(model)
     taken = {name: jnp.copy(v) for name, v in params.items() if not name.startswith("runs/")}
-    # The blocks of all runs have the same parameters.
-    names = [name.removeprefix("runs/0/") for name in params if name.startswith("runs/0/")]
     old, new = layer_locations(config), layer_locations(smaller)
     for run in range(len(layer_runs(smaller))):
         sources = [old[chosen[i]] for i, (own, _) in enumerate(new) if own == run]
-        for name in names:
+        # All these layers have the same parameters, see `LayerRun`.
+        prefix = f"runs/{sources[0][0]}/"
+        for name in (name.removeprefix(prefix) for name in params if name.startswith(prefix)):
             rows = [params[f"runs/{source}/{name}"][row] for source, row in sources]
             taken[f"runs/{run}/{name}"] = jnp.stack(rows)
     inherited = ComputeOptions(

@@ -133,7 +133,7 @@ class Decoder(nnx.Module):
         self.embedding = table(config.vocab_size, config.dim)
         self.position_embedding = table(config.max_positions, config.dim) if learned else None
         self.runs = nnx.List(
-            Block(config, run.layers, sharding=self.sharding, param_dtype=param_dtype, rngs=rngs)
+            Block(config, run, sharding=self.sharding, param_dtype=param_dtype, rngs=rngs)
             for run in layer_runs(config)
         )
         self.final_norm = Norm(config, config.dim, lead=(), param_dtype=param_dtype)

@@ -114,12 +114,21 @@ class Norm(nnx.Module):
 
 
 class MLP(nnx.Module):
-    """Two matrices with an activation in between, or three if gated (Shazeer, 2020)."""
+    """Two matrices with an activation in between, or three if gated (Shazeer, 2020).
+
+    Args:
+      config: its fields dim, activation, gated and mlp_bias are read.
+      width: between the matrices.
+      lead: shape of the stacked axes.
+      param_dtype: of the parameters.
+      rngs: draws the initial values.
+    """
 
     def __init__(
         self,
         config: DecoderConfig,
         *,
+        width: int,
         lead: tuple[int, ...],
         param_dtype: DTypeLike,
         rngs: nnx.Rngs,
@@ -135,9 +144,9 @@ class MLP(nnx.Module):
             )
 
         self.activation = config.activation
-        self.gate = linear(config.dim, config.mlp_dim) if config.gated else None
-        self.up = linear(config.dim, config.mlp_dim)
-        self.down = linear(config.mlp_dim, config.dim)
+        self.gate = linear(config.dim, width) if config.gated else None
+        self.up = linear(config.dim, width)
+        self.down = linear(width, config.dim)
 
     def __call__(self, x: Array) -> Array:
         activation = ACTIVATIONS[self.activation]

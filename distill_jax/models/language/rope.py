@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from distill_jax.models.language.config import RopeScaling
+from distill_jax.models.language.rope_scaling import RopeScaling
 
 
 class Rope(NamedTuple):

@@ -41,7 +41,8 @@ def check_student(given: Mapping[str, Any]) -> dict[str, Any]:
     Args:
       given: some of STUDENT_OPTIONS: "path", a Hugging Face folder to start from; "layers", which
         layers to take, of the path if there is one, else of the teacher; or the sizes of a new
-        model, which has experts if the teacher has them ("mlp_dim" is then of one expert). With a
+        model, which has experts in every layer if the teacher has any ("mlp_dim" is then of one
+        expert). With a
         "lora_rank" above 0 the model of the path or the layers is frozen and gets adapters.
 
     Returns:
@@ -210,4 +211,6 @@ def _of_sizes(
     scale = template.embedding_scale
     if scale == template.dim**0.5:  # Gemma's, which depends on the width
         scale = options["dim"] ** 0.5
-    return template.replace(**sizes, attention_scale=None, embedding_scale=scale)
+    return template.replace(
+        **sizes, attention_scale=None, embedding_scale=scale, dense=(False,), dense_mlp_dim=0
+    )

@@ -9,7 +9,6 @@ from distill_jax import generation, parallel
 from distill_jax.data import text
 from distill_jax.errors import UsageError
 from distill_jax.evaluation.text_metrics import unscorable
-from distill_jax.generation import decode
 from distill_jax.tasks.language.comparison import Comparison
 from distill_jax.tasks.language.prompts import PromptEvaluator, PromptSet
 from distill_jax.training.state import Frozen
@@ -90,7 +89,7 @@ def _read(
                 f"teacher and student do not share; expected ids below {comparison.vocab_size}"
             )
     references = [prompt.reference or "" for prompt in prompts]  # `read_prompts` requires them
-    for prompt, reference, own in zip(prompts, references, ids, strict=True):
+    for prompt, reference in zip(prompts, references, strict=True):
         for metric in chosen.metrics:
             fault = unscorable(metric, reference)
             if fault:
@@ -98,11 +97,18 @@ def _read(
                     f"{prompt.location}: the response {fault}, so {metric} of any answer is 0; "
                     "expected one that can be matched"
                 )
-        for network in (comparison.student, comparison.teacher):
-            if network is not None:
-                decode.check_length(network.config, own, chosen.max_new_tokens, prompt.location)
+    networks = filter(None, (comparison.student, comparison.teacher))
+    fitting = generation.choose_fitting(
+        prompts,
+        ids,
+        [network.config for network in networks],
+        chosen.max_new_tokens,
+        long=chosen.long_prompts,
+        location=f"evaluation.{name}={chosen[name]!r}",
+    )
     return PromptSet(
-        tuple(prompt.text for prompt in prompts),
-        tuple(map(tuple, ids)),
-        tuple(references),
+        tuple(prompts[number].text for number in fitting.kept),
+        tuple(tuple(ids[number]) for number in fitting.kept),
+        tuple(references[number] for number in fitting.kept),
+        fitting.note,
     )

@@ -202,7 +202,11 @@ def prepare(config: ConfigDict) -> Parts:
             **base,
             **quantized.description(quantizer, params),
         },
-        notes=(*notes_on(opened.splits), *_notes_on_validation(config, opened.splits)),
+        notes=(
+            *notes_on(opened.splits),
+            *_notes_on_validation(config, opened.splits),
+            *(found.prompts.note for found in prompts.values() if found.prompts.note),
+        ),
     )
 
 

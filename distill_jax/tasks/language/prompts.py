@@ -34,11 +34,13 @@ class PromptSet:
       prompts: as text, conversations as the template writes them.
       ids: what a model is given.
       references: what its answers are compared with.
+      note: a line for the user about prompts that were left out; "" for none.
     """
 
     prompts: tuple[str, ...]
     ids: tuple[tuple[int, ...], ...]
     references: tuple[str, ...]
+    note: str = ""
 
     @property
     def fingerprint(self) -> str:

@@ -211,7 +211,7 @@ def test_real_mnist_as_prepared_by_the_official_builder(tmp_path, shared_data):
     assert sorted(zip(map(bytes, images), labels.tolist(), strict=True)) == expected
 
 
-@pytest.mark.slow
+@pytest.mark.nightly  # MNIST takes the same way
 def test_real_cifar100_as_prepared_by_the_official_builder(tmp_path, shared_data):
     """The fine one of its two labels; every image, bit for bit as in the packs."""
     script = [sys.executable, str(shared_data / "prepare_tfds.py")]

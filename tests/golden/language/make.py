@@ -99,6 +99,21 @@ FAMILIES = {
             norm_topk_prob=False,
         ),
     ),
+    "qwen3_moe_dense": (
+        "Qwen3MoeConfig",
+        _SMALL
+        | dict(
+            head_dim=6,
+            num_hidden_layers=6,
+            intermediate_size=20,
+            moe_intermediate_size=16,
+            num_experts=4,
+            num_experts_per_tok=2,
+            norm_topk_prob=True,
+            decoder_sparse_step=2,
+            mlp_only_layers=[3],
+        ),
+    ),
     "phi3": ("Phi3Config", _SMALL | dict(sliding_window=4)),
     "olmo2": ("Olmo2Config", _SMALL),
     "olmo3": (

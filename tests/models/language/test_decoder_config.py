@@ -9,6 +9,8 @@ from distill_jax.errors import UsageError
 from distill_jax.models import language
 from distill_jax.models.language import DecoderConfig, RopeScaling
 from distill_jax.models.language.config import LayerKind, LayerRun, layer_runs
+from distill_jax.models.language.huggingface import not_implemented
+from distill_jax.models.language.huggingface.family_table import FAMILIES
 
 SIZES = dict(vocab_size=31, dim=16, layers=5, heads=4, kv_heads=2, head_dim=4, mlp_dim=24)
 
@@ -307,8 +309,19 @@ def test_what_is_not_implemented_is_refused_by_name(changes, message):
         ("granite", dict(residual_multiplier=0), "decoder.residual_scale=0"),
         ("mixtral", dict(num_experts_per_tok=5), "decoder.experts_per_token=5: expected an int"),
         ("qwen3_moe", dict(num_experts=4), "num_local_experts=8: expected num_experts alone"),
-        ("qwen3_moe", dict(mlp_only_layers=[0]), "mlp_only_layers=[0]: not implemented for qwen3"),
-        ("qwen3_moe", dict(decoder_sparse_step=2), "decoder_sparse_step=2: not implemented for"),
+        ("qwen3_moe", dict(mlp_only_layers=0.5), "mlp_only_layers=0.5: expected a list of numbers"),
+        ("qwen3_moe", dict(mlp_only_layers=["1"]), "mlp_only_layers=['1']: expected a list of"),
+        (
+            "qwen3_moe",
+            dict(decoder_sparse_step=0),
+            "decoder_sparse_step=0: expected a positive int",
+        ),
+        ("qwen3_moe", dict(decoder_sparse_step=9), "decoder.dense=(True,): expected a layer with"),
+        (
+            "qwen3_moe",
+            dict(mlp_only_layers=[0], intermediate_size=0),
+            "decoder.dense_mlp_dim=0: expected a positive int",
+        ),
         ("qwen3_moe", dict(n_shared_experts=1), "n_shared_experts=1: not implemented for qwen3_"),
         (
             "qwen3_moe",
@@ -322,6 +335,24 @@ def test_options_that_a_family_does_not_have_are_refused(name, changes, message)
     with pytest.raises(UsageError) as caught:
         language.from_huggingface(reference.golden(name)["config"] | changes)
     assert str(caught.value).startswith(f"config.json: {message}")
+
+
+@pytest.mark.parametrize("name", sorted(not_implemented.REASONS))
+def test_an_architecture_that_is_not_implemented_says_why(name):
+    content = reference.golden("llama")["config"] | dict(model_type=name)
+    with pytest.raises(UsageError) as caught:
+        language.from_huggingface(content)
+    line = str(caught.value)
+    reason = not_implemented.REASONS[name]
+    assert line.startswith(
+        f"config.json: model_type={name!r}: not implemented, for it has {reason}"
+    )
+    assert "did you mean" not in line and "\n" not in line and name not in FAMILIES
+
+
+def test_the_published_names_of_the_page_are_refused_by_reason():
+    asked = ("gpt_oss", "qwen3_next", "deepseek_v2", "deepseek_v3", "llama4", "llama4_text")
+    assert {*asked, "falcon_h1", "ministral3"} <= not_implemented.REASONS.keys()
 
 
 def test_what_a_converted_gguf_file_adds_changes_nothing():

@@ -13,7 +13,14 @@ from distill_jax.models.language import int8
 from distill_jax.models.language.huggingface import tensor_files
 
 # Float32 alone moves the logits of Gemma's golden weights by several 1e-5.
-FAMILIES = {"llama": 1e-5, "phi3": 1e-5, "gemma2": 1e-4, "gpt2": 1e-5, "mixtral": 1e-5}
+FAMILIES = {
+    "llama": 1e-5,
+    "phi3": 1e-5,
+    "gemma2": 1e-4,
+    "gpt2": 1e-5,
+    "mixtral": 1e-5,
+    "qwen3_moe_dense": 1e-5,
+}
 LARGE = language.DecoderConfig(
     vocab_size=64, dim=128, layers=12, heads=4, kv_heads=4, head_dim=32, mlp_dim=512
 )

@@ -202,14 +202,15 @@ def test_vgg_pools_once_more_only_at_64_pixels_and_refuses_less_than_8():
 
 
 slow = pytest.mark.slow
+nightly = [slow, pytest.mark.nightly]  # of two versions the second runs in each push
 RUNS = [
     pytest.param("wrn_16_1", 8, {}, marks=slow),
     pytest.param("vgg8", 8, {}),
     pytest.param("imagenet_resnet18", 32, {}, marks=slow),
-    pytest.param("resnet50", 8, {}, marks=slow),
-    pytest.param("mobilenet_v1", 32, {}, marks=slow),
+    pytest.param("resnet50", 8, {}, marks=nightly),
+    pytest.param("mobilenet_v1", 32, {}, marks=nightly),
     pytest.param("mobilenet_v2", 32, {}, marks=slow),
-    pytest.param("shufflenet_v1", 16, {}, marks=slow),
+    pytest.param("shufflenet_v1", 16, {}, marks=nightly),
     pytest.param("shufflenet_v2", 16, {}, marks=slow),
     pytest.param("deit_tiny", 8, {"patch": 4, "drop_path": 0.2}, marks=slow),
     pytest.param("resnet8", 8, {"shortcut": "pad", "bn_unbiased": True}),

@@ -312,6 +312,18 @@ def test_a_prompt_that_leaves_no_room_is_refused(config, short):
     )
     with pytest.raises(UsageError, match=words):
         open_prompts(parts.config, tokenizer, networks, parts.frozen, parts.mesh)
+    skipping = configs.resolve(changed(config, evaluation__long_prompts="skip"))
+    found = open_prompts(skipping, tokenizer, networks, parts.frozen, parts.mesh)["validation"]
+    kept = found(parts.initial.params)
+    asked = parts.config, tokenizer, parts.recipe.comparison, parts.frozen, parts.mesh
+    lengths = [len(ids) for ids in open_prompts(*asked)["validation"].prompts.ids]
+    fitting = [number for number, length in enumerate(lengths) if length + 8 <= 15]
+    left_out = [f"line {n}" for n in range(1, 7) if n - 1 not in fitting]
+    assert kept["prompts"] == len(fitting) < len(lengths) == 6 and "line 3" in left_out
+    assert f"{len(left_out)} of 6 prompts are left out" in found.prompts.note
+    assert found.prompts.note.endswith(f"context, 15: {', '.join(left_out)}")
+    for name, of in (("rouge_l", "student"), ("teacher_rouge_l", "teacher")):
+        assert kept[name] == pytest.approx(np.mean([ROUGE[of][i] for i in fitting]))
 
 
 def test_prompts_that_do_not_fit_the_run_are_refused(config, tmp_path):

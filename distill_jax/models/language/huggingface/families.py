@@ -12,7 +12,7 @@ from typing import Any
 
 from distill_jax.errors import UsageError, unknown
 from distill_jax.models.language.config import MOST_LAYERS, DecoderConfig
-from distill_jax.models.language.huggingface import rope_config
+from distill_jax.models.language.huggingface import not_implemented, rope_config
 from distill_jax.models.language.huggingface.family_table import (
     FAMILIES,
     MULTIMODAL,
@@ -35,6 +35,8 @@ _WINDOW_KEYS: dict[str, tuple[str, ...]] = {
     "types": ("sliding_window", "layer_types", "sliding_window_pattern", "_sliding_window_pattern"),
     "switched": ("sliding_window", "layer_types", "use_sliding_window", "max_window_layers"),
 }
+# The keys that say which layers of a mixture have one MLP in place of experts, and its width.
+_DENSE_KEYS = ("mlp_only_layers", "decoder_sparse_step", "intermediate_size")
 _LAYER_TYPES = {"sliding_attention": True, "full_attention": False}
 
 
@@ -56,6 +58,11 @@ def from_huggingface(content: Mapping[str, Any], *, key: str = "config.json") ->
         raise UsageError(f"{key}={content!r:.40}: expected a JSON object")
     content = _text_part(content, key)
     name = content.get("model_type")
+    if isinstance(name, str) and name in not_implemented.REASONS:
+        raise UsageError(
+            f"{key}: model_type={name!r}: not implemented, for it has "
+            f"{not_implemented.REASONS[name]}; known: {', '.join(sorted(FAMILIES))}"
+        )
     if not isinstance(name, str) or name not in FAMILIES:
         # Families of similar names (smollm3, olmo2) are no spellings of each other.
         raise UsageError(
@@ -110,6 +117,8 @@ def _refuse_unknown_keys(content: Mapping[str, Any], name: str, key: str) -> Non
         known |= rope_config.KEYS
     if family.no_rope:
         known |= rope_config.NO_ROPE
+    if family.dense_width:
+        known |= set(_DENSE_KEYS)
     refused = {
         option: value
         for option, value in content.items()
@@ -162,6 +171,8 @@ def _read_fields(
         fields |= rope_config.read(content, family)
     if family.scaled_embedding:
         fields["embedding_scale"] = dim**0.5
+    if family.dense_width:
+        fields |= _read_dense(fields["layers"], family.dense_width, content)
     return fields | _read_window(fields, family, content)
 
 
@@ -210,6 +221,19 @@ def _read_window(
     return {"window": window if any(sliding) else None, "sliding": tuple(sliding)}
 
 
+def _read_dense(layers: int, width: int, content: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields dense and dense_mlp_dim, of a mixture with `layers` layers."""
+    alone, every = content.get("mlp_only_layers") or [], content.get("decoder_sparse_step", 1)
+    if not isinstance(alone, list) or not all(type(i) is int for i in alone):
+        raise UsageError(f"mlp_only_layers={alone!r:.80}: expected a list of numbers of layers")
+    if type(every) is not int or every < 1:
+        raise UsageError(f"decoder_sparse_step={every!r:.80}: expected a positive int")
+    dense = tuple(i in alone or (i + 1) % every != 0 for i in range(layers))
+    if not any(dense):
+        return {}
+    return {"dense": dense, "dense_mlp_dim": content.get("intermediate_size", width)}
+
+
 def to_huggingface(
     config: DecoderConfig, *, dtype: str = "float32", extra_config: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
@@ -245,6 +269,9 @@ def to_huggingface(
     if family.implied_head_dim and config.head_dim == config.dim // config.heads:
         del content["head_dim"]
     content |= _write_window(config, family)
+    if family.dense_width and any(config.dense):
+        numbers = [i for i, kind in enumerate(config.layer_kinds()) if kind.dense]
+        content |= {"mlp_only_layers": numbers, "intermediate_size": config.dense_mlp_dim}
     content |= extra_config or {}
     _check_round_trip(content, config)
     return content

@@ -63,6 +63,8 @@ class Family:
       no_rope: whether `no_rope_layers` or `no_rope_layer_interval` names layers without rotary
         positions.
       scaled_embedding: whether embeddings are multiplied by dim ** 0.5 (Gemma).
+      dense_width: the default inner width of layers without experts, where `mlp_only_layers` and
+        `decoder_sparse_step` may name some; None where no key does.
       implied_head_dim: the family reads `head_dim` but its configs have no such key, so that it is
         written only where it differs from dim / heads.
       equal: key -> the only value, apart from an empty one, that is implemented.
@@ -83,6 +85,7 @@ class Family:
     partial_rotary: float | None = None
     no_rope: bool = False
     scaled_embedding: bool = False
+    dense_width: int | None = None
     implied_head_dim: bool = False
     equal: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     unread: tuple[str, ...] = ()
@@ -214,9 +217,9 @@ FAMILIES: dict[str, Family] = {
             mlp_dim="moe_intermediate_size",
         ),
         dict(qk_norm="head"),
-        equal=dict(decoder_sparse_step=1),
-        # Of dense layers, and of `use_sliding_window`, which no published model sets.
-        unread=("intermediate_size", "sliding_window", "max_window_layers"),
+        dense_width=6144,
+        # Of `use_sliding_window`, which no published model sets.
+        unread=("sliding_window", "max_window_layers"),
         renamed=dict(num_local_experts="num_experts"),  # by transformers 5
     ),
     "gemma2": Family(

@@ -120,6 +120,7 @@ MIXTRAL = _scheme(
 QWEN3_MOE = _scheme(
     _PRE_NORM,
     _ATTENTION,
+    _MLP,  # of layers without experts
     {
         "mlp.gate.weight": ("mlp/router/kernel",),
         "mlp.experts.{}.gate_proj.weight": ("mlp/gate/kernel",),

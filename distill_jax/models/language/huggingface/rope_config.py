@@ -10,8 +10,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from distill_jax.errors import UsageError
-from distill_jax.models.language.config import DecoderConfig, RopeScaling
+from distill_jax.models.language.config import DecoderConfig
 from distill_jax.models.language.huggingface.family_table import Family
+from distill_jax.models.language.rope_scaling import RopeScaling
 
 #: All keys of the rotary embedding.
 KEYS = frozenset(

@@ -57,6 +57,9 @@ def tensors(config: DecoderConfig, shapes: Mapping[str, tuple[int, ...]]) -> lis
             parameters = tuple(f"runs/{run}/{name}" for name in ours)
             if parameters[0] not in shapes:
                 continue
+            of_experts = len(shapes[parameters[0]]) == 4  # layer, expert, inputs, outputs
+            if of_experts != ("{}" in theirs):  # the table has names for layers of both kinds
+                continue
             transposed = parameters[0].endswith("kernel") and scheme.transposed
             name = f"{scheme.layers_prefix}.{number}.{theirs}"
             per_expert = [(row, expert) for expert in range(config.experts)]
