@@ -11,9 +11,6 @@ from distill_jax.commands import flags
 from distill_jax.errors import UsageError
 from distill_jax.storage import gcs
 
-# Networks whose images are larger than CIFAR's.
-_LARGER = ("imagenet_", "deit_")
-
 # How the errors of a model's settings begin -> the flag that gave the value.
 _FLAGS = {
     r"student\.name=": "--model=",
@@ -58,8 +55,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--image",
         metavar="H,W,C",
-        help="shape of an image (default: 32,32 and a channel for each number of --mean; required "
-        "for networks of larger images, imagenet_* and deit_*)",
+        help="shape of an image (default: by the position embedding of deit_*, 224,224 for "
+        "imagenet_* with 1000 classes, 32,32 for the networks of CIFAR, and a channel for each "
+        "number of --mean; asked for where that does not tell it)",
     )
     parser.add_argument(
         "--part",
@@ -98,9 +96,9 @@ def run(arguments: argparse.Namespace, overrides: Mapping[str, str]) -> int:
     for name, values in (("mean", mean), ("std", std)):
         if fault := unit_problem(name, values):
             raise UsageError(f"--{name}={getattr(arguments, name)}: expected {fault}")
-    shape = _parse_shape(arguments.image) if arguments.image else _usual_shape(arguments, mean)
     if not arguments.file.exists():
         raise UsageError(f"FILE={arguments.file}: no such file; expected a state dict of PyTorch")
+    shape = _parse_shape(arguments.image) if arguments.image else _inferred_shape(arguments, mean)
     with flags.naming_flags(_FLAGS):
         spec = models.Spec(
             name=arguments.model,
@@ -166,14 +164,26 @@ def _by_class(found: Any) -> tuple[str, ...] | None:
     return tuple(found) if all(isinstance(name, str) for name in found) else None
 
 
-def _usual_shape(arguments: argparse.Namespace, mean: Sequence[float]) -> tuple[int, int, int]:
-    """The images of the CIFAR networks; those of others have no usual size, and are asked for."""
-    if arguments.model.startswith(_LARGER):
-        raise UsageError(
-            f"--image: {arguments.model} takes images of any size; expected the one that it was "
-            f"trained on, such as 224,224,{len(mean)}"
+def _inferred_shape(arguments: argparse.Namespace, mean: Sequence[float]) -> tuple[int, int, int]:
+    """The images of the network, where its weights or its name tell their shape."""
+    from distill_jax import models
+
+    found = None
+    if arguments.model in models.names():  # else the next step says which there are
+        found = models.infer_image_shape(
+            arguments.file,
+            arguments.model,
+            arguments.classes,
+            len(mean),
+            part=arguments.part,
+            key="FILE",
         )
-    return 32, 32, len(mean)
+        if found is None:
+            raise UsageError(
+                f"--image: neither the name of {arguments.model} nor its weights tell the size of "
+                f"its images; expected the one that it was trained on, such as 224,224,{len(mean)}"
+            )
+    return found or (32, 32, len(mean))
 
 
 def _parse_shape(text: str) -> tuple[int, int, int]:

@@ -2,10 +2,14 @@
 
 import argparse
 import json
+import os
+import pathlib
 from collections.abc import Mapping
 
 from distill_jax import storage
 from distill_jax.commands import flags
+from distill_jax.errors import UsageError
+from distill_jax.storage import gcs
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -49,14 +53,33 @@ def run(arguments: argparse.Namespace, overrides: Mapping[str, str]) -> int:
     from distill_jax import planning
 
     config = configs.load(arguments.config, overrides)
-    out = arguments.out
+    out, flag = arguments.out, "--out"
     if out is None and arguments.workdir is not None:
-        out = arguments.workdir / "plan.json"
+        out, flag = arguments.workdir / "plan.json", "--workdir"
+    if out is not None:
+        _check_can_be_written(out, f"{flag}={arguments.out or arguments.workdir}")
     chosen = planning.search if arguments.search else planning.check
     fits, text, content = chosen(config, targets.open_target(arguments.target))
     if out is not None:
-        with storage.reporting_unreachable(out, "--out"):
+        with storage.reporting_unreachable(out, flag):
             storage.make_folder(out.parent)
             storage.write_atomically(out, json.dumps(content, indent=2) + "\n")
     print(text)
     return 0 if fits else 1
+
+
+def _check_can_be_written(out: pathlib.Path, location: str) -> None:
+    """Refuses a file that cannot be written, before the minutes that a plan may take.
+
+    Args:
+      out: the file; folders above it that are missing will be made.
+      location: the flag and its value.
+    """
+    if storage.is_remote(out):
+        with storage.reporting_unreachable(out, location.partition("=")[0]):
+            gcs.list_names(out.parent)
+        return
+    folder = next(above for above in out.absolute().parents if above.exists())
+    if out.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
+        found = f"{out} is a folder" if out.is_dir() else f"{folder} is no folder to write to"
+        raise UsageError(f"{location}: cannot be written: {found}; expected a file to write")

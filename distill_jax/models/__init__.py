@@ -11,6 +11,7 @@ optimizers and devices. A network is given normalised pixels, whatever their sou
 
 from distill_jax.models import vision as _vision  # noqa: F401  (registers the image classifiers)
 from distill_jax.models.files.checksums import NAME as CHECKSUMS
+from distill_jax.models.files.image_shapes import infer_image_shape
 from distill_jax.models.files.model_folder import (
     Saved,
     fingerprint,
@@ -39,6 +40,7 @@ __all__ = [
     "fingerprint",
     "fingerprint_of",
     "from_pytorch",
+    "infer_image_shape",
     "load",
     "merge",
     "names",

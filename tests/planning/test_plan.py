@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import types
 
 import jax
@@ -289,3 +290,21 @@ def test_a_gpu_without_cudnn_here_is_planned_with_the_attention_of_xla(tmp_path,
     monkeypatch.setattr(gpus, "cudnn", lambda: True)
     for wanted in (settings, cudnn):
         assert plan._compilable_attention(wanted, gpu) == (wanted, [])
+
+
+@pytest.mark.parametrize("name", ["taken", "file/plan.json", "locked/new/plan.json"])
+def test_a_plan_that_cannot_be_written_is_refused_before_the_work(
+    tmp_path, monkeypatch, capsys, name
+):
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "locked").mkdir()
+    writable = os.access
+    monkeypatch.setattr(os, "access", lambda p, mode: p.name != "locked" and writable(p, mode))
+    monkeypatch.setattr(planning, "check", lambda *_: pytest.fail("the plan was made"))
+    flags = arguments(tmp_path, config(tmp_path), {})
+    assert cli.main([*flags, f"--out={tmp_path / name}"]) == 2
+    line = capsys.readouterr().err
+    assert line.startswith(f"distill-jax: error: --out={tmp_path / name}: cannot be written: ")
+    assert line.count("\n") == 1 and (tmp_path / "file").read_text() == "mine"
+    assert not (tmp_path / "locked" / "new").exists()

@@ -4,6 +4,7 @@ The file's settings for truncation, padding and dropout are ignored: a document 
 silently, and the same text always gives the same ids.
 """
 
+import base64
 import contextlib
 import json
 import os
@@ -96,7 +97,7 @@ def _check_growth(text: str) -> None:
                 open_parts += rule
             elif isinstance(rule, dict):
                 open_parts += (value for value in rule.values() if isinstance(value, list | dict))
-                if rule.get("type") in ("Replace", "Prepend"):
+                if rule.get("type") in ("Replace", "Prepend", "Precompiled"):
                     growth *= _growth_of(rule)
             if growth > MOST_GROWTH:
                 raise ValueError(f"its {part} makes a text over {MOST_GROWTH} times as long")
@@ -104,12 +105,26 @@ def _check_growth(text: str) -> None:
 
 def _growth_of(rule: Mapping[str, Any]) -> int:
     """By how much a rule may multiply the length of a text, at least 1."""
+    if rule["type"] == "Precompiled":
+        return _longest_of_table(str(rule.get("precompiled_charsmap") or ""))
     if rule["type"] == "Prepend":  # once, before the whole text
         return max(1, len(str(rule.get("prepend", ""))))
     new, pattern = len(str(rule.get("content", ""))), rule.get("pattern")
     if isinstance(pattern, dict) and isinstance(pattern.get("String"), str):
         return max(1, -(-new // max(1, len(pattern["String"]))))
     return max(1, new + 1)  # a pattern may match between any two characters
+
+
+def _longest_of_table(encoded: str) -> int:
+    """The characters of the longest replacement in a table of SentencePiece, at least 1.
+
+    Base64 of the bytes of a trie, their number before them, and then the replacements, each ended
+    by a zero byte. One replaces one character or several.
+    """
+    table = base64.b64decode(encoded)
+    size = int.from_bytes(table[:4], "little")
+    replacements = table[4 + size :].split(b"\0")
+    return max(1, *(len(one.decode(errors="replace")) for one in replacements))
 
 
 class _Parsed(NamedTuple):

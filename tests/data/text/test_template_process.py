@@ -1,8 +1,11 @@
 """Templates and tokenizers that ask for more than there is."""
 
+import base64
+import contextlib
 import datetime
 import json
 import os
+import struct
 import time
 
 import pytest
@@ -71,6 +74,44 @@ def test_a_tokenizer_that_doubles_a_text_is_refused(tmp_path):
                 tokenizer_json.load(file, "data.tokenizer='x'")
         else:
             tokenizer_json.load(file, "data.tokenizer='x'")
+
+
+@pytest.mark.parametrize(
+    ("replacements", "times", "refused"),
+    [
+        ((b"a", "صلى الله عليه وسلم".encode()), 1, False),  # the longest of SentencePiece's own
+        ((b"a", b"x" * 1001), 1, True),
+        ((b"a", b"x" * 40), 2, True),  # one after the other
+        ((b"a", b"x" * 40), 1, False),
+        ((), 1, False),
+    ],
+)
+def test_a_table_of_sentencepiece_is_bounded_as_other_rules_are(
+    tmp_path, replacements, times, refused
+):
+    trie = struct.pack("<256I", *[0] * 256)
+    table = struct.pack("<I", len(trie)) + trie + b"".join(one + b"\0" for one in replacements)
+    rule = {"type": "Precompiled", "precompiled_charsmap": base64.b64encode(table).decode()}
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel({"a": 0}, unk_token="a"))
+    content = json.loads(tokenizer.to_str())
+    content["normalizer"] = {"type": "Sequence", "normalizers": [rule] * times}
+    file = tmp_path / "tokenizer.json"
+    file.write_text(json.dumps(content))
+    if refused:
+        with pytest.raises(UsageError, match="its normalizer makes a text over 1000 times"):
+            tokenizer_json.load(file, "data.tokenizer='x'")
+    else:
+        tokenizer_json.load(file, "data.tokenizer='x'")
+
+
+@pytest.mark.parametrize("table", ["no base64 !", "", "AAAA", None, 3])
+def test_a_damaged_table_of_sentencepiece_is_one_line(tmp_path, table):
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel({"a": 0}, unk_token="a"))
+    content = json.loads(tokenizer.to_str())
+    content["normalizer"] = {"type": "Precompiled", "precompiled_charsmap": table}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content))
+    with contextlib.suppress(UsageError):  # the library reads some of them as no table
+        tokenizer_json.load(tmp_path / "tokenizer.json", "data.tokenizer='x'")
 
 
 def test_a_config_of_endless_layers_is_refused():
