@@ -17,7 +17,7 @@ from distill_jax.errors import UsageError
 from distill_jax.evaluation.text_metrics import METRICS
 from distill_jax.models.class_names import CHOICES as CLASSES
 from distill_jax.models.language.attention import IMPLEMENTATIONS as ATTENTION
-from distill_jax.models.language.int8 import CHOICES as QUANTIZE
+from distill_jax.models.language.quantized import CHOICES as QUANTIZE
 from distill_jax.models.language.remat import REMAT
 from distill_jax.models.language.student import STUDENT_NAME as DECODER
 from distill_jax.optim import optimizers

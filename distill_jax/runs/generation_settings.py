@@ -8,7 +8,7 @@ from distill_jax import config as configs
 from distill_jax import generation
 from distill_jax.errors import UsageError, unknown
 from distill_jax.generation import long_prompts
-from distill_jax.models.language import int8
+from distill_jax.models.language import quantized
 from distill_jax.storage import local_path, resolve_path
 
 DTYPES = ("float32", "bfloat16")
@@ -35,7 +35,7 @@ class Settings:
       shard: prompts in a shard; a killed run resumes at a shard.
       seed: of the draws.
       compute_dtype: of parameters and computation, "float32" or "bfloat16".
-      quantize: "int8" for the teacher's matrices, see `models.language.int8`; or "none".
+      quantize: "int8" for the teacher's matrices, see `models.language.quantized`; or "none".
       licence: of the teacher; "" for the one in the README.md of its folder.
       fsdp: devices that share the batch and the teacher's shards.
       tensor: devices that share each layer.
@@ -82,8 +82,8 @@ class Settings:
             raise unknown("generate.long", self.long, long_prompts.CHOICES)
         if self.compute_dtype not in DTYPES:
             raise unknown("generate.compute_dtype", self.compute_dtype, DTYPES, "dtype")
-        if self.quantize not in int8.CHOICES:
-            raise unknown("teacher.quantize", self.quantize, int8.CHOICES, "kind of weights")
+        if self.quantize not in quantized.CHOICES:
+            raise unknown("teacher.quantize", self.quantize, quantized.CHOICES, "kind of weights")
         _ = self.sampler  # checks its own values
 
     def _require(self, condition: bool, field: str, expected: str) -> None:

@@ -1,6 +1,7 @@
-"""A safetensors file in a bucket, read by ranges: the header, then the needed rows of a tensor.
+"""A safetensors file read by ranges: the header, then the needed rows of a tensor.
 
-`File` has the methods of `safetensors.safe_open` for a file on a disk. To read a slice of columns,
+`File` has the methods of `safetensors.safe_open`, for files in a bucket, and for float8 tensors,
+which that cannot give numpy. To read a slice of columns,
 it reads whole rows, block by block, and keeps the columns: a request per row would take longer.
 """
 
@@ -14,7 +15,7 @@ import ml_dtypes
 import numpy as np
 
 from distill_jax.errors import UsageError
-from distill_jax.storage import gcs
+from distill_jax.storage import gcs, is_remote
 
 _BLOCK = 2**26  # bytes that are read at a time
 _LONGEST = 10**8  # bytes of a header; safetensors has the same limit
@@ -23,6 +24,10 @@ _DTYPES = {
     "F32": np.float32,
     "F16": np.float16,
     "BF16": ml_dtypes.bfloat16,
+    "F8_E4M3": ml_dtypes.float8_e4m3fn,
+    "I8": np.int8,
+    "I32": np.int32,
+    "I64": np.int64,
 }
 
 
@@ -77,7 +82,7 @@ class Slice:
         row = math.prod(inner) * dtype.itemsize
         if not row:
             return np.empty((end - begin, *inner), dtype)
-        content = gcs.read(self._path, self._start + begin * row, self._start + end * row)
+        content = _read(self._path, self._start + begin * row, self._start + end * row)
         return np.frombuffer(content, dtype).reshape(end - begin, *inner)
 
 
@@ -85,7 +90,7 @@ class File:
     """A safetensors file, of which opening reads the header alone.
 
     Args:
-      path: the file, in a bucket.
+      path: the file, on a disk or in a bucket.
 
     Raises:
       UsageError: it is damaged or truncated.
@@ -113,15 +118,24 @@ class File:
         return Slice(self._path, self._tensors[name], self._start)
 
 
+def _read(path: pathlib.Path, begin: int, end: int) -> bytes:
+    """The bytes of a range of a file."""
+    if is_remote(path):
+        return gcs.read(path, begin, end)
+    with path.open("rb") as file:
+        file.seek(begin)
+        return file.read(end - begin)
+
+
 def _header(path: pathlib.Path) -> tuple[dict[str, Entry], int]:
     """The tensors by name, and the position that their offsets count from."""
-    total = gcs.size(path)
+    total = gcs.size(path) if is_remote(path) else path.stat().st_size
     if total < 8:
         raise ValueError("no header")
-    length = int.from_bytes(gcs.read(path, 0, 8), "little")
+    length = int.from_bytes(_read(path, 0, 8), "little")
     if not 2 <= length <= min(_LONGEST, total - 8):
         raise ValueError(f"a header of {length} bytes in a file of {total}")
-    header = json.loads(gcs.read(path, 8, 8 + length))
+    header = json.loads(_read(path, 8, 8 + length))
     tensors, ends = {}, [0]
     for name, fields in header.items():
         if name == "__metadata__":

@@ -23,6 +23,7 @@ _CODES = {
     "uint16": "U16",
     "float16": "F16",
     "bfloat16": "BF16",
+    "float8_e4m3fn": "F8_E4M3",
     "int32": "I32",
     "uint32": "U32",
     "float32": "F32",

@@ -23,7 +23,7 @@
 - what a decoder can be: `config`; what it computes: `decoder`, and under it `block`, `attention`,
   `rope`, `layers`, `experts`, `cache`; how one is made: `construct`;
 - the families and their files: `huggingface`, whose docstring says how to add a family;
-- adapters: `lora`; int8 weights: `int8`; memory: `remat`; devices: `sharding`, `splash`.
+- adapters: `lora`; quantized weights: `quantized`; memory: `remat`; devices: `sharding`, `splash`.
 
 Left out on purpose: tokenizers (`data.text`), sampling (`generation`), dropout.
 """

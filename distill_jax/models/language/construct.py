@@ -1,7 +1,7 @@
 """Making decoders: of random parameters, of given ones, of shapes alone, or of another's layers."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Unpack
+from typing import Any, Unpack
 
 import jax
 import jax.numpy as jnp
@@ -66,20 +66,24 @@ def abstract(
 def from_params(
     config: DecoderConfig,
     params: Mapping[str, Array],
+    *,
+    activations: Mapping[str, Any] | None = None,
     **options: Unpack[ComputeOptions],
 ) -> Decoder:
     """A decoder with the given parameters.
 
     Args:
       config: sizes and choices.
-      params: flat dictionary, as from `models.split`; kernels of the layers may be int8, with their
-        scales (see `int8`).
+      params: flat dictionary, as from `models.split`; kernels of the layers may be quantized, with
+        their scales (see `quantized`).
+      activations: how the inputs of quantized kernels are quantized, by the kernels' flat names.
       **options: dtype, remat, attention and mesh of `Decoder`.
     """
     model = abstract(config, **options)
     for name, linear in projections(model):
         if f"{name}/kernel_scale" in params:
             linear.kernel_scale = nnx.data(nnx.Param(params[f"{name}/kernel_scale"]))
+        linear.activations = (activations or {}).get(f"{name}/kernel")
     graphdef, state = nnx.split(model)
     named = [(path, params["/".join(map(str, path))]) for path, _ in nnx.to_flat_state(state)]
     return nnx.merge(graphdef, nnx.from_flat_state(named))
@@ -102,10 +106,15 @@ def from_layers(
       **options: dtype, remat, attention and mesh of `Decoder`; by default the model's.
 
     Raises:
-      UsageError: no layers, a number that the model does not have, or none of the layers with
-        experts of a model that has some.
+      UsageError: no layers, a number that the model does not have, none of the layers with experts
+        of a model that has some, or a quantized model, whose layers would be trained.
     """
     config = model.config
+    if any(linear.kernel_scale is not None for _, linear in projections(model)):
+        raise UsageError(
+            f"{key}={layers!r}: the model is quantized, and its codes cannot be trained; expected "
+            "the layers of a model that is not"
+        )
     chosen = list(layers)
     if not chosen or not all(type(i) is int and 0 <= i < config.layers for i in chosen):
         raise UsageError(

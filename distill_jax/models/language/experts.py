@@ -16,6 +16,7 @@ starts well from a balanced router, and may collapse from a random one.
 
 import functools
 from collections.abc import Mapping
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +25,12 @@ from jax import Array
 from jax.typing import DTypeLike
 
 from distill_jax.models.language.config import DecoderConfig
-from distill_jax.models.language.layers import ACTIVATIONS, Linear
+from distill_jax.models.language.layers import (
+    ACTIVATIONS,
+    Linear,
+    decoded,
+    quantized_tokens,
+)
 from distill_jax.models.language.sharding import DecoderSharding
 
 
@@ -74,12 +80,17 @@ class Experts(nnx.Module):
         logits = jnp.matmul(x.astype(jnp.float32), router, precision=highest)
         kernels: dict[str, Array] = {}
         for name, linear in (("gate", self.gate), ("up", self.up), ("down", self.down)):
-            kernels[f"{name}/kernel"] = linear.kernel[...]
-            if linear.kernel_scale is not None:
-                kernels[f"{name}/kernel_scale"] = linear.kernel_scale[...]
+            kernel, scale = linear.kernel[...], linear.kernel_scale
+            if scale is not None and scale[...].ndim == kernel.ndim:
+                # A device may hold other groups than its part of the kernel needs.
+                kernel, scale = decoded(kernel, scale[...], x.dtype)[0], None
+            kernels[f"{name}/kernel"] = kernel
+            if scale is not None:
+                kernels[f"{name}/kernel_scale"] = scale[...]
+        mix = functools.partial(self.mix, inputs=self.gate.activations, inner=self.down.activations)
         if self.sharding is None:
-            return self.mix(x, logits, kernels)
-        return self.sharding.experts(self.mix, x, logits, kernels)
+            return mix(x, logits, kernels)
+        return self.sharding.experts(mix, x, logits, kernels)
 
 
 def mix_experts(
@@ -90,17 +101,21 @@ def mix_experts(
     top_k: int,
     normalised: bool,
     activation: str,
+    inputs: Literal["int8", "fp8"] | None = None,
+    inner: Literal["int8", "fp8"] | None = None,
 ) -> Array:
     """The gated sum of the outputs of every token's top-k experts.
 
     Args:
       x: [B, T, D].
       logits: of the router, float32 [B, T, E].
-      kernels: "gate/kernel" and "up/kernel" [E, D, M], "down/kernel" [E, M, D]; int8 kernels come
-        with their "kernel_scale", [E, M] or [E, D].
+      kernels: "gate/kernel" and "up/kernel" [E, D, M], "down/kernel" [E, M, D]; quantized kernels
+        with a scale for an output channel come with their "kernel_scale", [E, M] or [E, D].
       top_k: how many experts a token passes.
       normalised: whether its gates are divided by their sum.
       activation: a name of `ACTIVATIONS`.
+      inputs: how x is quantized for "gate" and "up"; None for not.
+      inner: how the inputs of "down" are quantized.
 
     Returns:
       As x. With kernels of a part of the inner width M, that part of the sum.
@@ -117,16 +132,18 @@ def mix_experts(
     def product(name: str, rows: Array) -> Array:
         kernel = kernels[f"{name}/kernel"].astype(x.dtype)
         scale = kernels.get(f"{name}/kernel_scale")
-        if scale is None:
+        rows, of_rows = quantized_tokens(rows, inner if name == "down" else inputs)
+        if scale is None and of_rows is None:
             return jax.lax.ragged_dot(rows, kernel, group_sizes)
         # As in `Linear`, the sums are rounded once.
         sums = jax.lax.ragged_dot(rows, kernel, group_sizes, preferred_element_type=jnp.float32)
-        return (sums * scale[flat[order]]).astype(x.dtype)
+        sums = sums if scale is None else sums * scale[flat[order]]
+        return (sums if of_rows is None else sums * of_rows).astype(x.dtype)
 
     repeated = jnp.broadcast_to(x[..., None, :], (*experts.shape, x.shape[-1]))
     rows = _permute(repeated.reshape(-1, x.shape[-1]), order, inverse)
-    inner = ACTIVATIONS[activation](product("gate", rows)) * product("up", rows)
-    outputs = _permute(product("down", inner), inverse, order).reshape(repeated.shape)
+    hidden = ACTIVATIONS[activation](product("gate", rows)) * product("up", rows)
+    outputs = _permute(product("down", hidden), inverse, order).reshape(repeated.shape)
     return jnp.sum(outputs * gates[..., None], axis=-2).astype(x.dtype)
 
 

@@ -5,6 +5,7 @@ those of one layer. Within the scan over the layers these axes are gone.
 """
 
 from collections.abc import Callable
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +15,7 @@ from jax.typing import DTypeLike
 
 from distill_jax.models.initializers import initial
 from distill_jax.models.language.config import DecoderConfig
+from distill_jax.quantization import grids, packing
 
 # GPT-2's and Llama's `initializer_range`.
 INITIAL = initial("normal", 0.02)
@@ -33,9 +35,9 @@ def _along_last(vector: Array, x: Array) -> Array:
 class Linear(nnx.Module):
     """x @ kernel + bias, in the dtype of x; biases start at 0.
 
-    Two attributes are None until another module sets them: `kernel_scale`, float32
-    [*lead, outputs], the scales of an int8 kernel (see `int8`), and `low_rank`, an adapter whose
-    output is added (see `lora`).
+    Three attributes are None until another module sets them: `kernel_scale`, the scales of a
+    quantized kernel, and `activations`, how x is quantized for it (see `quantized`); and
+    `low_rank`, an adapter whose output is added (see `lora`).
 
     Args:
       inputs: width of x.
@@ -61,19 +63,49 @@ class Linear(nnx.Module):
         self.kernel = nnx.Param(init(rngs.params(), (*lead, inputs, outputs), param_dtype))
         self.bias = nnx.Param(jnp.zeros((*lead, outputs), param_dtype)) if bias else None
         self.kernel_scale: nnx.Param[Array] | None = None
+        self.activations: Literal["int8", "fp8"] | None = None
         self.low_rank: Callable[[Array], Array] | None = None
 
     def __call__(self, x: Array) -> Array:
-        kernel = self.kernel[...].astype(x.dtype)
-        if self.kernel_scale is None:
+        scale = None if self.kernel_scale is None else self.kernel_scale[...]
+        kernel, scale = decoded(self.kernel[...], scale, x.dtype)
+        if scale is None and self.activations is None:
             y = x @ kernel
         else:
-            # The integers are exact in bfloat16 too; their sums are rounded once, after the scale.
-            sums = jnp.matmul(x, kernel, preferred_element_type=jnp.float32)
-            y = (sums * _along_last(self.kernel_scale[...], sums)).astype(x.dtype)
+            # Codes are exact in bfloat16 too; their sums are rounded once, after the scales.
+            codes, of_tokens = quantized_tokens(x, self.activations)
+            sums = jnp.matmul(codes, kernel, preferred_element_type=jnp.float32)
+            sums = sums if scale is None else sums * _along_last(scale, sums)
+            y = (sums if of_tokens is None else sums * of_tokens).astype(x.dtype)
         if self.low_rank is not None:
             y = y + self.low_rank(x)
         return y if self.bias is None else y + _along_last(self.bias[...].astype(x.dtype), y)
+
+
+def decoded(kernel: Array, scale: Array | None, dtype: DTypeLike) -> tuple[Array, Array | None]:
+    """A kernel, quantized or not (see `quantized`), for a product with activations of a dtype.
+
+    Returns:
+      (kernel, scale): in `dtype`, and float32 [..., outputs] that the sums of the product are to
+      be multiplied with, or None.
+    """
+    if scale is None:
+        return kernel.astype(dtype), None
+    if kernel.dtype == jnp.uint8:
+        kernel = packing.unpack_nibbles(kernel)
+    if scale.ndim == kernel.ndim:
+        return grids.decode(kernel, scale, dtype), None
+    return kernel.astype(dtype), scale
+
+
+def quantized_tokens(
+    x: Array, activations: Literal["int8", "fp8"] | None
+) -> tuple[Array, Array | None]:
+    """Activations for a product, as codes in their own dtype: (codes, scale of each token)."""
+    if activations is None:
+        return x, None
+    codes, scales = grids.encode_tokens(x, activations)
+    return codes.astype(x.dtype), scales
 
 
 class Norm(nnx.Module):

@@ -125,12 +125,18 @@ def adapt(
 def split_adapters(params: Mapping[str, Array]) -> tuple[Flat, Flat]:
     """Splits the parameters of a decoder into (trained, base).
 
-    Of an adapted decoder the adapters are trained and the rest is the frozen base. Of any other
-    decoder all is trained and the base is empty.
+    Of an adapted decoder the adapters are trained and the rest is the frozen base. Of a quantized
+    one the base is the codes and their scales. Of any other decoder all is trained and the base is
+    empty.
     """
     trained = {name: value for name, value in params.items() if _MARK in name}
     if not trained:
-        return dict(params), {}
+        codes = {name.removesuffix("_scale") for name in params if name.endswith("kernel_scale")}
+        trained = {
+            name: value
+            for name, value in params.items()
+            if name.removesuffix("_scale") not in codes
+        }
     return trained, {name: value for name, value in params.items() if name not in trained}
 
 

@@ -9,7 +9,7 @@ from jax.typing import DTypeLike
 
 from distill_jax.errors import UsageError, unknown
 from distill_jax.models.functional import split
-from distill_jax.models.language import int8, lora
+from distill_jax.models.language import lora, quantized
 from distill_jax.models.language.config import DecoderConfig
 from distill_jax.models.language.construct import ShardingFn, create, from_layers, from_params
 from distill_jax.models.language.decoder import ComputeOptions, Decoder
@@ -148,6 +148,11 @@ def open_student(
             sharding_fn=sharding_fn,
             **compute,
         )
+        if rank and quantized.is_quantized(model):
+            raise UsageError(
+                f"student.lora_rank={rank}: student.path={options['path']!r} is quantized; "
+                "expected a folder that is not"
+            )
         if options["layers"]:
             model = from_layers(model, options["layers"], **compute)
     elif options["layers"]:
@@ -177,7 +182,7 @@ def _of_teacher(
             f"student.layers={layers!r}: there is no teacher to take them from; "
             "expected student.path or teacher.path"
         )
-    if int8.is_quantized(teacher):
+    if quantized.is_quantized(teacher):
         raise UsageError(
             f"student.layers={layers!r}: teacher.quantize='int8' has rounded the teacher's; "
             "expected student.path=TEACHER with it, or teacher.quantize='none'"

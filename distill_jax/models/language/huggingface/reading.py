@@ -6,6 +6,7 @@ processes each reads only what its own devices keep. Nothing in a folder is exec
 safetensors are data alone.
 """
 
+import dataclasses
 import functools
 import os
 import pathlib
@@ -22,12 +23,13 @@ from jax.typing import DTypeLike
 from distill_jax.errors import UsageError
 from distill_jax.models.files import checksums
 from distill_jax.models.functional import split
-from distill_jax.models.language import int8
+from distill_jax.models.language import quantized
 from distill_jax.models.language.config import DecoderConfig
 from distill_jax.models.language.construct import ShardingFn, abstract, from_params
 from distill_jax.models.language.decoder import ComputeOptions, Decoder
-from distill_jax.models.language.huggingface import names, tensor_files, tensor_map
+from distill_jax.models.language.huggingface import compressed, names, tensor_files, tensor_map
 from distill_jax.models.language.huggingface.families import from_huggingface
+from distill_jax.quantization.grids import Grid
 from distill_jax.storage import reporting_unreachable, resolve_path
 
 
@@ -46,8 +48,9 @@ def load(
       path: the folder, with config.json and safetensors, single or sharded with an index.
       param_dtype: to which every tensor is converted, on the device.
       sharding_fn: the sharding of each parameter; by default all are on JAX's default device.
-      quantize: "none", or "int8" for the matrices of the layers, see `int8`; each is quantized on
-        the device as it is read, so that the dense model never exists.
+      quantize: "none", or "int8" for the matrices of the layers, see `quantized`; each is quantized
+        on the device as it is read, so that the dense model never exists. A folder that is
+        quantized already keeps its codes and scales as they are, and takes "none" alone.
       key: the config key that errors name.
       **options: dtype, remat, attention and mesh of `Decoder`.
 
@@ -61,13 +64,25 @@ def load(
     with reporting_unreachable(folder, key):
         folder.exists()
     try:
-        config = _read_config(folder)
+        config, chosen = _read_config(folder, quantize)
         files = tensor_files.locate(folder)
         checksums.verify(folder, tensor_files.names_of(folder, files))
-        params = _read_params(files, config, param_dtype, sharding_fn, quantize)
+        params = _read_params(files, config, _Kept(param_dtype, chosen, quantize), sharding_fn)
     except UsageError as error:
         raise UsageError(f"{key}={str(path)!r}: {error}") from error
-    return from_params(config, params, **options)
+    return from_params(config, params, activations=quantized.activations(chosen), **options)
+
+
+def grids_of(path: str | os.PathLike, *, key: str = "path") -> dict[str, Grid]:
+    """The grid of each kernel that a folder has quantized, by its flat name; {} for none.
+
+    Raises:
+      UsageError: as of `load`, of config.json alone.
+    """
+    try:
+        return _read_config(resolve_path(path, key), "none")[1]
+    except UsageError as error:
+        raise UsageError(f"{key}={str(path)!r}: {error}") from error
 
 
 def load_zeros(
@@ -87,13 +102,13 @@ def load_zeros(
     del sharding_fn
     try:
         folder = resolve_path(path, key)
-        config = _read_config(folder)
+        config, chosen = _read_config(folder, quantize)
         checksums.verify(folder, [tensor_files.CONFIG])
     except UsageError as error:
         raise UsageError(f"{key}={str(path)!r}: {error}") from error
-    stored = _stored_params(shapes(config), param_dtype, quantize)
+    stored = _Kept(param_dtype, chosen, quantize).stored(shapes(config))
     params = {name: jnp.zeros(kind.shape, kind.dtype) for name, kind in stored.items()}
-    return from_params(config, params, **options)
+    return from_params(config, params, activations=quantized.activations(chosen), **options)
 
 
 def shapes(config: DecoderConfig) -> dict[str, tuple[int, ...]]:
@@ -101,31 +116,55 @@ def shapes(config: DecoderConfig) -> dict[str, tuple[int, ...]]:
     return {name: value.shape for name, value in split(abstract(config))[1].items()}
 
 
-def _read_config(folder: pathlib.Path) -> DecoderConfig:
+@dataclasses.dataclass(frozen=True)
+class _Kept:
+    """What is kept of the tensors of a folder.
+
+    Attributes:
+      dtype: of the parameters that are not quantized.
+      chosen: the grid of each kernel that the folder has quantized, by its flat name.
+      quantize: "int8" to quantize the kernels that are not.
+    """
+
+    dtype: DTypeLike
+    chosen: Mapping[str, Grid]
+    quantize: str
+
+    def stored(self, own: Mapping[str, tuple[int, ...]]) -> dict[str, jax.ShapeDtypeStruct]:
+        """Shape and dtype of what is kept of parameters of these shapes, scales included."""
+        grids = dict(self.chosen)
+        if self.quantize == "int8":
+            grids = dict.fromkeys(quantized.kernels(own), quantized.WHILE_READING)
+        found: dict[str, jax.ShapeDtypeStruct] = {}
+        for name, shape in own.items():
+            kinds = {name: (shape, self.dtype)}
+            if name in grids:
+                kinds = quantized.stored(name, shape, grids[name])
+            found |= {key: jax.ShapeDtypeStruct(*kind) for key, kind in kinds.items()}
+        return found
+
+
+def _read_config(folder: pathlib.Path, quantize: str) -> tuple[DecoderConfig, dict[str, Grid]]:
+    """The decoder's config, and the grid of each kernel that the folder has quantized."""
     if not folder.is_dir():
         raise UsageError("no such folder; expected one with config.json and safetensors")
-    return from_huggingface(tensor_files.read_json(folder / tensor_files.CONFIG))
-
-
-def _stored_params(
-    own: Mapping[str, tuple[int, ...]], dtype: DTypeLike, quantize: str
-) -> dict[str, jax.ShapeDtypeStruct]:
-    """Shape and dtype of what is kept of parameters of these shapes: int8 kernels have scales."""
-    scales = int8.scale_shapes(own) if quantize == "int8" else {}
-    dtypes: dict[str, DTypeLike] = dict.fromkeys(own, dtype) | dict.fromkeys(scales, jnp.float32)
-    dtypes |= {name: jnp.int8 for name in own if int8.scale_name(name) in scales}
-    return {
-        name: jax.ShapeDtypeStruct(shape, jnp.dtype(dtypes[name]))
-        for name, shape in {**own, **scales}.items()
-    }
+    content = tensor_files.read_json(folder / tensor_files.CONFIG)
+    config = from_huggingface(
+        {k: v for k, v in content.items() if k not in (compressed.KEY, compressed.GRIDS_KEY)}
+    )
+    chosen = compressed.read_config(content, config, tensor_map.tensors(config, shapes(config)))
+    if chosen and quantize != "none":
+        raise UsageError(
+            f"is quantized already; expected it with quantize='none', not {quantize!r}"
+        )
+    return config, chosen
 
 
 def _read_params(
     located: Mapping[str, pathlib.Path],
     config: DecoderConfig,
-    dtype: DTypeLike,
+    kept: _Kept,
     sharding_fn: ShardingFn | None,
-    quantize: str,
 ) -> dict[str, Array]:
     multimodal = any(map(tensor_map.is_of_text, located))
     files = {
@@ -141,32 +180,78 @@ def _read_params(
         # Transformers reads the embedding and ignores this copy; here it has to be the same.
         _check_same_head(files, config)
         del files[names.HEAD]
+    quantized_parts = _split_quantized(wanted, kept.chosen)
     stored_shapes: dict[str, tuple[int, ...]] = {}
     for name, shape in tensor_files.shapes(files).items():
         canonical = tensor_map.canonical(name, config)
         if canonical in stored_shapes:
             raise UsageError(f"{canonical} is in the files twice, also as {name}; expected it once")
         stored_shapes[canonical] = shape
-    _check_tensors(wanted, stored_shapes)
-    buffers = _Buffers(_stored_params(param_shapes, dtype, quantize), sharding_fn)
+    expected = {name: tensor.shape for name, tensor in wanted.items()}
+    for tensor, grid in quantized_parts.values():
+        expected.pop(tensor.name, None)
+        expected |= {n: shape for n, (shape, _) in compressed.files_of(tensor, grid).items()}
+    _check_tensors(expected, stored_shapes)
+    buffers = _Buffers(kept.stored(param_shapes), sharding_fn)
     for name, value in tensor_files.stream(files):
-        tensor = wanted[tensor_map.canonical(name, config)]
-        parts = value.split(tensor.splits, 0 if tensor.transposed else len(value.shape) - 1)
-        for parameter, part in zip(tensor.parameters, parts, strict=True):
-            buffers.write(parameter, part, tensor)
+        canonical = tensor_map.canonical(name, config)
+        if canonical in quantized_parts:
+            written = _write_quantized(buffers, canonical, value, *quantized_parts[canonical])
+        else:
+            tensor_files.check_floats(value, name)
+            tensor = wanted[canonical]
+            parts = value.split(tensor.splits, 0 if tensor.transposed else len(value.shape) - 1)
+            for parameter, part in zip(tensor.parameters, parts, strict=True):
+                buffers.write(parameter, part, tensor)
+            written = tensor.parameters
         # Otherwise reading runs ahead of the copies, and tensors pile up on the host.
-        jax.block_until_ready([buffers.arrays[parameter] for parameter in tensor.parameters])
+        jax.block_until_ready([buffers.arrays[parameter] for parameter in written])
     return buffers.arrays
 
 
+def _split_quantized(
+    wanted: Mapping[str, tensor_map.Tensor], chosen: Mapping[str, Grid]
+) -> dict[str, tuple[tensor_map.Tensor, Grid]]:
+    """The tensor of a dense checkpoint, and its grid, by each name that it has in the files."""
+    found: dict[str, tuple[tensor_map.Tensor, Grid]] = {}
+    for tensor in wanted.values():
+        grid = compressed.grid_of(tensor, chosen)
+        if grid is not None:
+            found |= dict.fromkeys(compressed.files_of(tensor, grid), (tensor, grid))
+    return found
+
+
+def _write_quantized(
+    buffers: "_Buffers",
+    name: str,
+    value: tensor_files.Stored,
+    tensor: tensor_map.Tensor,
+    grid: Grid,
+) -> tuple[str, ...]:
+    """Writes codes or scales, whose rows are outputs, into the parameters that hold them."""
+    if name.endswith(compressed.SHAPE):
+        stated = value[(slice(None),)].tolist()
+        if stated != list(tensor.shape):
+            raise UsageError(f"{name} is {stated}, not {list(tensor.shape)}")
+        return ()
+    written = []
+    for parameter, part in zip(tensor.parameters, value.split(tensor.splits, 0), strict=True):
+        content = part[(slice(None),) * 2]
+        is_scale, held = compressed.from_file(name, content, grid, tensor.shape[1])
+        target = quantized.scale_name(parameter) if is_scale else parameter
+        buffers.write_held(target, held, tensor)
+        written.append(target)
+    return tuple(written)
+
+
 def _check_tensors(
-    wanted: Mapping[str, tensor_map.Tensor], stored: Mapping[str, tuple[int, ...]]
+    wanted: Mapping[str, tuple[int, ...]], stored: Mapping[str, tuple[int, ...]]
 ) -> None:
     faults = [f"{name} is missing" for name in sorted(wanted.keys() - stored.keys())]
     faults += [f"{name} is unexpected" for name in sorted(stored.keys() - wanted.keys())]
     for name in sorted(wanted.keys() & stored.keys()):
-        if wanted[name].shape != stored[name]:
-            faults.append(f"{name} is {list(stored[name])}, not {list(wanted[name].shape)}")
+        if wanted[name] != stored[name]:
+            faults.append(f"{name} is {list(stored[name])}, not {list(wanted[name])}")
     if faults:
         more = f"; and {len(faults) - 3} more" if len(faults) > 3 else ""
         raise UsageError(f"the tensors are not those of config.json: {'; '.join(faults[:3])}{more}")
@@ -205,9 +290,10 @@ class _Buffers:
     def write(self, parameter: str, part: tensor_files.Stored, tensor: tensor_map.Tensor) -> None:
         """Writes a tensor, or its part that belongs to one parameter, into that parameter.
 
-        A quantized kernel is two arrays, integers and scales. Their old buffers are donated.
+        A kernel that is quantized as it is read is two arrays, integers and scales. Their old
+        buffers are donated.
         """
-        both = (parameter, int8.scale_name(parameter))
+        both = (parameter, quantized.scale_name(parameter))
         held = tuple(name for name in both if name in self.arrays)
         shardings = tuple(self._shardings[name] for name in held)
         target = _file_sharding(shardings[0], self.arrays[parameter].ndim, tensor)
@@ -215,6 +301,13 @@ class _Buffers:
         arrays = tuple(self.arrays[name] for name in held)
         updated = _update(shardings)(arrays, moved, tensor.index, tensor.transposed)
         self.arrays |= zip(held, updated, strict=True)
+
+    def write_held(self, parameter: str, part: np.ndarray, tensor: tensor_map.Tensor) -> None:
+        """Writes codes or scales, as the model holds them, into their array."""
+        plain = dataclasses.replace(tensor, transposed=False)
+        sharding, array = self._shardings[parameter], self.arrays[parameter]
+        moved = _to_device(part, _file_sharding(sharding, array.ndim, plain))
+        (self.arrays[parameter],) = _update((sharding,))((array,), moved, tensor.index, False)
 
 
 @functools.cache
@@ -235,7 +328,7 @@ def _file_sharding(
     return NamedSharding(sharding.mesh, PartitionSpec(*(spec[::-1] if tensor.transposed else spec)))
 
 
-def _to_device(part: tensor_files.Stored, sharding: NamedSharding | None) -> Array:
+def _to_device(part: tensor_files.Stored | np.ndarray, sharding: NamedSharding | None) -> Array:
     """A tensor on the devices; each process reads the shards of its own devices, each once."""
     if sharding is None:
         return jnp.asarray(part[(slice(None),) * len(part.shape)])
@@ -259,8 +352,9 @@ def _update(shardings: tuple[Sharding | None, ...]) -> Callable[..., tuple[Array
         arrays: tuple[Array, ...], tensor: Array, index: tuple[int, ...], transposed: bool
     ) -> tuple[Array, ...]:
         matrix = tensor.T if transposed else tensor
-        quantized = len(arrays) == 2
-        new = int8.quantize(matrix) if quantized else (matrix.astype(arrays[0].dtype),)
+        new: tuple[Array, ...] = (matrix.astype(arrays[0].dtype),)
+        if len(arrays) == 2:
+            new = quantized.encode_kernel(matrix, quantized.WHILE_READING)
 
         def put(array: Array, value: Array) -> Array:
             value = jnp.expand_dims(value, tuple(range(len(index))))

@@ -21,6 +21,8 @@ CONFIG = "config.json"
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt")
+_FLOATS = ("F64", "F32", "F16", "BF16")
+_CODES = ("I8", "I32", "I64", "F8_E4M3")  # of quantized matrices, and what describes them
 _ROWS = 4096  # of two matrices, which `equal` compares at a time
 
 
@@ -183,7 +185,7 @@ def stream(files: Mapping[str, pathlib.Path]) -> Iterator[tuple[str, Stored]]:
     """Every tensor with its name, one at a time; the caller reads it before it takes the next.
 
     Raises:
-      UsageError: a dtype other than float64, float32, float16 and bfloat16.
+      UsageError: a dtype that neither parameters nor codes have.
     """
     for path in sorted(set(files.values())):
         with _opened(path) as file:
@@ -193,12 +195,21 @@ def stream(files: Mapping[str, pathlib.Path]) -> Iterator[tuple[str, Stored]]:
 
 def _stored(found: TensorSlice, name: str, path: pathlib.Path) -> Stored:
     kind = found.get_dtype()
-    if kind not in ("F64", "F32", "F16", "BF16"):
-        raise UsageError(
-            f"{path.name}: {name} is {kind}; expected F32, F16 or BF16 "
-            "(quantized files are not read)"
-        )
+    if kind not in (*_FLOATS, *_CODES):
+        raise UsageError(f"{path.name}: {name} is {kind}; expected F32, F16 or BF16")
+    if kind == "F8_E4M3":  # which safetensors does not give numpy
+        found = safetensors_ranges.File(path).get_slice(name)
     return Stored(tuple(found.get_shape()), found)
+
+
+def check_floats(value: Stored, name: str) -> None:
+    """UsageError where a tensor that config.json does not call quantized has another dtype."""
+    kind = value.file.get_dtype()
+    if kind not in _FLOATS:
+        raise UsageError(
+            f"{name} is {kind}; expected F32, F16 or BF16, or a quantization_config of "
+            "compressed-tensors in config.json"
+        )
 
 
 def equal(files: Mapping[str, pathlib.Path], first: str, second: str) -> bool:

@@ -5,6 +5,7 @@ first host, which writes it.
 """
 
 import contextlib
+import dataclasses
 import hashlib
 import json
 import os
@@ -13,7 +14,6 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
@@ -22,12 +22,14 @@ from jax.typing import DTypeLike
 from distill_jax import parallel
 from distill_jax.models.files import checksums, safetensors_writer
 from distill_jax.models.functional import split
+from distill_jax.models.language import quantized
 from distill_jax.models.language.config import DecoderConfig
 from distill_jax.models.language.decoder import Decoder
-from distill_jax.models.language.huggingface import tensor_files, tensor_map
+from distill_jax.models.language.huggingface import compressed, tensor_files, tensor_map
 from distill_jax.models.language.huggingface.families import to_huggingface
 from distill_jax.models.language.lora import MergedParam
 from distill_jax.processes import coordination
+from distill_jax.quantization.grids import Grid
 from distill_jax.storage import replacing_folder
 
 #: Files of a tokenizer, which a checkpoint's folder may hold too.
@@ -77,6 +79,7 @@ def save_params(
     params: Mapping[str, Array | MergedParam],
     *,
     dtype: DTypeLike | None = None,
+    chosen: Mapping[str, Grid] | None = None,
     shard_bytes: int = 5 * 10**9,
     extra_config: Mapping[str, Any] | None = None,
     extra_files: Mapping[str, bytes] | None = None,
@@ -93,6 +96,8 @@ def save_params(
       config: of the decoder; its `family` chooses the format.
       params: by their flat names; of an adapted decoder from `lora.merge_adapters`.
       dtype: of the file; by default that of the embedding.
+      chosen: the grid of each kernel whose codes and scales `params` has (see `quantized`), which
+        are written as they are, in the form of compressed-tensors.
       shard_bytes: a larger checkpoint is split into several files with an index.
       extra_config: more keys for config.json, such as bos_token_id and eos_token_id.
       extra_files: contents of more files, by names in TOKENIZER.
@@ -103,7 +108,12 @@ def save_params(
       UsageError: the folder holds other things, or the family cannot express the model.
     """
     file_dtype = jnp.dtype(dtype or params["embedding"].dtype)
+    chosen = chosen or {}
     content = to_huggingface(config, dtype=file_dtype.name, extra_config=extra_config)
+    entries = _entries(config, params, chosen, file_dtype)
+    if chosen:
+        tensors = tensor_map.tensors(config, shapes_of(params, chosen))
+        content |= compressed.write_config(config, tensors, chosen)
     written = replacing_folder(path, lambda name: bool(_OURS.fullmatch(name)), "a checkpoint", key)
     with written if coordination.is_first() else contextlib.nullcontext() as saving:
         if saving:
@@ -111,17 +121,83 @@ def save_params(
             (saving / tensor_files.CONFIG).write_text(text, encoding="utf-8")
             for name, data in (extra_files or {}).items():
                 (saving / name).write_bytes(data)
-        sums = _write_tensors(saving, config, params, file_dtype, shard_bytes)
+        sums = _write_tensors(saving, entries, params, shard_bytes)
         if saving:
             sums[tensor_files.CONFIG] = hashlib.sha256(text.encode()).hexdigest()
             (saving / checksums.NAME).write_text(checksums.render(sums, identity))
 
 
-def _write_tensors(
-    folder: pathlib.Path | None,
+@dataclasses.dataclass(frozen=True)
+class _Entry:
+    """A tensor of the files.
+
+    Attributes:
+      name: of it.
+      shape: of it.
+      dtype: of it.
+      tensor: the tensor of a dense checkpoint that it is, or of whose codes it is a part.
+      grid: of a quantized one.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    tensor: tensor_map.Tensor
+    grid: Grid | None
+
+    @property
+    def nbytes(self) -> int:
+        return int(np.prod(self.shape)) * self.dtype.itemsize
+
+    def fetch(self, params: Mapping[str, Array | MergedParam]) -> np.ndarray | None:
+        """Its content on the first host; None on every other host."""
+        if self.grid is None:
+            return _fetch_tensor(self.tensor, params, self.dtype)
+        found = []
+        for name in self.tensor.parameters:
+            codes, scales = (
+                parallel.fetch_to_first(params[each], self.tensor.index)
+                for each in (name, quantized.scale_name(name))
+            )
+            if codes is not None and scales is not None:
+                found.append((codes, scales))
+        if not found:
+            return None
+        codes, scales = (np.concatenate(parts, axis=-1) for parts in zip(*found, strict=True))
+        return compressed.to_file(self.name, codes, scales, self.grid)
+
+
+def shapes_of(params: Mapping[str, Any], chosen: Mapping[str, Grid]) -> dict[str, tuple[int, ...]]:
+    """The shapes that the parameters have in a dense decoder."""
+    shapes = {name: tuple(value.shape) for name, value in params.items()}
+    for name, grid in chosen.items():
+        del shapes[quantized.scale_name(name)]
+        if grid.bits == 4:
+            *lead, half, outputs = shapes[name]
+            shapes[name] = (*lead, 2 * half, outputs)
+    return shapes
+
+
+def _entries(
     config: DecoderConfig,
     params: Mapping[str, Array | MergedParam],
+    chosen: Mapping[str, Grid],
     dtype: np.dtype,
+) -> list[_Entry]:
+    entries = []
+    for tensor in tensor_map.tensors(config, shapes_of(params, chosen)):
+        grid = compressed.grid_of(tensor, chosen)
+        kinds = {tensor.name: (tensor.shape, dtype)}
+        if grid is not None:
+            kinds = compressed.files_of(tensor, grid)
+        entries += [_Entry(name, *kind, tensor, grid) for name, kind in kinds.items()]
+    return entries
+
+
+def _write_tensors(
+    folder: pathlib.Path | None,
+    entries: Sequence[_Entry],
+    params: Mapping[str, Array | MergedParam],
     shard_bytes: int,
 ) -> dict[str, str]:
     """Writes the tensors and, of several files, an index; only the first host has a `folder`.
@@ -129,33 +205,26 @@ def _write_tensors(
     Returns:
       The SHA-256 of each file that was written.
     """
-    shapes = {name: value.shape for name, value in params.items()}
-    tensors = tensor_map.tensors(config, shapes)
-    shards = list(_shards(tensors, dtype.itemsize, shard_bytes))
+    shards = list(_shards(entries, shard_bytes))
     index: dict[str, str] = {}
     sums: dict[str, str] = {}
     for number, shard in enumerate(shards, 1):
         numbered = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
         file = tensor_files.SINGLE if len(shards) == 1 else numbered
-        by_name = {tensor.name: tensor for tensor in shard}
+        by_name = {entry.name: entry for entry in shard}
 
-        def read(
-            name: str, by_name: Mapping[str, tensor_map.Tensor] = by_name
-        ) -> np.ndarray | None:
-            return _fetch_tensor(by_name[name], params, dtype)
+        def read(name: str, by_name: Mapping[str, _Entry] = by_name) -> np.ndarray | None:
+            return by_name[name].fetch(params)
 
-        kinds = {
-            name: jax.ShapeDtypeStruct(tensor.shape, dtype) for name, tensor in by_name.items()
-        }
         # Transformers refuses a file without the framework that its tensors are for.
         digest = hashlib.sha256()
         safetensors_writer.write(
-            folder and folder / file, kinds, read, metadata={"format": "pt"}, digest=digest
+            folder and folder / file, by_name, read, metadata={"format": "pt"}, digest=digest
         )
         sums[file] = digest.hexdigest()
         index |= dict.fromkeys(by_name, file)
     if folder and len(shards) > 1:
-        total = sum(int(np.prod(tensor.shape)) for tensor in tensors) * dtype.itemsize
+        total = sum(entry.nbytes for entry in entries)
         content = {"metadata": {"total_size": total}, "weight_map": index}
         text = json.dumps(content, indent=2) + "\n"
         (folder / tensor_files.INDEX).write_text(text, encoding="utf-8")
@@ -163,19 +232,16 @@ def _write_tensors(
     return sums
 
 
-def _shards(
-    tensors: Sequence[tensor_map.Tensor], itemsize: int, limit: int
-) -> Iterator[list[tensor_map.Tensor]]:
+def _shards(entries: Sequence[_Entry], limit: int) -> Iterator[list[_Entry]]:
     """Consecutive tensors of together at most `limit` bytes, or a single larger one."""
-    shard: list[tensor_map.Tensor] = []
+    shard: list[_Entry] = []
     size = 0
-    for tensor in tensors:
-        nbytes = int(np.prod(tensor.shape)) * itemsize
-        if shard and size + nbytes > limit:
+    for entry in entries:
+        if shard and size + entry.nbytes > limit:
             yield shard
             shard, size = [], 0
-        shard.append(tensor)
-        size += nbytes
+        shard.append(entry)
+        size += entry.nbytes
     yield shard
 
 
