@@ -97,10 +97,22 @@ def encode(params: Mapping[str, Any], chosen: Mapping[str, Grid]) -> dict[str, A
       params: flat dictionary, as from `models.split`.
       chosen: the grid of each kernel that is quantized, by its flat name.
     """
+    return with_codes(
+        params, {name: grid.encode(params[name]) for name, grid in chosen.items()}, chosen
+    )
+
+
+def with_codes(
+    params: Mapping[str, Any],
+    encoded: Mapping[str, tuple[Any, Any]],
+    chosen: Mapping[str, Grid],
+) -> dict[str, Any]:
+    """As `encode`, of (codes, scales) that `Grid.encode`, a training or a calibration found."""
     found: dict[str, Any] = {}
     for name, value in params.items():
         if name in chosen:
-            found[name], found[scale_name(name)] = encode_kernel(value, chosen[name])
+            codes, scales = encoded[name]
+            found[name], found[scale_name(name)] = held(codes, scales, chosen[name])
         else:
             found[name] = value
     return found

@@ -15,7 +15,7 @@ from distill_jax import methods, models
 from distill_jax.errors import UsageError
 from distill_jax.generation import Sampler
 from distill_jax.models import language
-from distill_jax.models.language import int8, lora
+from distill_jax.models.language import lora, quantized
 from distill_jax.quantization.aware import Quantizer
 from distill_jax.tasks import setup
 from distill_jax.tasks.language.comparison import Comparison, Divergence, Network
@@ -110,7 +110,7 @@ def adapters_key(config: ConfigDict) -> jax.Array:
 
 def student_quantizer(config: ConfigDict, params: models.Flat) -> Quantizer | None:
     """The grids of a student with these parameters; None where it is not quantized."""
-    kernels = {name: value.shape for name, value in params.items() if int8.is_kernel(name)}
+    kernels = {name: value.shape for name, value in params.items() if quantized.is_kernel(name)}
     return make_quantizer(config, kernels, kernels)
 
 

@@ -8,8 +8,8 @@ import pytest
 from distill_jax import models
 from distill_jax.models import language
 from distill_jax.models.language import calibration
-from distill_jax.models.language.int8 import is_kernel
 from distill_jax.models.language.layerwise import Layers
+from distill_jax.models.language.quantized import is_kernel
 from distill_jax.quantization.grids import GRIDS
 
 INT4 = GRIDS["int4-g32"]
