@@ -59,6 +59,7 @@ def train(session: Session, stop_requested: Callable[[], bool]) -> dict[str, Any
     watchdog.mark(parts.total_steps, "saving the last checkpoint", long=True)
     session.checkpoints.wait()
     final = _save_and_evaluate(session, now, parts.total_steps, "final")
+    _write_record(session, now)
     return _result(session, final, _select(session, now, final))
 
 
@@ -111,6 +112,16 @@ def _save_and_evaluate(
     evaluated = parts.evaluated(now)
     metrics = {name: evaluator(*evaluated) for name, evaluator in parts.evaluators.items()}
     return {"step": step_of, "parameters_sha256": fingerprint, "validation": None, **metrics}
+
+
+def _write_record(session: Session, now: state.TrainState) -> None:
+    """Writes what the page shows of the last student's predictions, where the task has it."""
+    parts = session.parts
+    if parts.record is None:
+        return
+    watchdog.mark(parts.total_steps, "recording predictions", long=True)
+    found = parts.record(*now.evaluated)
+    coordination.broadcast_from_first(lambda: session.paths.write_record(found))
 
 
 def _result(

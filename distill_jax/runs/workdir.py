@@ -3,13 +3,15 @@
 import contextlib
 import dataclasses
 import datetime
+import io
 import json
 import os
 import pathlib
 import time
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Mapping
+from typing import Any, cast
 
+import numpy as np
 from ml_collections import ConfigDict
 
 from distill_jax import config as configs
@@ -20,6 +22,7 @@ from distill_jax.storage import (
     LOCK,
     gcs,
     is_remote,
+    make_folder,
     remove_torn,
     reporting_unreachable,
     sealed,
@@ -107,6 +110,11 @@ class Workdir:
         """Why the last start failed; absent after one that was stopped, and in a finished run."""
         return self.root / "failure.json"
 
+    @property
+    def record(self) -> pathlib.Path:
+        """What the page shows of the final student's predictions on the test split."""
+        return self.root / "evaluation" / "test.npz"
+
     def saved_model(self, which: str) -> pathlib.Path:
         """The model folder of the "final" or the "selected" model."""
         return self.model if which == "final" else self.selected
@@ -142,9 +150,18 @@ class Workdir:
 
     def write_result(self, values: dict[str, Any]) -> None:
         """Writes result.json with a seal on itself and on the metrics of the run."""
-        logs = [path for path in (self.metrics, self.performance) if path.exists()]
-        files = {path.name: path.read_bytes() for path in logs}
+        found = (self.metrics, self.performance, self.record)
+        files = {
+            str(path.relative_to(self.root)): path.read_bytes() for path in found if path.exists()
+        }
         write_json(self.result, sealed.seal(values, run=self.run_id() or "", files=files))
+
+    def write_record(self, arrays: Mapping[str, np.ndarray]) -> None:
+        """Writes evaluation/test.npz, whole or not at all; the same arrays give the same bytes."""
+        buffer = io.BytesIO()
+        np.savez_compressed(buffer, **cast(dict[str, Any], arrays))
+        make_folder(self.record.parent)
+        write_atomically(self.record, buffer.getvalue())
 
     def read_result(self) -> dict[str, Any]:
         """The content of result.json, without its seal.
@@ -239,6 +256,7 @@ class Workdir:
         whole = (self.config, self.manifest, self.metrics, self.performance, self.result)
         others = (self.report, self.failure)
         remove_torn(self.root, [path.name for path in (*whole, *others)])
+        remove_torn(self.record.parent, [self.record.name])
 
     @contextlib.contextmanager
     def recording_failure(self) -> Iterator[None]:

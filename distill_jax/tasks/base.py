@@ -18,6 +18,9 @@ from distill_jax.training.state import Frozen, TrainState
 #: (parameters, batch statistics) -> the figures of a split.
 Evaluate = Callable[[Flat, Flat], dict[str, Any]]
 
+#: (parameters, batch statistics) -> arrays by name that the page of a run shows, bounded in size.
+MakeRecord = Callable[[Flat, Flat], dict[str, np.ndarray]]
+
 
 class Feed(Protocol):
     """The batches of a run, of which each process gets its own rows."""
@@ -61,6 +64,7 @@ class Parts:
       steps_per_epoch: examples over batch size.
       description: {"teachers": ..., "data": ...} for the manifest.
       notes: lines for the user about what may be wrong with the inputs, or could not be told.
+      record: makes what the page of the run shows of the test split; None where there is none.
     """
 
     config: ConfigDict
@@ -76,6 +80,7 @@ class Parts:
     steps_per_epoch: float
     description: dict[str, Any]
     notes: tuple[str, ...] = ()
+    record: MakeRecord | None = None
 
     @property
     def layout(self) -> TrainState:

@@ -4,7 +4,7 @@ Every example counts exactly once: the last batch is padded and masked. The teac
 split never change, so they are computed once and kept.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import jax
@@ -44,6 +44,9 @@ class ImageEvaluator:
       batches: the split's host batches in order, the last one padded, with "mask".
       resident: the split on the devices, or {}.
       teacher_logits: gives the teacher's logits for a batch; None without a teacher.
+
+    Attributes:
+      outputs_of: (parameters, statistics, images in [0, 1]) -> the student's outputs.
     """
 
     def __init__(
@@ -61,17 +64,24 @@ class ImageEvaluator:
         self._teacher_logits = teacher_logits
         self._kept: list[jax.Array] = []  # the teacher's logits on each batch
 
-        def logits_of(params, stats, resident, batch):
-            images, _ = data.identity(*examples_of(batch, resident), spec.num_classes)
+        def outputs_of(params, stats, images):
             inputs = models.normalise(images, spec.mean, spec.std)
             params = parallel.gather_tree(params, mesh)
-            return models.apply(graphdef, params, stats, inputs, train=False)[0].logits
+            return models.apply(graphdef, params, stats, inputs, train=False)[0]
+
+        def images_of(resident, batch):
+            return data.identity(*examples_of(batch, resident), spec.num_classes)[0]
+
+        def logits_of(params, stats, resident, batch):
+            return outputs_of(params, stats, images_of(resident, batch)).logits
 
         def sums(params, stats, teacher, resident, batch):
             logits = logits_of(params, stats, resident, batch)
             labels = examples_of(batch, resident)[1]
             return classification.batch_sums(logits, labels, batch["mask"], teacher)
 
+        self.outputs_of = outputs_of
+        self._images_of = jax.jit(images_of)
         self._logits_of = jax.jit(logits_of)
         self._sums = jax.jit(sums, out_shardings=parallel.replicated(mesh))
 
@@ -94,11 +104,22 @@ class ImageEvaluator:
 
     def logits(self, params: models.Flat, stats: models.Flat) -> tuple[np.ndarray, np.ndarray]:
         """The student's logits [N, K] and the labels [N], in the order of the split."""
-        logits, labels = [], []
-        for batch in batches_on(self._mesh, self._batches):
-            out = self._logits_of(params, stats, self._resident, batch)
-            found = out, examples_of(batch, self._resident)[1], batch["mask"]
-            of_batch, of_labels, mask = parallel.fetch(found)
-            logits.append(of_batch[mask])
-            labels.append(of_labels[mask])
+        labels, logits, _ = zip(*self.each(params, stats), strict=True)
         return np.concatenate(logits), np.concatenate(labels)
+
+    def each(
+        self, params: models.Flat, stats: models.Flat
+    ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray | None]]:
+        """Labels [B], the student's logits [B, K] and the teacher's, in the order of the split."""
+        for index, batch in enumerate(batches_on(self._mesh, self._batches)):
+            teacher = self._teacher_on(index, batch)
+            student = self._logits_of(params, stats, self._resident, batch)
+            found = examples_of(batch, self._resident)[1], student, teacher, batch["mask"]
+            of_labels, of_student, of_teacher, mask = parallel.fetch(found)
+            kept = None if of_teacher is None else of_teacher[mask]
+            yield of_labels[mask], of_student[mask], kept
+
+    def images(self) -> Iterator[tuple[jax.Array, jax.Array]]:
+        """Images [B, H, W, C] in [0, 1] and their mask [B], on the devices, batch by batch."""
+        for batch in batches_on(self._mesh, self._batches):
+            yield self._images_of(self._resident, batch), batch["mask"]

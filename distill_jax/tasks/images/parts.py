@@ -5,7 +5,9 @@ teacher or the devices is checked here.
 """
 
 import dataclasses
+import functools
 import os
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -15,13 +17,14 @@ from ml_collections import ConfigDict
 
 from distill_jax import config as configs
 from distill_jax import data, methods, models, parallel, storage
-from distill_jax.tasks.base import Evaluate, Feed, Parts
+from distill_jax.tasks.base import Feed, MakeRecord, Parts
 from distill_jax.tasks.images import build
 from distill_jax.tasks.images.data import ImageData, is_resident, notes_on, open_data, pixels_of
 from distill_jax.tasks.images.evaluation import ImageEvaluator
 from distill_jax.tasks.images.feed import StoredAnswersFeed, training_feed
 from distill_jax.tasks.images.provenance import notes_on_validation, training_examples
 from distill_jax.tasks.images.recipe import ImageRecipe
+from distill_jax.tasks.images.record import record_of
 from distill_jax.tasks.images.teachers import OpenTeachers, open_teachers
 from distill_jax.tasks.setup import initial_state, make_mesh
 from distill_jax.teachers import StoredTeacher
@@ -75,6 +78,7 @@ def prepare(config: ConfigDict) -> Parts:
     resident = _resident(config, mesh, opened.train)
     initial = initial_state(config, mesh, recipes[0], arrays)
     feed = training_feed(config, mesh, opened, resident=bool(resident))
+    evaluators = _evaluators(config, mesh, opened, recipes[0], teachers, resident)
     fingerprint = data.fingerprint(opened.train)
     seen = notes_on_validation(config, opened, fingerprint, teachers.trained_on)
     return Parts(
@@ -86,7 +90,8 @@ def prepare(config: ConfigDict) -> Parts:
         resident=resident,
         order=feed.order,
         feed=_with_answers(config, feed, teachers),
-        evaluators=_evaluators(config, mesh, opened, recipes[0], teachers, resident),
+        evaluators=evaluators,
+        record=_record(evaluators, opened, teachers),
         files=ImageModelFiles(
             recipes[0].spec,
             jax.tree.map(lambda a: a.sharding, initial),
@@ -120,7 +125,7 @@ def _evaluators(
     recipe: ImageRecipe,
     teachers: OpenTeachers,
     resident: dict[str, jax.Array],
-) -> dict[str, Evaluate]:
+) -> dict[str, ImageEvaluator]:
     process, processes = parallel.process_share(mesh)
 
     def evaluator(
@@ -137,7 +142,7 @@ def _evaluators(
         logits = teachers.logits(split) if teachers.logits else None
         return ImageEvaluator(recipe.spec, recipe.graphdef, mesh, batches, on_devices, logits)
 
-    found: dict[str, Evaluate] = {}
+    found: dict[str, ImageEvaluator] = {}
     if len(opened.validation_ids):
         found["validation"] = evaluator("validation", opened.train, opened.validation_ids, resident)
     if len(opened.test):
@@ -145,6 +150,17 @@ def _evaluators(
         on_devices = _resident(config, mesh, opened.test)
         found["test"] = evaluator("test", opened.test, ids, on_devices)
     return found
+
+
+def _record(
+    evaluators: Mapping[str, ImageEvaluator], opened: ImageData, teachers: OpenTeachers
+) -> MakeRecord | None:
+    """What makes the record of the test split; None without one."""
+    if "test" not in evaluators:
+        return None
+    return functools.partial(
+        record_of, evaluators["test"], opened.test, teachers.teacher, teachers.variables
+    )
 
 
 def _description(

@@ -1,6 +1,7 @@
 """Opens, checks and places on the mesh all that a run on text is made of; writes no file."""
 
 import dataclasses
+import functools
 import json
 import os
 from collections.abc import Iterator, Mapping
@@ -21,13 +22,14 @@ from distill_jax.optim import schedules
 from distill_jax.processes import coordination
 from distill_jax.quantization.aware import Quantizer
 from distill_jax.tasks import notes, quantized
-from distill_jax.tasks.base import Evaluate, Parts
+from distill_jax.tasks.base import Evaluate, MakeRecord, Parts
 from distill_jax.tasks.language import build, networks
 from distill_jax.tasks.language.comparison import Comparison
 from distill_jax.tasks.language.data import check_vocabulary, load_splits, notes_on, open_tokenizer
 from distill_jax.tasks.language.evaluation import TextEvaluator
 from distill_jax.tasks.language.open_prompts import describe, open_prompts
 from distill_jax.tasks.language.prompts import PromptEvaluator, with_answers
+from distill_jax.tasks.language.record import record_of
 from distill_jax.tasks.setup import frozen_shardings, initial_state, make_mesh
 from distill_jax.training.state import Frozen, InitialArrays
 
@@ -207,7 +209,22 @@ def prepare(config: ConfigDict) -> Parts:
             *_notes_on_validation(config, opened.splits),
             *(found.prompts.note for found in prompts.values() if found.prompts.note),
         ),
+        record=_record(config, mesh, opened, compared, frozen),
     )
+
+
+def _record(
+    config: ConfigDict, mesh: Mesh, opened: _Opened, comparison: Comparison, frozen: Frozen
+) -> MakeRecord | None:
+    """What makes the record of the test split; None without one."""
+    if "test" not in opened.splits:
+        return None
+    process, processes = parallel.process_share(mesh)
+    size = config.evaluation.batch_size
+    batches = text.evaluation_feed(
+        opened.splits["test"], size, process=process, processes=processes
+    )
+    return functools.partial(record_of, comparison, frozen, mesh, batches, opened.tokenizer)
 
 
 def _notes_on_validation(config: ConfigDict, splits: dict[str, text.Rows]) -> tuple[str, ...]:

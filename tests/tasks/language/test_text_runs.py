@@ -185,6 +185,33 @@ def test_a_run_learns_and_its_figures_are_those_of_its_saved_model(undisturbed, 
     assert "tokens" in (undisturbed / "report.html").read_text()
 
 
+def test_the_record_has_what_both_expected_at_each_token(undisturbed):
+    test = json.loads((undisturbed / "result.json").read_text())["final"]["test"]
+    record = np.load(undisturbed / "evaluation" / "test.npz")
+    for name in ("by_position", "by_length"):
+        count, student, teacher = record[name].sum(axis=0)
+        assert count == test["count"]
+        np.testing.assert_allclose(student / count, test["nll"], rtol=1e-5)
+        np.testing.assert_allclose(teacher / count, test["teacher_nll"], rtol=1e-5)
+    rows = json.loads(record["rows"].tobytes())
+    tokens = [token for row in rows for token in row if "kl" in token]
+    assert len(tokens) > 20 and all(row[0]["begin"] for row in rows)
+    found = 0
+    for token in tokens:
+        for prefix in ("", "teacher_"):
+            top = token[f"{prefix}top"]
+            shares = [p for _, p in top]
+            assert len(top) == 5 and shares == sorted(shares, reverse=True) and sum(shares) <= 1.001
+            for text_of, p in top:
+                if text_of == token["text"]:
+                    np.testing.assert_allclose(p, np.exp(-token[f"{prefix}nll"]), atol=2e-4)
+                    found += 1
+        assert token["kl"] > -1e-4
+    assert found  # some targets were among the likeliest
+    text_of_rows = "".join(token["text"] for token in rows[0] if not token.get("begin"))
+    assert any(word in text_of_rows for word in small_texts.WORDS)
+
+
 def test_a_student_of_a_finished_run_is_a_teacher(undisturbed, config, folders):
     config = changed(config, teacher__path=(str(undisturbed),), data__tokenizer=str(folders[0]))
     parts = experiment.prepare(configs.resolve(config))
