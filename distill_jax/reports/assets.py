@@ -20,6 +20,9 @@ from numpy.typing import ArrayLike
 #: The scripts and style sheets that a kind of panel needs, besides those of every page.
 NEEDS: Mapping[str, tuple[str, ...]] = {
     "table": ("table.js",),
+    "browser": ("predictions.css", "browser.js"),
+    "matrix": ("predictions.css", "matrix.js"),
+    "tokens": ("predictions.css", "tokens.js"),
     "chart": ("vendor/uPlot.min.css", "vendor/uPlot.iife.min.js", "chart.js"),
 }
 
@@ -36,8 +39,13 @@ def files(kinds: Iterable[str]) -> list[str]:
     """The files that a page with these kinds of panels needs, each once, in order."""
     kinds = list(kinds)
     if not kinds:
-        return []
-    needed = ["panels.css", "core.js", *(name for kind in kinds for name in NEEDS[kind])]
+        return ["language.css"]
+    needed = [
+        "language.css",
+        "panels.css",
+        "core.js",
+        *(name for kind in kinds for name in NEEDS[kind]),
+    ]
     return list(dict.fromkeys(needed))
 
 

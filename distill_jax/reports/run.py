@@ -4,6 +4,7 @@ Only files are read, so a report can be made on any machine, of a run that has f
 training or was interrupted. Left out on purpose: comparing runs, which is the task of a study.
 """
 
+import io
 import json
 import os
 import pathlib
@@ -11,8 +12,10 @@ import statistics
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
 from distill_jax.errors import UsageError
-from distill_jax.reports import figures, html, tables
+from distill_jax.reports import curves, figures, html, language, predictions, tables
 from distill_jax.reports.tables import Column, lookup
 from distill_jax.storage import reporting_unreachable, resolve_path, sealed, write_atomically
 from distill_jax.training.logging import writers
@@ -24,7 +27,7 @@ SPEED = {
     "host_memory_bytes": ("Peak host memory (MiB)", 2.0**-20),
 }
 
-LONGEST_ANSWER = 800  # characters of an answer on the page; result.json has all of them
+RECORD = "evaluation/test.npz"
 
 
 def run_report(workdir: str | os.PathLike) -> pathlib.Path:
@@ -54,14 +57,14 @@ def run_report(workdir: str | os.PathLike) -> pathlib.Path:
     performance = _read_log(folder / "performance.jsonl")
 
     shown = _shown_figures(result, metrics)
-    names = lookup(manifest, "data.class_names") or list(range(len(shown.get("per_class") or ())))
+    record = _read_record(folder) if result else None
     sections = [
         _summary(result, metrics),
         _notes(manifest, result),
-        _curves(metrics),
+        *_predictions(record, result, manifest),
+        _curves(metrics, performance, lookup(config, "training.batch_size")),
         _calibration(shown),
-        _answers(result),
-        _classes(shown, names),
+        _answers(result, metrics),
         _speed(performance),
         _settings(config, manifest),
     ]
@@ -97,13 +100,26 @@ def _read_result(folder: pathlib.Path, manifest: Mapping[str, Any]) -> dict[str,
     if not isinstance(values, dict):
         raise UsageError(f"--workdir={folder}: result.json holds no object")
     faults = {"result.json": sealed.broken(values, run=manifest.get("run"))}
-    for name in ("metrics.jsonl", "performance.jsonl"):
+    for name in ("metrics.jsonl", "performance.jsonl", RECORD):
         content = (folder / name).read_bytes() if (folder / name).exists() else None
+        if name == RECORD and content is None:
+            continue  # the page does without it
         faults[name] = sealed.changed_file(values, name, content)
     for name, fault in faults.items():
         if fault:
             raise UsageError(f"--workdir={folder}: {name} {fault}; expected the run's own")
     return sealed.without(values)
+
+
+def _read_record(folder: pathlib.Path) -> dict[str, np.ndarray] | None:
+    """The arrays of evaluation/test.npz; None where there is no such file."""
+    if not (folder / RECORD).exists():
+        return None
+    try:
+        with np.load(io.BytesIO((folder / RECORD).read_bytes()), allow_pickle=False) as arrays:
+            return dict(arrays)
+    except (OSError, ValueError) as error:
+        raise UsageError(f"--workdir={folder}: cannot read {RECORD}: {error}") from None
 
 
 def _read_log(path: pathlib.Path) -> list[dict[str, Any]]:
@@ -129,7 +145,10 @@ def _subtitle(
     result: Mapping[str, Any] | None,
     metrics: list[dict[str, Any]],
 ) -> str:
-    teachers = [str(teacher.get("model")) for teacher in manifest.get("teachers", [])]
+    teachers = [
+        str(teacher.get("model") or pathlib.PurePath(str(teacher.get("path"))).name)
+        for teacher in manifest.get("teachers", [])
+    ]
     teachers = teachers or list(lookup(config, "teacher.path") or ())
     steps = result["steps"] if result else _last_step(metrics)
     parts = [
@@ -213,16 +232,37 @@ def _evaluation(rows: Mapping[str, Mapping[str, Any]], caption: str) -> html.Mar
     return html.table(table.rows, table.columns, caption=caption)
 
 
-def _curves(metrics: list[dict[str, Any]]) -> html.Section | None:
-    if not metrics:
+def _curves(
+    metrics: list[dict[str, Any]], performance: list[dict[str, Any]], batch_size: int | None
+) -> html.Section | None:
+    panel = curves.panel(metrics, performance, batch_size=batch_size)
+    if panel is None:
         return None
-    drawing = html.Drawing(
-        figures.learning_curves({"run": metrics}),
-        "Loss on the training batches (its mean between two lines of the log) and figures of the "
-        "validation split, among them the negative log-likelihood in nats, against the step.",
-        f"Learning curves up to step {_last_step(metrics)}.",
+    text = (
+        "Training figures are means between two lines of the log; smoothing draws a moving average "
+        "over the raw values, which stay visible."
     )
-    return "Learning curves", [drawing]
+    return "Learning curves", [text, panel]
+
+
+def _predictions(
+    record: dict[str, np.ndarray] | None,
+    result: Mapping[str, Any] | None,
+    manifest: Mapping[str, Any],
+) -> list[html.Section]:
+    """What the record of the run shows, or one line about why there is none."""
+    if record is not None and result is not None:
+        if "rows" in record:
+            return language.sections(record)
+        return predictions.sections(record, result["final"]["test"])
+    if result is None:
+        reason = "The run writes its predictions at its end."
+    else:
+        reason = f"{RECORD} is not there: an earlier version ran it, or the file was removed."
+        if not result["final"].get("test"):
+            reason = "The run had no test split."
+    title = "Dark knowledge" if manifest.get("teachers") else "Predictions"
+    return [(title, [f"Single predictions are not shown. {reason}"])]
 
 
 def _calibration(shown: Mapping[str, Any]) -> html.Section | None:
@@ -239,39 +279,14 @@ def _calibration(shown: Mapping[str, Any]) -> html.Section | None:
     return "Calibration", [drawing]
 
 
-def _answers(result: dict[str, Any] | None) -> html.Section | None:
-    """The first prompts of each split whose prompts were answered, with the answers."""
-    blocks: list[html.Block] = []
+def _answers(result: dict[str, Any] | None, metrics: list[dict[str, Any]]) -> html.Section | None:
+    """The first prompts of each split whose prompts were answered, and what was on-policy."""
+    blocks: list[html.Block] = list(filter(None, [language.on_policy(metrics)]))
     for split in ("test", "validation"):
         samples = (lookup(result or {}, f"final.{split}") or {}).get("samples") or ()
-        titles = {"prompt": "Prompt", "reference": "Response in the file", "student": "Student"}
-        titles |= {"teacher": "Teacher"} if samples and "teacher" in samples[0] else {}
         if samples:
-            caption = f"The first prompts of the {split} split, with answers after the last step."
-            columns = [Column(name, title) for name, title in titles.items()]
-            rows = [{name: _cut(row[name]) for name in titles} for row in samples]
-            blocks.append(html.table(rows, columns, caption=caption))
+            blocks += language.answers(samples, split)
     return ("Answers", blocks) if blocks else None
-
-
-def _cut(text: str) -> str:
-    return text if len(text) <= LONGEST_ANSWER else f"{text[:LONGEST_ANSWER]} …"
-
-
-def _classes(shown: Mapping[str, Any], names: list[Any]) -> html.Section | None:
-    blocks: list[html.Block] = []
-    if shown.get("per_class"):
-        rows = {"Student": shown["per_class"]}
-        if shown.get("teacher_per_class"):
-            rows["Teacher"] = shown["teacher_per_class"]
-        most = 25
-        part = f", the {most} with the lowest accuracy" if len(names) > most else ""
-        caption = f"Accuracy on the examples of each class{part}."
-        blocks.append(html.Drawing(figures.class_accuracy(rows, names, most=most), caption))
-    if shown.get("confusion"):
-        caption = "Predicted against true classes; shaded by the share of the true class."
-        blocks.append(html.Drawing(figures.confusion_matrix(shown["confusion"], names), caption))
-    return ("Classes", blocks) if blocks else None
 
 
 def _speed(performance: list[dict[str, Any]]) -> html.Section | None:

@@ -2,7 +2,7 @@
 
 from html.parser import HTMLParser
 
-VOID = {"meta"}
+VOID = {"meta", "br", "img"}
 
 
 class Page(HTMLParser):
@@ -10,7 +10,7 @@ class Page(HTMLParser):
 
     Attributes:
       elements: (tag, attributes) of each element.
-      text: all text outside of the style sheet.
+      text: all text outside of style sheets and scripts.
     """
 
     def __init__(self, source: str):
@@ -34,7 +34,7 @@ class Page(HTMLParser):
         assert self._open and self._open.pop() == tag, f"</{tag}> closes another element"
 
     def handle_data(self, data):
-        if "style" not in self._open:
+        if not {"style", "script"} & set(self._open):
             self.text += data
 
     def tags(self) -> set[str]:
