@@ -1,9 +1,13 @@
 """`distill-jax report`: writes the HTML page of a run."""
 
 import argparse
+import pathlib
+import webbrowser
 from collections.abc import Mapping
 
 from distill_jax.commands import flags
+from distill_jax.errors import UsageError
+from distill_jax.storage import is_remote
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -12,8 +16,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "Writes report.html into the folder of a run, finished or not: figures and curves in one "
         "file that needs no server."
     )
-    parser.epilog = "example: distill-jax report --workdir=runs/a"
+    parser.epilog = "example: distill-jax report --workdir=runs/a --open"
     flags.add_workdir(parser, "folder of the run")
+    parser.add_argument("--open", action="store_true", help="open the page in a browser")
     flags.add_trust(parser)
 
 
@@ -23,5 +28,16 @@ def run(arguments: argparse.Namespace, overrides: Mapping[str, str]) -> int:
     from distill_jax.runs.workdir import Workdir
 
     Workdir(arguments.workdir).required_config()
-    print(reports.run_report(arguments.workdir))
+    page = reports.run_report(arguments.workdir)
+    print(page)
+    if arguments.open:
+        _open(page)
     return 0
+
+
+def _open(page: pathlib.Path) -> None:
+    """Opens the page in the reader's browser; UsageError where there is none, the page remains."""
+    if is_remote(page):
+        raise UsageError(f"--open: {page} is in a bucket; expected a workdir on this machine")
+    if not webbrowser.open(page.absolute().as_uri()):
+        raise UsageError(f"--open: found no browser here; the page is {page}")

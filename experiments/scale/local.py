@@ -268,7 +268,6 @@ def work(argv: Sequence[str]) -> int:
         extra = () if arguments.child == "plan" else (folder,)
         print(json.dumps(one(arguments.case, given, *extra)))
         return 0
-    folder.mkdir(parents=True, exist_ok=True)
     records = []
     for name in [arguments.case] if arguments.case else CASES:
         done = folder / f"{re.sub('[^a-zA-Z0-9]+', '_', name)}.json"

@@ -1,14 +1,18 @@
 """The command line as a user meets it: what it prints, what it refuses, what it leaves behind."""
 
+import hashlib
+import io
 import json
 import pathlib
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 from small_runs import TEACHER, changed
 
 from distill_jax import cli
+from distill_jax.commands import report
 from distill_jax.config import schema
 from distill_jax.runs import experiment
 
@@ -225,7 +229,7 @@ def test_a_run_leaves_what_the_readme_says(finished):
     names = {path.name for path in finished.workdir.iterdir()}
     assert names == {
         *("config.json", "manifest.json", "metrics.jsonl", "performance.jsonl", "tensorboard"),
-        *("checkpoints", "model", "model_selected", "result.json", "report.html"),
+        *("checkpoints", "model", "model_selected", "result.json", "report.html", "evaluation"),
     }
     manifest = json.loads((finished.workdir / "manifest.json").read_text())
     assert {"libraries", "devices", "command", "teachers", "data"} <= set(manifest)
@@ -265,6 +269,39 @@ def test_eval_agrees_with_the_run_to_the_digit(finished):
 def test_eval_refuses_an_override_that_changes_the_run(finished, capsys):
     assert cli.main(["eval", f"--workdir={finished.workdir}", "--config.seed=3"]) == 2
     assert "seed" in capsys.readouterr().err
+
+
+def test_a_run_records_the_predictions_that_its_figures_count(finished):
+    content = (finished.workdir / "evaluation" / "test.npz").read_bytes()
+    values = json.loads((finished.workdir / "result.json").read_text())
+    seal = values["sealed"]["files"]["evaluation/test.npz"]
+    assert seal == hashlib.sha256(content).hexdigest()
+    record = np.load(io.BytesIO(content))
+    test = values["final"]["test"]
+    for name, errors in (("student", test["errors"]), ("teacher", test["teacher_errors"])):
+        row, column, count = record[f"pairs_{name}"]
+        assert count.sum() == test["count"] and count[row != column].sum() == errors
+        assert len(record[name]) == len(record["ids"]) == min(1000, test["count"])
+    row, column, count = record["pairs_both"]
+    assert count[row == column].sum() / test["count"] == test["agreement"]
+    assert record["teacher_errors"][0] == test["teacher_errors"]
+    assert len(record["thumbnail_ends"]) == len(record["ids"])
+    assert record["thumbnails"][:4].tobytes() == b"RIFF"
+    # The logits are those of the examples of these numbers.
+    logs = record["student"].astype(np.float64)
+    logs -= np.log(np.exp(logs).sum(-1, keepdims=True))
+    own = logs[np.arange(len(logs)), record["labels"]]
+    assert -own.mean() == pytest.approx(test["nll"], rel=1e-5)
+
+
+def test_report_opens_the_page(finished, capsys, monkeypatch):
+    opened = []
+    monkeypatch.setattr(report.webbrowser, "open", lambda url: not opened.append(url))
+    assert cli.main(["report", f"--workdir={finished.workdir}", "--open"]) == 0
+    assert opened == [(finished.workdir / "report.html").as_uri()]
+    monkeypatch.setattr(report.webbrowser, "open", lambda url: False)
+    assert cli.main(["report", f"--workdir={finished.workdir}", "--open"]) == 2
+    assert "--open: found no browser here" in capsys.readouterr().err
 
 
 def test_report_writes_the_page_again(finished, capsys):
