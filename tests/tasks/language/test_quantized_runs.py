@@ -1,5 +1,10 @@
 """Runs on text whose student computes with quantized matrices."""
 
+import dataclasses
+import json
+import os
+import signal
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,9 +12,14 @@ import pytest
 import small_texts
 from small_runs import changed
 
+from distill_jax import cli, models
 from distill_jax import config as configs
+from distill_jax.errors import UsageError
+from distill_jax.models import language
+from distill_jax.models.language import quantized
 from distill_jax.runs import experiment
-from distill_jax.training import step
+from distill_jax.runs.session import Session
+from distill_jax.training import loop, step
 from distill_jax.training.state import copy_to
 
 TEACHER = small_texts.TEACHER.replace(dim=32, mlp_dim=64, head_dim=16)
@@ -69,3 +79,116 @@ def test_a_step_takes_the_gradient_at_the_quantized_values(config):
         expected = np.float64(value) - 0.5 * np.float64(gradient[name])
         np.testing.assert_allclose(now.params[name], expected, atol=2e-6, err_msg=name)
         assert np.any(np.asarray(now.params[name]) != value)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(config, tmp_path_factory):
+    """The workdir of a run that `distill-jax train` made."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    file = folder / "config.py"
+    file.write_text(f"def get_config():\n    return {config!r}\n")
+    assert cli.main(["train", f"--config={file}", f"--workdir={folder / 'run'}"]) == 0
+    return folder / "run"
+
+
+def test_a_run_learns_and_records_what_is_quantized(undisturbed):
+    lines = [json.loads(line) for line in (undisturbed / "metrics.jsonl").read_text().splitlines()]
+    train = [line for line in lines if line["split"] == "train"]
+    assert train[-1]["soft_loss"] < 0.95 * train[0]["soft_loss"]
+    recorded = json.loads((undisturbed / "manifest.json").read_text())["quantized"]
+    kernels = 2 * (4 * 32 * 32 + 3 * 32 * 32)
+    assert recorded["recipe"] == "int4-g32" and recorded["grids"] == ["int4-g32"]
+    assert recorded["parameters"] == kernels and recorded["bits_per_weight"] == 5.0
+    assert recorded["bytes"] == kernels * 5 // 8
+    result = json.loads((undisturbed / "result.json").read_text())
+    assert result["quantized"] == recorded and result["evaluated"] == "moving average"
+    assert recorded["parameters"] + recorded["parameters_left"] == result["parameters"]
+
+
+def test_what_is_evaluated_again_is_what_the_run_measured(undisturbed):
+    """Bit for bit: the codes are those of the run, and nothing rounds them a second time."""
+    measured = json.loads((undisturbed / "result.json").read_text())["final"]["test"]
+    assert experiment.evaluate(undisturbed, "test", "final", {}) == measured
+
+
+def test_the_codes_of_a_forward_pass_are_those_that_are_written(config, tmp_path):
+    parts, now = after_steps(changed(config, training__ema_decay=0.0), 3)
+    quantizer, seen = parts.recipe.quantize, []
+
+    def watched(params):
+        encoded = quantizer.encode(params)
+        jax.debug.callback(lambda codes: seen.append(jax.device_get(codes)), encoded)
+        return quantizer(params)
+
+    recipe = dataclasses.replace(parts.recipe, quantize=watched)
+    fourth = step.put_batches([next(parts.feed.at(24))], parts.mesh)
+    parts.files.save(tmp_path / "model", *now.evaluated)
+    compiled = step.compile_steps(recipe, parts.mesh, parts.layout)
+    jax.block_until_ready(compiled(copy_to(now, parts.layout), parts.frozen, {}, fourth))
+    (used,) = seen
+    written = models.split(language.load(tmp_path / "model"))[1]
+    for name, (codes, scales) in used.items():
+        grid = quantizer.grids[name]
+        own = written[name], written[quantized.scale_name(name)]
+        found = quantized.plain(*own, grid)
+        np.testing.assert_array_equal(found[0], codes, err_msg=name)
+        np.testing.assert_array_equal(found[1], scales, err_msg=name)
+    # Another update, another rounding: had it been forgotten, the test above would not see it.
+    after = quantizer.encode(after_steps(changed(config, training__ema_decay=0.0), 4)[1].params)
+    assert any(np.any(after[name][0] != used[name][0]) for name in used)
+
+
+def test_a_stopped_run_resumes_to_the_same_bits(config, undisturbed, tmp_path, monkeypatch):
+    log = Session.log
+
+    def log_and_interrupt(self, at, sums):
+        log(self, at, sums)
+        if at == 9:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Session, "log", log_and_interrupt)
+        with pytest.raises(loop.Preempted):
+            experiment.run(config, tmp_path / "run")
+    with pytest.raises(UsageError, match="student.quantize: 'int4-g32' there, 'int8' now"):
+        experiment.run(changed(config, student__quantize="int8"), tmp_path / "run")
+    experiment.run(config, tmp_path / "run")
+    ours, theirs = (
+        json.loads((w / "result.json").read_text()) for w in (tmp_path / "run", undisturbed)
+    )
+    assert ours["parameters_sha256"] == theirs["parameters_sha256"]
+    for file in ("metrics.jsonl", "model/model.safetensors", "model/config.json"):
+        assert (tmp_path / "run" / file).read_bytes() == (undisturbed / file).read_bytes()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("shape", [(8, 1, 1), (2, 2, 2)], ids=str)
+def test_eight_devices_train_what_one_does(config, shape):
+    sgd = {"name": "sgd", "learning_rate": 0.1}
+    base = changed({**config, "optimizer": sgd}, data__validation=4)
+    axes = dict(zip(("mesh__data", "mesh__fsdp", "mesh__tensor"), shape, strict=True))
+    (_, one), (parts, eight) = (after_steps(changed(base, **given), 3) for given in ({}, axes))
+    assert parts.mesh.size == 8
+    for name, value in one.params.items():
+        np.testing.assert_allclose(eight.params[name], value, atol=2e-5, err_msg=name)
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"student__quantize": "int3"}, "student.quantize='int3': unknown recipe; did you mean"),
+        ({"student__quantize": "int4"}, "student.quantize='int4': groups of 128 do not divide the"),
+        ({"student__quantize": ".*/conv=int8"}, "'.*/conv' matches no parameter that can be quan"),
+        ({"student__quantize": 4}, "student.quantize=4: expected a text"),
+    ],
+)
+def test_what_does_not_fit_is_said_in_one_line(config, values, words):
+    with pytest.raises(UsageError) as caught:
+        experiment.prepare(configs.resolve(changed(config, **values)))
+    assert words in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_adapters_are_refused(config):
+    student = {"name": "decoder", "layers": (0,), "lora_rank": 2, "quantize": "int8"}
+    with pytest.raises(UsageError, match="student.quantize='int8': student.lora_rank=2 trains ad"):
+        configs.resolve({**config, "student": student})
