@@ -5,7 +5,6 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from distill_jax.errors import UsageError
 from distill_jax.quantization import recipes
 from distill_jax.quantization.aware import Quantizer
 
@@ -28,13 +27,7 @@ def make_quantizer(
     text = config.student.quantize
     if text == "none":
         return None
-    grids = recipes.parse(text, KEY).choose(kernels, by_default, KEY)
-    if acting := sorted({grid.name for grid in grids.values() if grid.activations}):
-        raise UsageError(
-            f"{KEY}={text!r}: {acting[0]} rounds activations too, and a student is trained with "
-            "rounded weights alone; expected int8, int4, fp8-weight-only, q4_0 or q8_0"
-        )
-    return Quantizer(text, grids)
+    return Quantizer(text, recipes.parse(text, KEY).choose(kernels, by_default, KEY))
 
 
 def description(quantizer: Quantizer | None, params: Mapping[str, Any]) -> dict[str, Any]:

@@ -4,6 +4,7 @@ The parameters of several layers may be stacked: `lead` is the shape of the axes
 those of one layer. Within the scan over the layers these axes are gone.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Literal
 
@@ -101,11 +102,34 @@ def decoded(kernel: Array, scale: Array | None, dtype: DTypeLike) -> tuple[Array
 def quantized_tokens(
     x: Array, activations: Literal["int8", "fp8"] | None
 ) -> tuple[Array, Array | None]:
-    """Activations for a product, as codes in their own dtype: (codes, scale of each token)."""
-    if activations is None:
-        return x, None
-    codes, scales = grids.encode_tokens(x, activations)
+    """Activations for a product, as codes in their own dtype: (codes, scale of each token).
+
+    The gradient of codes times scales is that of x as it is (a straight-through estimator).
+    """
+    return (x, None) if activations is None else _token_codes(x, activations)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def _token_codes(x: Array, kind: Literal["int8", "fp8"]) -> tuple[Array, Array]:
+    codes, scales = grids.encode_tokens(x, kind)
     return codes.astype(x.dtype), scales
+
+
+def _token_codes_forward(
+    x: Array, kind: Literal["int8", "fp8"]
+) -> tuple[tuple[Array, Array], Array]:
+    found = _token_codes(x, kind)
+    return found, found[1]
+
+
+def _token_codes_backward(
+    kind: Literal["int8", "fp8"], scales: Array, gradients: tuple[Array, Array]
+) -> tuple[Array]:
+    del kind  # the scales are constants
+    return ((gradients[0] / scales).astype(gradients[0].dtype),)
+
+
+_token_codes.defvjp(_token_codes_forward, _token_codes_backward)
 
 
 class Norm(nnx.Module):

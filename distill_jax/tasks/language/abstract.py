@@ -39,6 +39,7 @@ def abstract_step(config: ConfigDict, mesh: Mesh) -> AbstractStep:
     stored = _stored_format(config, shared)
     if stored is not None:
         decoders, shared = (), stored.vocab_size
+    quantizer = build.student_quantizer(config, student)
     comparison, params, frozen = build.build_comparison(
         config, mesh, decoders, student, vocab_size=shared, stored=stored
     )
@@ -46,7 +47,6 @@ def abstract_step(config: ConfigDict, mesh: Mesh) -> AbstractStep:
     adapters = jax.eval_shape(comparison.adapters, build.adapters_key(config))
     rollout = build.build_rollout(config, comparison, (), mesh)
     # The text decides how many steps an epoch has; the program does not depend on it.
-    quantizer = build.student_quantizer(config, params)
     recipe = build.build_recipe(config, comparison, 1.0, rollout, quantizer)
     counted = {"student": models.parameter_count({**params, **frozen.student})}
     if decoders:

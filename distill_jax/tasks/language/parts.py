@@ -18,6 +18,7 @@ from distill_jax.data import text
 from distill_jax.errors import UsageError
 from distill_jax.models import language
 from distill_jax.models.language import lora
+from distill_jax.models.language import quantized as quantized_decoder
 from distill_jax.optim import schedules
 from distill_jax.processes import coordination
 from distill_jax.quantization.aware import Quantizer
@@ -66,7 +67,8 @@ class StoredAnswersFeed:
 
 @dataclasses.dataclass(frozen=True)
 class DecoderFiles:
-    """Students as Hugging Face folders; those with low-rank adapters are merged, in float32.
+    """Students as Hugging Face folders; those with low-rank adapters are merged, in float32, and of
+    quantized ones the codes and scales are written.
 
     Attributes:
       config: resolved.
@@ -87,7 +89,10 @@ class DecoderFiles:
     def save(self, folder: str | os.PathLike, params: models.Flat, stats: models.Flat) -> str:
         del stats  # a decoder has none
         options = self.config.student
-        whole: Mapping[str, Any] = params if self.quantizer is None else self.quantizer(params)
+        whole: Mapping[str, Any] = params
+        chosen = self.quantizer.grids if self.quantizer else {}
+        if self.quantizer:
+            whole = quantized_decoder.with_codes(params, self.quantizer.encode(params), chosen)
         if self.base:
             scale = options.lora_alpha / options.lora_rank
             whole = lora.merge_adapters(params, self.base, scale)
@@ -95,12 +100,16 @@ class DecoderFiles:
         of_first = models.fingerprint_of(definition, whole, parallel.fetch_to_first)
         fingerprint = coordination.broadcast_from_first(lambda: of_first)
         with storage.staging_folder(folder, "config.json") as staging:
-            language.save_params(staging, self.decoder, whole, identity=fingerprint)
+            language.save_params(staging, self.decoder, whole, identity=fingerprint, chosen=chosen)
         return fingerprint
 
     def load(self, folder: str | os.PathLike) -> tuple[models.Flat, models.Flat]:
-        """For an adapted student: the merged kernels, and adapters that add nothing to them."""
+        """For an adapted student: the merged kernels, and adapters that add nothing to them; for a
+        quantized one the values of its codes, as the run evaluated them.
+        """
         params = models.split(networks.load_saved(self.config, self.mesh, folder))[1]
+        if self.quantizer:
+            params = quantized_decoder.decode(params, self.quantizer.grids, jnp.float32)
         zeros = {
             name: parallel.put(jnp.zeros(shape.shape, shape.dtype), shape.sharding)
             for name, shape in self.trained.items()
@@ -160,6 +169,7 @@ def prepare(config: ConfigDict) -> Parts:
     mesh = make_mesh(config)
     opened = _open(config, mesh)
     rows, answers = opened.splits["train"], opened.answers
+    quantizer = build.student_quantizer(config, opened.student)
     comparison, params, frozen = build.build_comparison(
         config,
         mesh,
@@ -181,7 +191,6 @@ def prepare(config: ConfigDict) -> Parts:
         )
     steps_per_epoch = len(rows) / config.training.batch_size
     rollout = build.build_rollout(config, comparison, opened.tokenizer.stop_ids, mesh)
-    quantizer = build.student_quantizer(config, params)
     recipe = build.build_recipe(config, comparison, steps_per_epoch, rollout, quantizer)
     initial = initial_state(config, mesh, recipe, InitialArrays(params, {}, adapters, {}))
     feed = _training_feed(config, mesh, rows)
