@@ -16,6 +16,8 @@ from distill_jax.errors import UsageError
 from distill_jax.generation import Sampler
 from distill_jax.models import language
 from distill_jax.models.language import lora, quantized
+from distill_jax.models.language.decoder import projections
+from distill_jax.models.language.huggingface import compressed, tensor_map
 from distill_jax.quantization.aware import Quantizer
 from distill_jax.tasks import setup
 from distill_jax.tasks.language.comparison import Comparison, Divergence, Network
@@ -108,10 +110,29 @@ def adapters_key(config: ConfigDict) -> jax.Array:
     return jax.random.fold_in(jax.random.key(config.seed, impl="threefry2x32"), 1)
 
 
-def student_quantizer(config: ConfigDict, params: models.Flat) -> Quantizer | None:
-    """The grids of a student with these parameters; None where it is not quantized."""
-    kernels = {name: value.shape for name, value in params.items() if quantized.is_kernel(name)}
-    return make_quantizer(config, kernels, kernels)
+def student_quantizer(config: ConfigDict, student: language.Decoder) -> Quantizer | None:
+    """The grids of a student, whose activations are then quantized too if they ask for it.
+
+    Returns:
+      None where the student is not quantized.
+
+    Raises:
+      UsageError: the recipe does not fit the student, or no folder can hold what it makes of it.
+    """
+    shapes = {name: value.shape for name, value in models.split(student)[1].items()}
+    kernels = quantized.kernels(shapes)
+    quantizer = make_quantizer(config, kernels, kernels)
+    if quantizer is None:
+        return None
+    try:
+        tensors = tensor_map.tensors(student.config, shapes)
+        compressed.write_config(student.config, tensors, quantizer.grids)
+    except UsageError as error:
+        raise UsageError(f"student.quantize={quantizer.recipe!r}: {error}") from error
+    acting = quantized.activations(quantizer.grids)
+    for name, linear in projections(student):
+        linear.activations = acting.get(f"{name}/kernel")
+    return quantizer
 
 
 def build_rollout(
