@@ -11,7 +11,7 @@ import json
 import os
 import pathlib
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -41,6 +41,7 @@ TOKENIZER = (
     "generation_config.json",
     "chat_template.jinja",
 )
+_SHARD_BYTES = 5 * 10**9
 # The files of an earlier checkpoint, which may be replaced.
 _OURS = re.compile(
     r"config\.json|SHA256SUMS|model(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?|"
@@ -53,7 +54,7 @@ def save(
     model: Decoder,
     *,
     dtype: DTypeLike | None = None,
-    shard_bytes: int = 5 * 10**9,
+    shard_bytes: int = _SHARD_BYTES,
     extra_config: Mapping[str, Any] | None = None,
     extra_files: Mapping[str, bytes] | None = None,
     identity: str = "",
@@ -80,7 +81,7 @@ def save_params(
     *,
     dtype: DTypeLike | None = None,
     chosen: Mapping[str, Grid] | None = None,
-    shard_bytes: int = 5 * 10**9,
+    shard_bytes: int = _SHARD_BYTES,
     extra_config: Mapping[str, Any] | None = None,
     extra_files: Mapping[str, bytes] | None = None,
     identity: str = "",
@@ -114,6 +115,67 @@ def save_params(
     if chosen:
         tensors = tensor_map.tensors(config, shapes_of(params, chosen))
         content |= compressed.write_config(config, tensors, chosen)
+    _save(
+        path,
+        content,
+        entries,
+        lambda entry: entry.fetch(params),
+        shard_bytes=shard_bytes,
+        extra_files=extra_files,
+        identity=identity,
+        key=key,
+    )
+
+
+def save_tensors(
+    path: str | os.PathLike,
+    config: DecoderConfig,
+    shapes: Mapping[str, tuple[int, ...]],
+    fetch: Callable[[tensor_map.Tensor], np.ndarray | None],
+    *,
+    dtype: DTypeLike,
+    extra_config: Mapping[str, Any] | None = None,
+    extra_files: Mapping[str, bytes] | None = None,
+    key: str = "path",
+) -> None:
+    """Writes a folder as `save_params`, of tensors that no process has to hold together.
+
+    Args:
+      path: as there, like the arguments after `dtype`.
+      config: of the decoder.
+      shapes: of its parameters, by their flat names.
+      fetch: gives a tensor of the checkpoint, in `dtype`; in processes but the first it may be
+        None. It is called once for each, in the order of the files.
+      dtype: of the files.
+    """
+    file_dtype = jnp.dtype(dtype)
+    content = to_huggingface(config, dtype=file_dtype.name, extra_config=extra_config)
+    entries = [
+        _Entry(tensor.name, tensor.shape, file_dtype, tensor, None)
+        for tensor in tensor_map.tensors(config, shapes)
+    ]
+    _save(
+        path,
+        content,
+        entries,
+        lambda entry: fetch(entry.tensor),
+        extra_files=extra_files,
+        key=key,
+    )
+
+
+def _save(
+    path: str | os.PathLike,
+    content: Mapping[str, Any],
+    entries: Sequence["_Entry"],
+    fetch: Callable[["_Entry"], np.ndarray | None],
+    *,
+    shard_bytes: int = _SHARD_BYTES,
+    extra_files: Mapping[str, bytes] | None = None,
+    identity: str = "",
+    key: str,
+) -> None:
+    """Writes config.json with this content, and the entries that `fetch` gives."""
     written = replacing_folder(path, lambda name: bool(_OURS.fullmatch(name)), "a checkpoint", key)
     with written if coordination.is_first() else contextlib.nullcontext() as saving:
         if saving:
@@ -121,7 +183,7 @@ def save_params(
             (saving / tensor_files.CONFIG).write_text(text, encoding="utf-8")
             for name, data in (extra_files or {}).items():
                 (saving / name).write_bytes(data)
-        sums = _write_tensors(saving, entries, params, shard_bytes)
+        sums = _write_tensors(saving, entries, fetch, shard_bytes)
         if saving:
             sums[tensor_files.CONFIG] = hashlib.sha256(text.encode()).hexdigest()
             (saving / checksums.NAME).write_text(checksums.render(sums, identity))
@@ -197,7 +259,7 @@ def _entries(
 def _write_tensors(
     folder: pathlib.Path | None,
     entries: Sequence[_Entry],
-    params: Mapping[str, Array | MergedParam],
+    fetch: Callable[[_Entry], np.ndarray | None],
     shard_bytes: int,
 ) -> dict[str, str]:
     """Writes the tensors and, of several files, an index; only the first host has a `folder`.
@@ -214,7 +276,7 @@ def _write_tensors(
         by_name = {entry.name: entry for entry in shard}
 
         def read(name: str, by_name: Mapping[str, _Entry] = by_name) -> np.ndarray | None:
-            return by_name[name].fetch(params)
+            return fetch(by_name[name])
 
         # Transformers refuses a file without the framework that its tensors are for.
         digest = hashlib.sha256()
