@@ -27,6 +27,7 @@ CPU_KERNELS = [
     "onednn-devel-cpu-gomp>=2023.2; platform_machine=='x86_64' and sys_platform=='linux'",
 ]
 TFDS_PREPARE = ["tensorflow-cpu>=2.18", "importlib_resources>=6"]
+GGUF = ["gguf>=0.19"]  # llama.cpp's files
 TEST = [
     "pytest>=8.3",
     "pytest-xdist>=3.7",
@@ -41,6 +42,7 @@ TEST = [
     "ipykernel>=6.29",
     "selenium>=4.30",  # looks at pages in Chromium, where chromium and chromedriver are installed
     *CPU_KERNELS,
+    *GGUF,
 ]
 DOCS = ["sphinx>=8.2", "myst-parser>=4", "furo>=2024.8"]
 
@@ -94,6 +96,7 @@ setuptools.setup(
         "plan-gpu": GPU_COMPILER,
         "gcs": ["gcsfs>=2026.4", "aiohttp>=3.13.3"],  # gs://bucket/run
         "tfds": TFDS_PREPARE,
+        "gguf": GGUF,
         "sentencepiece": ["sentencepiece>=0.2"],
         "wandb": ["wandb>=0.18"],
         "bench": ["torch>=2.6", "torchvision>=0.21"],

@@ -78,7 +78,7 @@ VERBS = (
     Verb(
         "import",
         "import_weights",
-        "turn a PyTorch state dict into a teacher",
+        "turn a PyTorch state dict or a GGUF file into a teacher",
         takes_config_keys=False,
     ),
     Verb(

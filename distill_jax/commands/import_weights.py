@@ -1,4 +1,4 @@
-"""`distill-jax import`: turns a PyTorch state dict into a model folder, for use as a teacher."""
+"""`distill-jax import`: turns a PyTorch state dict or a GGUF file into a model folder."""
 
 import argparse
 import json
@@ -19,36 +19,38 @@ _FLAGS = {
     r"spec\.input_shape=": "--image=",
     r"spec\.(\w+)=": r"--\1=",
 }
+# Flags that a state dict needs, and all that have a meaning for one alone.
+_REQUIRED = ("model", "classes", "mean", "std")
+_OF_NETWORKS = (*_REQUIRED, "image", "part", "class_names", "option")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the flags of `import`."""
     parser.description = (
-        "Turns a PyTorch state dict of a vision network into a model folder, which teacher.path of "
-        "a config accepts."
+        "Turns a PyTorch state dict of a vision network, or a GGUF file of a decoder, into a "
+        "model folder, which teacher.path of a config accepts. Of a GGUF file it is a Hugging Face "
+        "folder with tokenizer and chat template; the flags of networks have no meaning then."
     )
     parser.epilog = (
         "example: distill-jax import resnet56.pth --model=resnet56 --classes=100 "
         "--mean=0.507,0.487,0.441 --std=0.267,0.256,0.276 --workdir=teachers/resnet56"
     )
     flags.add_path(
-        parser, "file", remote=False, metavar="FILE", help="state dict, such as resnet56.pth"
+        parser,
+        "file",
+        remote=False,
+        metavar="FILE",
+        help="state dict, such as resnet56.pth, or a GGUF file, such as model.gguf",
     )
-    parser.add_argument(
-        "--model", required=True, metavar="NAME", help="network of the weights, such as resnet56"
-    )
-    parser.add_argument(
-        "--classes", type=int, required=True, metavar="N", help="number of classes, such as 100"
-    )
+    parser.add_argument("--model", metavar="NAME", help="network of the weights, such as resnet56")
+    parser.add_argument("--classes", type=int, metavar="N", help="number of classes, such as 100")
     parser.add_argument(
         "--mean",
-        required=True,
         metavar="R,G,B",
         help="mean of the pixels in [0, 1] by which the network normalises, one number a channel",
     )
     parser.add_argument(
         "--std",
-        required=True,
         metavar="R,G,B",
         help="standard deviation of the pixels in [0, 1], one number a channel",
     )
@@ -61,7 +63,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--part",
-        default="",
         metavar="NAME",
         help="which network of a file that holds several, by the keys or the prefix that lead to "
         "it, such as state_dict_ema or module.student; . for names without a prefix",
@@ -82,14 +83,74 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "bn_epsilon=1e-3; may be repeated; `distill-jax train --help-config` lists those of every "
         "network with their defaults",
     )
+    parser.add_argument(
+        "--dtype",
+        choices=("float32", "float16", "bfloat16"),
+        help="of the numbers of a GGUF file, in the folder (default: float32, which loses nothing)",
+    )
     flags.add_workdir(parser, "new folder for the model")
 
 
 def run(arguments: argparse.Namespace, overrides: Mapping[str, str]) -> int:
     """Reads the weights, writes the model folder and prints what it holds."""
+    from distill_jax.models.files import gguf_file
+
+    if gguf_file.is_gguf(arguments.file):
+        found = _import_gguf(arguments)
+    else:
+        found = _import_state_dict(arguments)
+    print(json.dumps({"path": str(arguments.workdir), **found}))
+    return 0
+
+
+def _import_gguf(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Writes a Hugging Face folder of a GGUF file; returns what the command prints."""
+    from distill_jax.models.language import gguf
+
+    for name in _OF_NETWORKS:
+        if getattr(arguments, name):
+            raise UsageError(
+                f"--{name.replace('_', '-')}: has no meaning for a GGUF file; expected it for a "
+                "state dict alone"
+            )
+    target = arguments.workdir
+    with storage.holding(target, "--workdir", beside=True):
+        _refuse_existing(target)
+        with (
+            storage.staging_folder(target, "config.json") as staging,
+            storage.replacing_folder(staging, lambda name: True, "a model", "--workdir") as folder,
+        ):
+            return gguf.to_folder(
+                arguments.file, folder, dtype=arguments.dtype or "float32", key="FILE"
+            )
+
+
+def _refuse_existing(target: pathlib.Path) -> None:
+    """UsageError where the folder to write has something in it already."""
+    if storage.is_remote(target):
+        held = gcs.list_names(target)
+    elif target.is_dir():
+        held = sorted(path.name for path in target.iterdir())
+    else:
+        held = [target.name] if target.exists() else []
+    if held:
+        raise UsageError(f"--workdir={target}: holds {held[0]!r}; expected a new folder")
+
+
+def _import_state_dict(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Writes the folder of a vision network; returns what the command prints."""
     from distill_jax import models
     from distill_jax.models.spec import unit_problem
 
+    missing = [name for name in _REQUIRED if getattr(arguments, name) is None]
+    if missing:
+        raise UsageError(
+            f"FILE={arguments.file}: a state dict needs "
+            + ", ".join(f"--{name}" for name in missing)
+            + "; expected them, or a GGUF file"
+        )
+    if arguments.dtype:
+        raise UsageError("--dtype: has no meaning for a state dict; expected it for a GGUF file")
     mean, std = (
         flags.parse_numbers(name, getattr(arguments, name), float) for name in ("mean", "std")
     )
@@ -109,7 +170,7 @@ def run(arguments: argparse.Namespace, overrides: Mapping[str, str]) -> int:
             std=std,
             class_names=_read_class_names(arguments.class_names, arguments.classes),
         )
-    saved = models.load(arguments.file, spec=spec, part=arguments.part, key="FILE")
+    saved = models.load(arguments.file, spec=spec, part=arguments.part or "", key="FILE")
     with storage.holding(arguments.workdir, "--workdir", beside=True):
         if storage.is_remote(arguments.workdir) and gcs.list_names(arguments.workdir):
             raise UsageError(
@@ -118,13 +179,12 @@ def run(arguments: argparse.Namespace, overrides: Mapping[str, str]) -> int:
             )
         with storage.staging_folder(arguments.workdir, "model.json") as folder:
             fingerprint = models.save(folder, spec, saved.params, saved.stats)
-    found = {
+    return {
         "model": arguments.model,
         "image": shape,
         "parameters": models.parameter_count(saved.params),
+        "fingerprint": fingerprint,
     }
-    print(json.dumps({"path": str(arguments.workdir), **found, "fingerprint": fingerprint}))
-    return 0
 
 
 def _read_class_names(path: str | None, count: int) -> tuple[str, ...]:

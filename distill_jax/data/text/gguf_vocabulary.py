@@ -39,8 +39,8 @@ def to_huggingface(metadata: Mapping[str, Any]) -> dict[str, bytes]:
     kind = metadata.get(f"{_PREFIX}model")
     if kind not in ("gpt2", "llama"):
         raise UsageError(
-            f"{_PREFIX}model={kind!r:.40}: not implemented; expected gpt2 (byte-level BPE) or llama "
-            "(SentencePiece)"
+            f"{_PREFIX}model={kind!r:.40}: not implemented; expected gpt2 (byte-level BPE) or "
+            "llama (SentencePiece)"
         )
     tokens = _list(metadata, "tokens", str)
     types = _list(metadata, "token_type", int, len(tokens), default=_NORMAL)
