@@ -11,7 +11,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the flags of `export`."""
     parser.description = (
         "Writes the student of a finished run, or an imported model, for other libraries. Of text: "
-        "a Hugging Face folder with its tokenizer, which transformers loads. Of images: a folder "
+        "a Hugging Face folder with its tokenizer, which transformers loads, or a GGUF file, which "
+        "llama.cpp loads. Of images: a folder "
         "with the state dict of PyTorch, under the names of public implementations, as "
         "model.safetensors or model.npz."
     )
@@ -20,7 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--format",
         metavar="NAME",
-        help="format of the folder: huggingface of text; safetensors or npz of images (default: "
+        help="format: huggingface or gguf of text; safetensors or npz of images (default: "
         "the first one of the kind)",
     )
     flags.add_path(
@@ -29,7 +30,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         remote=True,
         required=True,
         metavar="DIR",
-        help="new folder, such as exported or gs://bucket/exported",
+        help="new folder, such as exported or gs://bucket/exported, or new file, such as "
+        "model.gguf",
+    )
+    parser.add_argument(
+        "--type",
+        metavar="NAME",
+        help="type of the matrices in a GGUF file: f32, f16, bf16, q8_0 or q4_0 (default: f16)",
     )
     flags.add_which(parser)
     flags.add_trust(parser)
@@ -39,6 +46,12 @@ def run(arguments: argparse.Namespace, overrides: Mapping[str, str]) -> int:
     """Writes the folder and prints what it holds."""
     from distill_jax.runs import export
 
-    written = export.write(arguments.workdir, arguments.out, arguments.which, arguments.format)
+    written = export.write(
+        arguments.workdir,
+        arguments.out,
+        arguments.which,
+        arguments.format,
+        type=arguments.type,
+    )
     print(json.dumps(written))
     return 0

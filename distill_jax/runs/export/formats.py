@@ -8,7 +8,7 @@ from typing import Any
 
 from distill_jax.config.schema import IMAGES, TEXT
 from distill_jax.errors import UsageError, unknown
-from distill_jax.runs.export import huggingface, source, state_dict
+from distill_jax.runs.export import gguf, huggingface, source, state_dict
 from distill_jax.storage import (
     gcs,
     holding,
@@ -21,23 +21,29 @@ from distill_jax.storage import (
 
 @dataclasses.dataclass(frozen=True)
 class Format:
-    """A format of an exported folder.
+    """A format of an export.
 
     Attributes:
       kinds: the kinds of data whose models it holds, TEXT and IMAGES.
-      write: (source, new folder, options) -> what the command prints of it. It writes the files
-        into the folder, which is empty, and raises UsageError for a model that it cannot hold.
-      last: the file that a reader of the folder requires.
+      write: (source, folder, options) -> what the command prints of it. It writes the files into
+        the folder, which is empty, and raises UsageError for a model that it cannot hold. Where
+        there is a `suffix`, it writes one new file of the name `options["name"]`.
+      last: the file that a reader of the folder requires; "" where the export is one file.
+      suffix: of the file that the export is; "" where it is a folder.
     """
 
     kinds: tuple[str, ...]
     write: Callable[[source.Source, pathlib.Path, Mapping[str, Any]], dict[str, Any]]
     last: str
+    suffix: str = ""
 
+
+_OF_FILES = frozenset(("type",))  # options of formats that are one file
 
 #: By name; the first one of a kind is its default.
 FORMATS = {
     "huggingface": Format((TEXT,), huggingface.write, "config.json"),
+    "gguf": Format((TEXT,), gguf.write, "", ".gguf"),
     "safetensors": Format((IMAGES,), state_dict.write_safetensors, "model.json"),
     "npz": Format((IMAGES,), state_dict.write_npz, "model.json"),
 }
@@ -54,7 +60,7 @@ def write(
 
     Args:
       path: the workdir, or the folder of a model without a run.
-      out: the folder to write; a new or an empty one.
+      out: the folder to write, a new or an empty one, or the new file.
       which: "final" (the last step) or "selected" (best on the validation split).
       form: of `FORMATS`; None for the first one of the model's kind.
       **options: of the format.
@@ -63,13 +69,19 @@ def write(
       {"path", "format"} and what the format reports.
 
     Raises:
-      UsageError: there is no such model, its run has not finished, the format does not hold it, or
-        the folder exists.
+      UsageError: there is no such model, its run has not finished, the format does not hold it, the
+        folder or file exists, or an option is not of the format.
     """
     target = resolve_path(out, "--out")
     with holding(target, "--out", beside=True):
         found = source.find(path, which)
         chosen = _format_of(found, form)
+        options = {name: value for name, value in options.items() if value is not None}
+        if FORMATS[chosen].suffix:
+            written = _write_file(found, chosen, target, options)
+            return {"path": str(target), "format": chosen, **written}
+        for name in options.keys() & _OF_FILES:
+            raise UsageError(f"--{name}={options[name]}: has no meaning for --format={chosen}")
         _refuse_existing(target)
         with (
             staging_folder(target, FORMATS[chosen].last) as staging,
@@ -77,6 +89,19 @@ def write(
         ):
             written = FORMATS[chosen].write(found, folder, options)
     return {"path": str(target), "format": chosen, **written}
+
+
+def _write_file(
+    found: source.Source, chosen: str, target: pathlib.Path, options: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Writes an export that is one file."""
+    suffix = FORMATS[chosen].suffix
+    if is_remote(target) or target.suffix != suffix:
+        raise UsageError(f"--out={target}: expected a new file on a disk that ends in {suffix}")
+    if target.exists():
+        raise UsageError(f"--out={target}: exists; expected a new file")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    return FORMATS[chosen].write(found, target.parent, {**options, "name": target.name})
 
 
 def _format_of(found: source.Source, form: str | None) -> str:

@@ -214,7 +214,7 @@ class _Entry:
     def fetch(self, params: Mapping[str, Array | MergedParam]) -> np.ndarray | None:
         """Its content on the first host; None on every other host."""
         if self.grid is None:
-            return _fetch_tensor(self.tensor, params, self.dtype)
+            return fetch_tensor(self.tensor, params, self.dtype)
         found = []
         for name in self.tensor.parameters:
             codes, scales = (
@@ -307,7 +307,7 @@ def _shards(entries: Sequence[_Entry], limit: int) -> Iterator[list[_Entry]]:
     yield shard
 
 
-def _fetch_tensor(
+def fetch_tensor(
     tensor: tensor_map.Tensor, params: Mapping[str, Array | MergedParam], dtype: np.dtype
 ) -> np.ndarray | None:
     """One tensor as it lies in the checkpoint, on the first host; None on every other host."""
