@@ -73,6 +73,8 @@ def write(
         folder or file exists, or an option is not of the format.
     """
     target = resolve_path(out, "--out")
+    if form in FORMATS and FORMATS[form].suffix:
+        _check_file(target, FORMATS[form].suffix)
     with holding(target, "--out", beside=True):
         found = source.find(path, which)
         chosen = _format_of(found, form)
@@ -95,13 +97,16 @@ def _write_file(
     found: source.Source, chosen: str, target: pathlib.Path, options: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Writes an export that is one file."""
-    suffix = FORMATS[chosen].suffix
+    target.parent.mkdir(parents=True, exist_ok=True)
+    return FORMATS[chosen].write(found, target.parent, {**options, "name": target.name})
+
+
+def _check_file(target: pathlib.Path, suffix: str) -> None:
+    """UsageError for a file that cannot be written."""
     if is_remote(target) or target.suffix != suffix:
         raise UsageError(f"--out={target}: expected a new file on a disk that ends in {suffix}")
     if target.exists():
         raise UsageError(f"--out={target}: exists; expected a new file")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    return FORMATS[chosen].write(found, target.parent, {**options, "name": target.name})
 
 
 def _format_of(found: source.Source, form: str | None) -> str:

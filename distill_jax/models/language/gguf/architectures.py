@@ -104,7 +104,6 @@ ARCHITECTURES: Mapping[str, Architecture] = {
         scaled=True,
         per_model_width=62,
     ),
-    "phi3": Architecture("phi3", ("phi3",)),
     "olmo2": Architecture("olmo2", ("olmo2",), fixed=dict(norm_placement="post", qk_norm="all")),
     "smollm3": Architecture("smollm3", ("smollm3",), permuted=True, layers=_no_rope),
     "granite": Architecture("granite", ("granite",), permuted=True, numbers=_GRANITE),
