@@ -105,7 +105,7 @@ def _open(file: gguf_file.File) -> tuple[list[tensors.Place], Any]:
     config = architectures.config_of(file.metadata, file.tensors.keys(), stored.shape[0], factors)
     if config.layers > len(file.tensors):
         raise UsageError(f"{name}.block_count={config.layers}: there are fewer tensors")
-    library = gguf_file.library("import")
+    library = gguf_file.library("FILE")
     places = tensors.places(config, name, reading.shapes(config), library)
     wanted = {place.name: place.shape for place in places}
     found = {
