@@ -3,10 +3,11 @@
 Matrices are float32, float16, bfloat16 or rounded to blocks of 32 of a row: Q8_0, with a float16
 scale and 8 bits a number, or Q4_0 with 4 bits. Embedding and head of a Q4_0 file are Q8_0: they
 decide the logits, and 4 bits cost there most. Norms and biases are always float32, as llama.cpp
-expects them. Both grids are idempotent: numbers that lie on one keep their codes and scales.
+expects them. Codes and scales that a quantized decoder has are written as they are.
 """
 
 import contextlib
+import dataclasses
 import os
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
@@ -32,8 +33,33 @@ TYPES = {
 }
 _BLOCK = 32
 
-#: Gives a tensor of the checkpoint in float32.
-Fetch = Callable[[tensor_map.Tensor], np.ndarray]
+#: Gives a tensor of the checkpoint, [outputs, inputs] of a matrix: in float32, or codes and scales.
+Fetch = Callable[[tensor_map.Tensor], "np.ndarray | Coded"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Coded:
+    """A matrix on the grid of a type.
+
+    Attributes:
+      type: "Q4_0" or "Q8_0".
+      codes: int8 [outputs, inputs].
+      scales: float16 [outputs, inputs / 32].
+    """
+
+    type: str
+    codes: np.ndarray
+    scales: np.ndarray
+
+    def blocks(self) -> np.ndarray:
+        """As they lie in a file: uint8 [outputs, bytes of a row]."""
+        rows, groups = self.scales.shape
+        codes = self.codes.reshape(rows, groups, _BLOCK)
+        if self.type == "Q4_0":  # the first half of a block in the low bits
+            shifted = (codes + np.int8(8)).view(np.uint8)
+            codes = shifted[..., : _BLOCK // 2] | (shifted[..., _BLOCK // 2 :] << np.uint8(4))
+        scales = np.ascontiguousarray(self.scales, np.float16)[..., None].view(np.uint8)
+        return np.concatenate([scales, codes.view(np.uint8)], axis=-1).reshape(rows, -1)
 
 
 def write(
@@ -45,6 +71,7 @@ def write(
     kind: str,
     tokenizer: Mapping[str, Any],
     general: Mapping[str, Any],
+    coded: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """Writes a file, whole or not at all.
 
@@ -56,6 +83,7 @@ def write(
       kind: of `TYPES`.
       tokenizer: metadata of `data.text.gguf_vocabulary.from_huggingface`.
       general: more keys, such as general.name and general.license.
+      coded: the type of each tensor that `fetch` gives as `Coded`, by its name in the checkpoint.
 
     Returns:
       {"architecture", "tensors", "bytes"}.
@@ -69,7 +97,8 @@ def write(
     name = metadata["general.architecture"]
     places = tensors.places(config, name, shapes, gguf)
     architectures.check_round_trip(config, metadata, [place.name for place in places])
-    types = {place.name: _type_of(place, kind) for place in places}
+    coded = coded or {}
+    types = {place.name: coded.get(place.tensor.name, _type_of(place, kind)) for place in places}
     for place in places:
         _check_blocks(place, types[place.name], kind)
     entries = {"general.type": "model", **general, **metadata, **tokenizer}
@@ -153,10 +182,17 @@ def _write_file(path: pathlib.Path, entries: Mapping[str, Any], plan: _Plan, fet
         if plan.factors is not None:
             writer.write_tensor_data(plan.factors.astype(np.float32))
         for place in plan.places:
-            value = place.to_file(fetch(place.tensor).astype(np.float32))
-            writer.write_tensor_data(blocks(value, plan.types[place.name], place.tensor.name, gguf))
+            writer.write_tensor_data(_blocks_of(place, fetch(place.tensor), plan))
     finally:
         writer.close()
+
+
+def _blocks_of(place: tensors.Place, value: "np.ndarray | Coded", plan: _Plan) -> np.ndarray:
+    if isinstance(value, Coded):
+        codes, scales = (place.to_file(each) for each in (value.codes, value.scales))
+        return dataclasses.replace(value, codes=codes, scales=scales).blocks()
+    value = place.to_file(value.astype(np.float32))
+    return blocks(value, plan.types[place.name], place.tensor.name, plan.gguf)
 
 
 def blocks(value: np.ndarray, block_type: str, name: str, gguf: ModuleType) -> np.ndarray:
