@@ -13,9 +13,10 @@ import small_texts
 from distill_jax import cli, models
 from distill_jax.data import text
 from distill_jax.models import language
-from distill_jax.models.language import DecoderConfig, RopeScaling
+from distill_jax.models.language import DecoderConfig, RopeScaling, quantized
 from distill_jax.models.language.gguf import architectures
 from distill_jax.models.language.huggingface.family_table import FAMILIES
+from distill_jax.quantization import grids
 
 _SIZES = dict(
     vocab_size=320,
@@ -165,5 +166,35 @@ def test_numbers_of_a_type_are_written_again_without_a_change(kind, tmp_path, ca
     names = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert names[0]["architecture"] == "llama"
     # All after the metadata, which differ in the length of a name alone.
-    tail = 100_000
+    tail = 50_000
     assert len(content[0]) > 2 * tail and content[0][-tail:] == content[1][-tail:]
+
+
+@pytest.mark.parametrize("grid", [grids.Q4_0, grids.Q8_0])
+def test_codes_of_a_quantized_decoder_are_not_rounded_again(grid, tmp_path, capsys):
+    model = make("llama", tmp_path / "dense")
+    dense = models.split(model)[1]
+    chosen = dict.fromkeys(quantized.kernels({k: v.shape for k, v in dense.items()}), grid)
+    encoded = {}
+    for name in chosen:
+        codes, scales = grid.encode(np.asarray(dense[name]))
+        # Codes that no rounding to nearest gives, such as those of a calibration: the largest is
+        # smaller than the grid allows.
+        encoded[name] = (np.clip(codes, -5, 5), scales)
+    params = quantized.with_codes(dense, encoded, chosen)
+    folder = tmp_path / "model"
+    language.save_params(folder, model.config, params, chosen=chosen)
+    small_texts.write_tokenizer(folder)
+    flags = [f"--workdir={folder}", "--format=gguf", f"--out={tmp_path / 'm.gguf'}"]
+    assert cli.main(["export", *flags]) == 0
+    assert json.loads(capsys.readouterr().out)["type"] == grid.name
+    assert cli.main(["import", str(tmp_path / "m.gguf"), f"--workdir={tmp_path / 'back'}"]) == 0
+    back = models.split(language.load(tmp_path / "back"))[1]
+    for name, value in quantized.decode(params, chosen, np.float32).items():
+        if name in chosen:
+            np.testing.assert_array_equal(back[name], value, err_msg=name)
+    out = tmp_path / "again.gguf"
+    flags = [f"--workdir={folder}", "--format=gguf", f"--out={out}", "--type=f16"]
+    assert cli.main(["export", *flags]) == 2
+    assert "rounded again" in capsys.readouterr().err
+    assert not out.exists()
