@@ -22,9 +22,10 @@ def most_examples(classes: int) -> int:
 
 
 def log_softmax(logits: np.ndarray) -> np.ndarray:
-    """Log probabilities, float64 [..., K]."""
+    """Log probabilities, float64 [..., K]; NaN where the logits are not finite."""
     logits = np.asarray(logits, np.float64)
-    shifted = logits - logits.max(axis=-1, keepdims=True)
+    with np.errstate(invalid="ignore"):  # such as inf - inf of a network that has diverged
+        shifted = logits - logits.max(axis=-1, keepdims=True)
     return shifted - np.log(np.sum(np.exp(shifted), axis=-1, keepdims=True))
 
 
@@ -58,8 +59,9 @@ def _ranked(examples: Examples) -> list[np.ndarray]:
     """Rows by each of the rules, the first ones first; only rows that the rule is about."""
     teacher = examples.student if examples.teacher is None else examples.teacher
     logs = log_softmax(teacher)
-    entropy = -np.sum(np.exp(logs) * logs, axis=-1)
-    divergence = np.sum(np.exp(logs) * (logs - log_softmax(examples.student)), axis=-1)
+    with np.errstate(invalid="ignore"):
+        entropy = -np.sum(np.exp(logs) * logs, axis=-1)
+        divergence = np.sum(np.exp(logs) * (logs - log_softmax(examples.student)), axis=-1)
     right = teacher.argmax(-1) == examples.labels
     student = examples.student.argmax(-1)
     differ = student != teacher.argmax(-1)

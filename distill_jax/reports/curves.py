@@ -10,6 +10,8 @@ from distill_jax.reports import html
 
 Records = Sequence[Mapping[str, Any]]
 
+MOST_LINES = 1500  # of a log that are drawn
+
 #: Title, unit, factor, and the series: (split or "performance", key, label).
 CHARTS: tuple[tuple[str, str, float, tuple[tuple[str, str, str], ...]], ...] = (
     (
@@ -89,27 +91,42 @@ def panel(metrics: Records, performance: Records, *, batch_size: int | None) -> 
       performance: those of performance.jsonl.
       batch_size: examples in a step; None for unknown, without an axis of examples.
     """
-    splits: dict[str, list[Mapping[str, Any]]] = {"performance": list(performance)}
+    splits: dict[str, list[Mapping[str, Any]]] = {}
     for record in metrics:
         splits.setdefault(record["split"], []).append(record)
     place = _Place(splits.get("train", []), performance, batch_size)
+    splits["performance"] = list(performance)
+    splits = {split: thinned(records) for split, records in splits.items()}
     charts = []
     for title, unit, factor, wanted in CHARTS:
         series = []
         for colour, (split, key, label) in enumerate(wanted):
             found = [record for record in splits.get(split, ()) if key in record]
             if any(record[key] is not None for record in found):
-                steps = [record["step"] for record in found]
-                values = [None if r[key] is None else factor * r[key] for r in found]
-                series.append(
-                    {"label": label, "x": place.axes(steps), "y": values, "colour": colour}
-                )
+                values = [_short(record[key], factor) for record in found]
+                x = place.number([record["step"] for record in found])
+                series.append({"label": label, "x": x, "y": values, "colour": colour})
         if series:
             charts.append({"title": title, "unit": unit, "series": series})
     if not charts:
         return None
-    data = {"axes": place.titles(), "smoothing": True, "charts": charts}
-    return html.Panel("chart", data, "Learning curves")
+    axes = place.titles()
+    return html.Panel(
+        "chart",
+        {"axes": axes, "smoothing": True, "xs": place.all, "charts": charts},
+        "Learning curves",
+    )
+
+
+def thinned(records: Records) -> list[Mapping[str, Any]]:
+    """At most `MOST_LINES` records: of more of them every n-th, counted back from the last."""
+    every = -(-len(records) // MOST_LINES)
+    return list(records[:: -max(every, 1)])[::-1]
+
+
+def _short(value: float | None, factor: float) -> float | None:
+    """To six digits, which are more than a chart shows."""
+    return None if value is None else float(f"{factor * value:.6g}")
 
 
 class _Place:
@@ -119,10 +136,15 @@ class _Place:
       train: the lines of the training log.
       performance: those of the speed.
       batch_size: of a step.
+
+    Attributes:
+      all: each sequence of steps that was asked for, on every axis.
     """
 
     def __init__(self, train: Records, performance: Records, batch_size: int | None):
         self._batch_size = batch_size
+        self.all: list[dict[str, Any]] = []
+        self._numbers: dict[tuple[int, ...], int] = {}
         known = [(r["epoch"], r["step"]) for r in train if r.get("epoch") and r["step"]]
         self._epochs_a_step = known[-1][0] / known[-1][1] if known else None
         timed = [r for r in performance if r.get("step_time_s") is not None]
@@ -137,7 +159,15 @@ class _Place:
         found += [("examples", "Examples")] if self._batch_size else []
         return found + ([("time", "Training time (s)")] if len(self._timed[0]) > 1 else [])
 
-    def axes(self, steps: Sequence[int]) -> dict[str, Any]:
+    def number(self, steps: Sequence[int]) -> int:
+        """Which of `all` these steps are; added where they are new."""
+        key = tuple(steps)
+        if key not in self._numbers:
+            self._numbers[key] = len(self.all)
+            self.all.append(self._axes(steps))
+        return self._numbers[key]
+
+    def _axes(self, steps: Sequence[int]) -> dict[str, Any]:
         at: dict[str, Any] = {"step": steps}
         if self._epochs_a_step:
             at["epoch"] = [round(step * self._epochs_a_step, 6) for step in steps]

@@ -242,6 +242,8 @@ def _curves(
         "Training figures are means between two lines of the log; smoothing draws a moving average "
         "over the raw values, which stay visible."
     )
+    if max(len(metrics), len(performance)) > curves.MOST_LINES:
+        text += f" Of logs of more than {curves.MOST_LINES:,} lines, every n-th line is drawn."
     return "Learning curves", [text, panel]
 
 

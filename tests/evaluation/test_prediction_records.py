@@ -92,6 +92,15 @@ def test_many_classes_stay_bounded():
     assert records.most_examples(10) == 1000 and records.most_examples(10**6) == 4
 
 
+def test_logits_that_are_not_finite_are_recorded_too():
+    split = examples()
+    split.student[:3] = np.nan
+    split.student[3, 1], split.teacher[4, 2] = np.inf, -np.inf
+    found = recorded(split, 3)
+    assert len(found["ids"]) == 500
+    np.testing.assert_array_equal(found["student"], split.student)
+
+
 class TestLinearCKA:
     def reference(self, x, y):
         """By the definition with centring matrices, in float64."""

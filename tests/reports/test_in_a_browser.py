@@ -288,3 +288,18 @@ def test_print_is_light_and_whole(browser, pages):
     assert browser.run(paper) == "rgb(255, 255, 255)"
     browser.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "", "features": []})
     assert browser.errors() == []
+
+
+def test_a_page_works_inside_a_notebook(browser, pages, tmp_path):
+    host = tmp_path / "notebook.html"
+    frame = reports.InNotebook(pages["image"], height=700)._repr_html_()
+    host.write_text(f"<!DOCTYPE html><meta charset=utf-8><title>notebook</title>{frame}")
+    browser.open(host)
+    browser.driver.switch_to.frame(0)
+    try:
+        assert "of 60 examples" in browser.text('[data-panel="browser"]')
+        assert browser.text("h1") == "mlp on digits"
+    finally:
+        browser.driver.switch_to.default_content()
+    assert browser.run("return document.title") == "notebook"
+    assert browser.errors() == [] and browser.requests() == []

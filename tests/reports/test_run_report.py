@@ -1,14 +1,17 @@
 """The report of a run: everything that its files say, at any moment of its life."""
 
+import itertools
 import json
 import subprocess
 import sys
 
 import pytest
+import recorded_runs
 from page_parser import Page
 
 from distill_jax import reports
 from distill_jax.errors import UsageError
+from distill_jax.reports import curves
 from distill_jax.reports.tables import evaluation, text
 from distill_jax.training.logging.writers import MetricsLog
 
@@ -148,6 +151,43 @@ def test_run_that_has_only_begun(tmp_path):
     page = page_of(tmp_path)
     assert "has not been evaluated yet" in page.text and "teacher runs/<teacher>" in page.text
     assert not page.find("svg")
+
+
+def test_many_classes_and_a_long_log_stay_below_two_megabytes(tmp_path):
+    names = [f"class number {k}" for k in range(1000)]
+    record = recorded_runs.image_record(names, count=1500)
+    images = record["thumbnails"].size
+    per_class = {"per_class": [0.5] * 1000, "teacher_per_class": [0.25] * 1000}
+    final = {**RESULT["final"], "test": {**TEST, **per_class}}
+    recorded_runs.write(tmp_path, CONFIG, MANIFEST, {**RESULT, "final": final}, record)
+    with MetricsLog(tmp_path / "metrics.jsonl") as log:
+        for step in range(1, 6001):
+            values = ("loss", "hard_loss", "soft_loss", "accuracy", "learning_rate")
+            log.write(step, "train", {name: step / 7 for name in values} | {"epoch": step / 9})
+    page = reports.run_report(tmp_path)
+    assert panels(Page(page.read_text())) == ["browser", "matrix", "chart"]
+    assert page.stat().st_size - 4 / 3 * images < 2e6
+    assert "class number 999" in page.read_text()
+
+
+def test_a_log_is_thinned_from_its_end():
+    records = [{"step": step} for step in range(4000)]
+    found = [record["step"] for record in curves.thinned(records)]
+    assert len(found) <= curves.MOST_LINES and found[-1] == 3999 and len(found) > 1000
+    assert len({b - a for a, b in itertools.pairwise(found)}) == 1
+    assert curves.thinned(records[:10]) == records[:10] and curves.thinned([]) == []
+
+
+def test_a_changed_record_is_refused(tmp_path):
+    record = recorded_runs.image_record(["a", "b"])
+    recorded_runs.write(tmp_path, CONFIG, MANIFEST, RESULT, record)
+    assert "Dark knowledge" in page_of(tmp_path).text
+    file = tmp_path / "evaluation" / "test.npz"
+    file.write_bytes(file.read_bytes()[:-1])
+    with pytest.raises(UsageError, match="evaluation/test.npz is not as the run left it"):
+        reports.run_report(tmp_path)
+    file.unlink()
+    assert "the file was removed" in page_of(tmp_path).text
 
 
 def test_same_files_same_bytes_and_no_other_file(workdir):

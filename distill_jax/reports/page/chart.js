@@ -1,7 +1,8 @@
 // Line charts with a shared horizontal axis, drawn by uPlot: hover, zoom, log axes, smoothing.
 //
-// data: {axes: [[key, title], ...], smoothing: bool, log_x: bool, charts: [{title, unit,
-// series: [{label, x: {key: [...]}, y: [...], points: bool}]}]}. y may have null for no number.
+// data: {axes: [[key, title], ...], smoothing: bool, log_x: bool, xs: [{key: [...]}], charts:
+// [{title, unit, series: [{label, x: {key: [...]}, y: [...], points: bool}]}]}. y may have null for
+// no number; x may be the number of one of `xs`, which several series share.
 "use strict";
 
 page.define("chart", (root, data) => {
@@ -26,7 +27,8 @@ page.define("chart", (root, data) => {
   function columns(series) {
     const usable = (x, y) => x != null && !(state.logX && x <= 0) && y !== undefined;
     const each = series.map((one) => {
-      const xs = one.x[state.axis] || [];
+      const places = typeof one.x === "number" ? data.xs[one.x] : one.x;
+      const xs = places[state.axis] || [];
       const ys = one.y.map((y) => (state.logY && y != null && y <= 0 ? null : y));
       const pairs = new Map();
       xs.forEach((x, i) => { if (usable(x, ys[i])) pairs.set(x, ys[i]); });
