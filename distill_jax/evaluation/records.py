@@ -51,8 +51,15 @@ class Examples(NamedTuple):
 
     def join(self, other: "Examples") -> "Examples":
         """These examples and more of them, behind."""
-        both = zip(self, other, strict=True)
-        return Examples(*(None if a is None else np.concatenate([a, b]) for a, b in both))
+        teacher = None
+        if self.teacher is not None and other.teacher is not None:
+            teacher = np.concatenate([self.teacher, other.teacher])
+        return Examples(
+            np.concatenate([self.ids, other.ids]),
+            np.concatenate([self.labels, other.labels]),
+            np.concatenate([self.student, other.student]),
+            teacher,
+        )
 
 
 def _ranked(examples: Examples) -> list[np.ndarray]:
@@ -134,9 +141,8 @@ class ImageRecord:
                 if logits is not None:
                     total = self._soft.setdefault(name, np.zeros((self._classes,) * 2))
                     np.add.at(total, labels, np.exp(log_softmax(logits)))
-        now = Examples(
-            ids, labels, np.float32(student), teacher if teacher is None else np.float32(teacher)
-        )
+        kept_teacher = None if teacher is None else teacher.astype(np.float32)
+        now = Examples(ids, labels, student.astype(np.float32), kept_teacher)
         joined = now if self._kept is None else self._kept.join(now)
         self._kept = joined.take(self._candidates(joined))
 
@@ -170,20 +176,21 @@ class ImageRecord:
         """
         assert self._kept is not None
         kept = self._kept.take(choose(self._kept, self._limit))
-        found = {"ids": np.int32(kept.ids), "labels": np.int32(kept.labels)}
+        found: dict[str, np.ndarray] = {}
+        found |= {"ids": kept.ids.astype(np.int32), "labels": kept.labels.astype(np.int32)}
         found["student"] = kept.student
         if kept.teacher is not None:
             found["teacher"] = kept.teacher
             found["teacher_errors"] = self._on_errors
         for name, (codes, counts) in self._pairs.items():
             pair = np.divmod(codes, self._classes)
-            found[f"pairs_{name}"] = np.int32(np.stack([*pair, counts]))
+            found[f"pairs_{name}"] = np.stack([*pair, counts]).astype(np.int32)
         if self._soft:
             mean = {k: v / np.maximum(self._count, 1)[:, None] for k, v in self._soft.items()}
             guide = mean.get("teacher", mean["student"])
             spread = np.where(self._count > 0, 1 - np.diag(guide), -1.0)
             shown = np.sort(np.argsort(-spread, kind="stable")[:MOST_SOFT_CLASSES])
-            found["soft_classes"] = np.int32(shown)
+            found["soft_classes"] = shown.astype(np.int32)
             for name, values in mean.items():
-                found[f"soft_{name}"] = np.float32(values[np.ix_(shown, shown)])
+                found[f"soft_{name}"] = values[np.ix_(shown, shown)].astype(np.float32)
         return found

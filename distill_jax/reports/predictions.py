@@ -65,7 +65,7 @@ def _browser(record: Record, names: Sequence[str]) -> html.Panel:
 
 def _pairs(record: Record, name: str) -> np.ndarray:
     """(row, column, count) of a confusion, int64 [3, M]; empty where there is none."""
-    return np.int64(record.get(f"pairs_{name}", np.zeros((3, 0))))
+    return record.get(f"pairs_{name}", np.zeros((3, 0))).astype(np.int64)
 
 
 def _share(pairs: np.ndarray) -> float:
@@ -180,7 +180,9 @@ def _soft_targets(record: Record, names: Sequence[str]) -> list[html.Block]:
         for title, key in (("Teacher", "soft_teacher"), ("Student", "soft_student"))
         if key in record
     ]
-    part = f" of the {len(shown)} classes that spread most" if len(shown) < len(names) else ""
+    part = ""
+    if len(shown) < len(names):
+        part = f", for the {len(shown)} of {len(names):,} classes whose examples spread most"
     text = (
         f"Mean probabilities at T = 1 on the examples of each class{part}, in the order of a "
         "hierarchical clustering (average linkage) of "
@@ -203,7 +205,7 @@ def clustered(similarity: np.ndarray) -> np.ndarray:
     count = len(similarity)
     if count < 3:
         return np.arange(count)
-    likeness = np.nan_to_num(np.float64(similarity + similarity.T))
+    likeness = np.nan_to_num((similarity + similarity.T).astype(np.float64))
     np.fill_diagonal(likeness, 0.0)
     distance = 1 - likeness / max(likeness.max(), 1e-12)
     condensed = distance[np.triu_indices(count, 1)]
