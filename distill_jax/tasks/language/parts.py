@@ -203,7 +203,7 @@ def prepare(config: ConfigDict) -> Parts:
         resident={},
         order=feed.order,
         feed=StoredAnswersFeed(feed, answers) if answers else feed,
-        evaluators=_evaluators(config, mesh, opened.splits, compared, frozen, prompts),
+        evaluators=_evaluators(config, mesh, opened, compared, frozen, prompts),
         files=DecoderFiles(
             config, mesh, opened.student.config, frozen.student, _shapes(initial.params), quantizer
         ),
@@ -306,7 +306,7 @@ def _on_devices(config: ConfigDict, mesh: Mesh, frozen: Frozen) -> Frozen:
 def _evaluators(
     config: ConfigDict,
     mesh: Mesh,
-    splits: dict[str, text.Rows],
+    opened: _Opened,
     comparison: Comparison,
     frozen: Frozen,
     prompts: dict[str, PromptEvaluator],
@@ -314,13 +314,27 @@ def _evaluators(
     process, processes = parallel.process_share(mesh)
     size = config.evaluation.batch_size
     found: dict[str, Evaluate] = {}
-    for name, rows in splits.items():
+    for name, rows in opened.splits.items():
         if name == "train":
             continue
         batches = text.evaluation_feed(rows, size, process=process, processes=processes)
-        evaluate = TextEvaluator(comparison, frozen, mesh, batches)
+        evaluate: Evaluate = TextEvaluator(comparison, frozen, mesh, batches)
+        if opened.answers is not None and not opened.teachers:
+            evaluate = _with_stored_figures(evaluate, opened.answers.store.manifest, rows)
         found[name] = with_answers(evaluate, prompts[name]) if name in prompts else evaluate
     return found
+
+
+def _with_stored_figures(
+    evaluate: Evaluate, manifest: Mapping[str, Any], rows: text.Rows
+) -> Evaluate:
+    """An evaluation with the teacher's own figures, where a store has those of the same rows."""
+    stored = manifest.get("figures", {}).values()
+    found = next((one for one in stored if one["fingerprint"] == text.fingerprint(rows)), None)
+    if found is None:
+        return evaluate
+    own = {f"teacher_{name}": found[name] for name in ("nll", "perplexity", "accuracy", "entropy")}
+    return lambda params, stats: {**evaluate(params, stats), **own}
 
 
 def describe_teacher(

@@ -16,10 +16,12 @@ from distill_jax.errors import UsageError
 from distill_jax.models import language
 from distill_jax.optim import schedules
 from distill_jax.tasks.language import networks
-from distill_jax.tasks.language.comparison import Network, hidden_and_head
+from distill_jax.tasks.language.comparison import Comparison, Network, hidden_and_head
 from distill_jax.tasks.language.data import check_vocabulary, load_splits, notes_on, open_tokenizer
+from distill_jax.tasks.language.evaluation import TextEvaluator
 from distill_jax.tasks.language.parts import describe_teacher
 from distill_jax.tasks.setup import make_mesh
+from distill_jax.training.state import Frozen
 
 
 def precompute(
@@ -52,7 +54,8 @@ def precompute(
     (teacher,) = networks.open_teachers(config, mesh)
     tokenizer, shared = open_tokenizer(config)
     check_vocabulary(tokenizer, shared, {f"teacher {config.teacher.path[0]!r}": teacher})
-    rows = load_splits(config, tokenizer, shared)["train"]
+    splits = load_splits(config, tokenizer, shared)
+    rows = splits.pop("train")
     for line in notes_on({"train": rows}):
         _note(f"WARNING: {line}")
     entry = describe_teacher(config, config.teacher.path[0], teacher)
@@ -73,6 +76,7 @@ def precompute(
         folder,
         source,
         compute=_answers_to(rows, teacher, source, mesh),
+        measure=lambda: _figures(config, mesh, teacher, shared, splits),
         batch_size=config.evaluation.batch_size,
         part_size=part_size,
         note=_note,
@@ -118,6 +122,24 @@ def _answers_to(
         return answer(params, parallel.put_rows(batch, parallel.batch_sharding(mesh)))
 
     return compute
+
+
+def _figures(
+    config: ConfigDict,
+    mesh: Mesh,
+    teacher: language.Decoder,
+    shared: int,
+    splits: dict[str, text.Rows],
+) -> dict[str, Any]:
+    """The teacher's own figures on some splits, and which rows they are of."""
+    graphdef, params, _ = models.split(teacher)
+    alone = Comparison(Network(teacher.config, graphdef), (), (), (), (), shared, mesh)
+    found = {}
+    for name, rows in splits.items():
+        batches = text.evaluation_feed(rows, config.evaluation.batch_size)
+        figures = TextEvaluator(alone, Frozen(), mesh, batches)(params, {})
+        found[name] = {"fingerprint": text.fingerprint(rows), **figures}
+    return found
 
 
 def _temperature(config: ConfigDict) -> float:

@@ -127,6 +127,15 @@ class AnswerFolder(ShardedFolder):
                 note(f"{self.root}: part {part} is written, {len(self.parts)} of {total}")
         return self.manifest
 
+    def record(self, name: str, value: Any) -> None:
+        """Adds an entry to the manifest of a finished store.
+
+        Raises:
+          UsageError: the disk fails.
+        """
+        self.manifest[name] = value
+        self.begin()
+
     def computed(self, answers: int) -> None:
         """Reports that as many more answers are computed."""
         if self._progress is not None:

@@ -1,6 +1,7 @@
 """Precomputes a decoder's answers to every token of packed rows, and opens such a store.
 
-    manifest.json                   what the answers were made from, and every file's SHA-256
+    manifest.json                   what the answers were made from, every file's SHA-256, and the
+                                    teacher's own figures on the other splits
     ids-00000.npy, ...              [n, T, K]: n rows in the order of the packing
 
 The arrays are those of `sparse.SparseFormat`; `store` writes, verifies and reads the files.
@@ -94,6 +95,7 @@ def precompute_text(
     source: TextSource,
     *,
     compute: Callable[[np.ndarray], dict[str, Any]],
+    measure: Callable[[], dict[str, Any]],
     batch_size: int,
     part_size: int = 0,
     note: Note = print,
@@ -106,6 +108,8 @@ def precompute_text(
       source: what the answers are made from.
       compute: int32 [B] numbers of rows -> the arrays of `sparse`, [B, T, ...], and "finite",
         bool [B, T].
+      measure: the teacher's own figures on the other splits, by their names; called where the store
+        has none yet. Each has the "fingerprint" of the split's rows.
       batch_size: B, rows in one call of the teacher.
       part_size: rows a part; 0 for about 64 MiB, or for what an unfinished store has.
       note: called with one line for each part that is written.
@@ -136,7 +140,10 @@ def precompute_text(
             raise UsageError("teacher.path: logits of the teacher are not all finite numbers")
         return arrays
 
-    return folder.write(compute_part, unaugmented={}, note=note, style=style, unit="tokens")
+    manifest = folder.write(compute_part, unaugmented={}, note=note, style=style, unit="tokens")
+    if "figures" not in manifest:
+        folder.record("figures", measure())
+    return manifest
 
 
 def describe_text_store(path: str | os.PathLike[str]) -> tuple[SparseFormat, Manifest]:

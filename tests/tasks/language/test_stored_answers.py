@@ -17,6 +17,7 @@ from distill_jax.planning import memory, step_flops
 from distill_jax.runs import experiment
 from distill_jax.runs import manifest as run_manifest
 from distill_jax.storage import sharded
+from distill_jax.tasks.language import parts as text_parts
 from distill_jax.tasks.language import precompute as text_answers
 from distill_jax.teachers import ANSWER_PREFIX
 from distill_jax.teachers.answers import manifest as manifests
@@ -69,6 +70,43 @@ def test_a_run_with_all_ids_takes_the_steps_of_the_run_online(config, whole):
     assert entry["path"] == str(whole) and entry["answers"]["scheme"] == "top_k"
     figures = parts.evaluators["test"](parts.initial.params, {})
     assert figures["kl"] > 0  # teacher.path stands beside the store
+
+
+def test_a_run_without_the_teacher_shows_the_figures_that_its_store_has(config, whole):
+    """Those of the run that has the teacher itself; of other documents it shows none."""
+    with_teacher = experiment.prepare(configs.resolve(config))
+    tokenizer = config["teacher"]["path"][0]
+    alone = changed(config, teacher__store=str(whole), teacher__path=(), data__tokenizer=tokenizer)
+    without = experiment.prepare(configs.resolve(alone))
+    for split in ("validation", "test"):
+        expected = with_teacher.evaluators[split](with_teacher.initial.params, {})
+        found = without.evaluators[split](without.initial.params, {})
+        for name in ("teacher_nll", "teacher_perplexity", "teacher_entropy"):
+            assert found[name] == pytest.approx(expected[name], rel=1e-5), (split, name)
+        assert 0 <= found["teacher_accuracy"] <= 1 and "kl" not in found
+        stored = json.loads((whole / "manifest.json").read_text())["figures"][split]
+        assert found["teacher_accuracy"] == stored["accuracy"]
+        assert stored["count"] == found["count"] and len(stored["fingerprint"]) == 64
+    # The figures of the test rows are not shown for others, nor those of a store that has none.
+    manifest, rows = {"figures": {"test": stored}}, with_teacher.feed.rows
+
+    def plain(params, stats):
+        return {"nll": 1.0}
+
+    for content in (manifest, {}):
+        found = text_parts._with_stored_figures(plain, content, rows)
+        assert found({}, {}) == {"nll": 1.0}
+
+
+def test_a_finished_store_without_figures_gets_them_from_the_same_command(config, tmp_path):
+    resolved, folder = configs.resolve(config), tmp_path / "answers"
+    text_answers.precompute(resolved, folder, answers="sampled:3")
+    whole = contents(folder)
+    manifest = manifests.read_manifest(folder)
+    del manifest["figures"]  # as an earlier version wrote it
+    (folder / "manifest.json").write_bytes(manifests.render(manifest))
+    text_answers.precompute(resolved, folder, answers="sampled:3")
+    assert contents(folder) == whole
 
 
 def test_a_store_is_the_same_however_it_was_cut_or_resumed(config, tmp_path, monkeypatch):
