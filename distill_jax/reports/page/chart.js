@@ -153,7 +153,7 @@ page.define("chart", (root, data) => {
     el("div", { class: "controls" },
       data.axes.length > 1 ? page.labelled("Horizontal axis", axis) : null, logX.control,
       logY.control, data.smoothing ? page.labelled("Smoothing", smoothing) : null, reset),
-    el("p", { class: "note" }, "Drag across a chart to zoom; double-click for the whole range."),
+    el("p", { class: "note help" }, "Drag across a chart to zoom; double-click for the whole range."),
     grid, live);
   redraw();
   page.onRepaint(() => drawn.forEach((plot) => plot.redraw()));

@@ -21,7 +21,7 @@ from distill_jax.teachers import mean_probabilities
 from distill_jax.training.recipe import Flat
 from distill_jax.training.state import Frozen
 
-CHUNK = 128  # tokens whose logits exist at a time
+MOST_LOGITS = 2**22  # of one network that exist at a time
 TOP = 5
 SHOWN_ROWS = 8
 SHOWN_TOKENS = 1200  # of all the rows that are shown
@@ -47,11 +47,12 @@ def token_answers(
         readouts.append(network.readout())
     hidden, heads = zip(*map(hidden_and_head, readings), strict=True)
     shape, size = batch["targets"].shape, batch["targets"].size
-    padding = -size % CHUNK
+    chunk = min(max(MOST_LOGITS // comparison.vocab_size, 8), size)
+    padding = -size % chunk
 
     def chunks(a: jax.Array) -> jax.Array:
         padded = jnp.pad(a, [(0, padding)] + [(0, 0)] * (a.ndim - 1))
-        return padded.reshape(-1, CHUNK, *a.shape[1:])
+        return padded.reshape(-1, chunk, *a.shape[1:])
 
     def of_chunk(rows: tuple[list[jax.Array], jax.Array]) -> dict[str, jax.Array]:
         states, targets = rows
@@ -62,19 +63,7 @@ def token_answers(
         logs = {"student": jax.nn.log_softmax(logits[0])}
         if len(logits) > 1:
             logs["teacher"] = mean_probabilities(logits[1:], comparison.weights, 1.0)
-        found: dict[str, jax.Array] = {}
-        for name, values in logs.items():
-            own = jnp.take_along_axis(values, targets[:, None], axis=-1)
-            best, ids = jax.lax.top_k(values, min(TOP, values.shape[-1]))
-            found |= {
-                f"{name}_nll": -own[:, 0],
-                f"{name}_ids": ids,
-                f"{name}_p": jnp.exp(best),
-            }
-        if "teacher" in logs:
-            p, q = logs["teacher"], logs["student"]
-            found["kl"] = jnp.sum(jnp.where(p > -jnp.inf, jnp.exp(p) * (p - q), 0.0), axis=-1)
-        return found
+        return _expected(logs, targets)
 
     targets = batch["targets"].reshape(-1)
     found = jax.lax.map(of_chunk, ([chunks(h) for h in hidden], chunks(targets)))
@@ -82,6 +71,19 @@ def token_answers(
         name: a.reshape(-1, *a.shape[2:])[:size].reshape(*shape, *a.shape[2:])
         for name, a in found.items()
     }
+
+
+def _expected(logs: dict[str, jax.Array], targets: jax.Array) -> dict[str, jax.Array]:
+    """The figures of `token_answers` for N tokens, from log probabilities [N, V] by network."""
+    found: dict[str, jax.Array] = {}
+    for name, values in logs.items():
+        own = jnp.take_along_axis(values, targets[:, None], axis=-1)
+        best, ids = jax.lax.top_k(values, min(TOP, values.shape[-1]))
+        found |= {f"{name}_nll": -own[:, 0], f"{name}_ids": ids, f"{name}_p": jnp.exp(best)}
+    if "teacher" in logs:
+        p, q = logs["teacher"], logs["student"]
+        found["kl"] = jnp.sum(jnp.where(p > -jnp.inf, jnp.exp(p) * (p - q), 0.0), axis=-1)
+    return found
 
 
 def record_of(
