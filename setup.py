@@ -28,6 +28,8 @@ CPU_KERNELS = [
 ]
 TFDS_PREPARE = ["tensorflow-cpu>=2.18", "importlib_resources>=6"]
 GGUF = ["gguf>=0.19"]  # llama.cpp's files
+# llama.cpp itself, 34 MB: tests and studies run what is exported.
+LLAMA_CPP = ["xllamacpp>=2026.10; platform_machine=='x86_64' and sys_platform=='linux'"]
 TEST = [
     "pytest>=8.3",
     "pytest-xdist>=3.7",
@@ -43,6 +45,7 @@ TEST = [
     "selenium>=4.30",  # looks at pages in Chromium, where chromium and chromedriver are installed
     *CPU_KERNELS,
     *GGUF,
+    *LLAMA_CPP,
 ]
 DOCS = ["sphinx>=8.2", "myst-parser>=4", "furo>=2024.8"]
 
@@ -97,6 +100,7 @@ setuptools.setup(
         "gcs": ["gcsfs>=2026.4", "aiohttp>=3.13.3"],  # gs://bucket/run
         "tfds": TFDS_PREPARE,
         "gguf": GGUF,
+        "llama-cpp": LLAMA_CPP,
         "sentencepiece": ["sentencepiece>=0.2"],
         "wandb": ["wandb>=0.18"],
         "bench": ["torch>=2.6", "torchvision>=0.21"],

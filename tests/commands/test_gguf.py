@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import pathlib
+import shutil
 
 import pytest
 import small_texts
@@ -102,6 +103,17 @@ def test_the_folder_is_in_the_dtype_that_was_asked_for(file, tmp_path, capsys):
     assert cli.main(["import", str(file), f"--workdir={out}", "--dtype=bfloat16"]) == 0
     assert json.loads((out / "config.json").read_text())["torch_dtype"] == "bfloat16"
     assert json.loads(capsys.readouterr().out)["types"] == {"F16": 16, "F32": 5}
+
+
+def test_the_licence_goes_along(model, file, tmp_path, capsys):
+    """Of a model card into a file, and of a file into a model card."""
+    shutil.copytree(model, tmp_path / "m")
+    (tmp_path / "m" / "README.md").write_text("---\nlicense: mit\n---\n# M\nlicense: gpl-3.0\n")
+    flags = [f"--workdir={tmp_path / 'm'}", "--format=gguf", f"--out={tmp_path / 'm.gguf'}"]
+    assert cli.main(["export", *flags]) == 0
+    assert cli.main(["import", str(tmp_path / "m.gguf"), f"--workdir={tmp_path / 'back'}"]) == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["licence"] == "mit"
+    assert "license: mit" in (tmp_path / "back" / "README.md").read_text().splitlines()
 
 
 _SMOLLM2 = os.environ.get("DISTILL_JAX_SMOLLM2", "")

@@ -12,7 +12,7 @@ import pytest
 
 def need() -> None:
     """Skips the test where llama.cpp is not installed."""
-    pytest.importorskip("xllamacpp", reason="needs llama.cpp: pip install xllamacpp")
+    pytest.importorskip("xllamacpp", reason="needs pip install 'distill_jax[llama-cpp]'")
 
 
 class Server:

@@ -70,7 +70,9 @@ def to_huggingface(metadata: Mapping[str, Any]) -> dict[str, bytes]:
     if isinstance(metadata.get(_TEMPLATE), str):
         settings["chat_template"] = metadata[_TEMPLATE]
     stops = [ids[role] for role in ("eos", "eot") if role in ids]
-    generation = {f"{role}_token_id": ids[role] for role in ("bos", "pad") if role in ids}
+    generation: dict[str, Any] = {
+        f"{role}_token_id": ids[role] for role in ("bos", "pad") if role in ids
+    }
     if stops:
         generation["eos_token_id"] = stops[0] if len(set(stops)) == 1 else stops
     files = {
@@ -173,9 +175,13 @@ def _byte_level(
         if left not in vocabulary or right not in vocabulary or left + right not in vocabulary:
             raise UsageError(f"{_PREFIX}merges: {merge!r:.60} joins what is not in the vocabulary")
         pairs.append([left, right])
-    model = {"type": "BPE", "dropout": None, "unk_token": None, "fuse_unk": False}
+    model: dict[str, Any] = {"type": "BPE", "dropout": None, "unk_token": None, "fuse_unk": False}
     model |= {"byte_fallback": False, "ignore_merges": rules.ignore_merges}
-    byte_level = {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True}
+    byte_level: dict[str, Any] = {
+        "type": "ByteLevel",
+        "add_prefix_space": True,
+        "trim_offsets": True,
+    }
     return {
         **gguf_pretokenizers.to_parts(rules),
         "decoder": byte_level | {"use_regex": True},
@@ -202,7 +208,8 @@ def _sentence_piece(
     before = [{"type": "Prepend", "prepend": _SPACE}] if prefixed else []
     strip = [{"type": "Strip", "content": " ", "start": 1, "stop": 0}] if prefixed else []
     unknown = tokens[ids["unk"]] if "unk" in ids else None
-    model = {"type": "BPE", "dropout": None, "unk_token": unknown, "fuse_unk": True}
+    model: dict[str, Any] = {"type": "BPE", "dropout": None, "unk_token": unknown}
+    model["fuse_unk"] = True
     model |= {"byte_fallback": _BYTE in types, "ignore_merges": False, "vocab": vocabulary}
     return {
         "normalizer": {"type": "Sequence", "normalizers": [*before, replace]},

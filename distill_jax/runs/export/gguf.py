@@ -1,6 +1,7 @@
 """A decoder with its tokenizer as one GGUF file, for llama.cpp."""
 
 import pathlib
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -73,11 +74,20 @@ def write(source: Source, folder: pathlib.Path, options: Mapping[str, Any]) -> d
         lambda tensor: _fetch(tensor, params, chosen),
         kind=kind,
         tokenizer=metadata,
-        general={"general.name": source.root.name},
+        general={"general.name": source.root.name, **_licence(source.folder)},
         coded=coded,
     )
     identity = source.result.get("parameters_sha256", "")
     return {"type": kind, "family": config.family, "parameters_sha256": identity, **written}
+
+
+def _licence(folder: pathlib.Path) -> dict[str, str]:
+    """general.license, of the metadata block in the folder's README.md; {} where it has none."""
+    card = folder / "README.md"
+    text = card.read_text(encoding="utf-8", errors="replace") if card.is_file() else ""
+    block = re.match(r"---\n(.*?)\n---", text, re.DOTALL)
+    found = re.search(r"^license:\s*([\w.+-]+)\s*$", block[1], re.MULTILINE) if block else None
+    return {"general.license": found[1]} if found else {}
 
 
 def _type_of(chosen: Mapping[str, Grid], source: Source) -> str:
@@ -102,6 +112,8 @@ def _fetch(
             raise UsageError("--format=gguf: several processes; expected one")
         return value
     grid = chosen[name]
-    held = (np.asarray(params[each][tensor.index]) for each in (name, quantized.scale_name(name)))
-    codes, scales = quantized.plain(*held, grid)
+    held, held_scales = (
+        np.asarray(params[each][tensor.index]) for each in (name, quantized.scale_name(name))
+    )
+    codes, scales = quantized.plain(held, held_scales, grid)
     return writing.Coded(_TYPES[grid.name].upper(), np.asarray(codes).T, np.asarray(scales).T)

@@ -18,8 +18,6 @@ _RMS, _LAYER = "attention.layer_norm_rms_epsilon", "attention.layer_norm_epsilon
 # Divisors of the frequencies of a "llama3" scaling, of which the file has no parameters.
 ROPE_FACTORS = "rope_freqs.weight"
 _SCALINGS = ("none", "linear", "yarn")
-# What published models of Llama 3.1 and later have; of which `factor` differs.
-_LLAMA3 = dict(low_frequency_factor=1.0, high_frequency_factor=4.0, original_max_positions=8192)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -294,7 +292,14 @@ def _llama3(head_dim: int, theta: float, factors: np.ndarray) -> RopeScaling:
     """
     factor = float(factors.max())
     if factors.shape == (head_dim // 2,) and factor >= 1:
-        scaling = RopeScaling("llama3", factor, **_LLAMA3)
+        # What published models of Llama 3.1 and later have; only the factor differs.
+        scaling = RopeScaling(
+            "llama3",
+            factor,
+            low_frequency_factor=1.0,
+            high_frequency_factor=4.0,
+            original_max_positions=8192,
+        )
         if np.allclose(rope_factors(head_dim, theta, scaling), factors, rtol=1e-3):
             return scaling
     raise UsageError(
