@@ -27,7 +27,7 @@ from jax import Array
 
 from distill_jax import parallel, storage
 from distill_jax.errors import UsageError
-from distill_jax.models.files import checksums, safetensors_writer
+from distill_jax.models.files import checksums, quantized_arrays, safetensors_writer
 from distill_jax.models.files.pytorch import choose_arrays, from_pytorch
 from distill_jax.models.files.state_dict import read_chosen
 from distill_jax.models.functional import Flat, split
@@ -35,6 +35,7 @@ from distill_jax.models.registry import abstract
 from distill_jax.models.spec import Spec
 from distill_jax.parallel.transfer import FetchFn
 from distill_jax.processes import coordination
+from distill_jax.quantization.grids import Grid
 from distill_jax.storage import previous_folder, replacing_folder
 
 _FORMAT = 1
@@ -53,6 +54,8 @@ class Saved:
       stats: likewise, the batch statistics.
       fingerprint: hex SHA-256 of all of it, see `fingerprint`.
       trained_on: what describes its training examples, as `save` was given it; {} for unknown.
+      quantized: the name of the grid of each kernel that the folder has as codes, see
+        `quantized_arrays`; {} for none. The parameters here are decoded.
     """
 
     spec: Spec
@@ -60,6 +63,7 @@ class Saved:
     stats: Flat
     fingerprint: str
     trained_on: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    quantized: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
 Arrays = Mapping[str, Array | np.ndarray]
@@ -126,9 +130,15 @@ def _misfits(spec: Spec, params: Arrays, stats: Arrays) -> str:
     return "; ".join(faults[:3]) + more
 
 
-def _about(spec: Spec, trained_on: Mapping[str, Any]) -> dict[str, Any]:
+def _about(
+    spec: Spec, trained_on: Mapping[str, Any], quantized: Mapping[str, str]
+) -> dict[str, Any]:
     """What model.json says besides the network, without what is unknown."""
-    known = {"class_names": list(spec.class_names), "trained_on": dict(trained_on)}
+    known = {
+        "class_names": list(spec.class_names),
+        "trained_on": dict(trained_on),
+        "quantized": dict(quantized),
+    }
     return {name: value for name, value in known.items() if value}
 
 
@@ -154,6 +164,7 @@ def save(
     stats: Mapping[str, Array],
     *,
     trained_on: Mapping[str, Any] | None = None,
+    grids: Mapping[str, Grid] | None = None,
 ) -> str:
     """Writes a network to a folder, and replaces an earlier model in it.
 
@@ -165,9 +176,10 @@ def save(
       params: flat dictionary, as from `split`.
       stats: likewise.
       trained_on: what describes the training examples, as JSON; None for unknown.
+      grids: of kernels that are written as codes and scales, by flat names; in one process alone.
 
     Returns:
-      The fingerprint.
+      The fingerprint, of what is written.
 
     Raises:
       UsageError: the folder holds other things, which replacing it would delete.
@@ -176,7 +188,8 @@ def save(
     faults = _misfits(spec, params, stats)
     if faults:
         raise ValueError(f"these are not the arrays of {spec.name}: {faults}")
-    arrays = _grouped(params, stats)
+    grids = grids or {}
+    arrays = _grouped(quantized_arrays.encode(params, grids) if grids else params, stats)
     whole = fingerprint_of(spec.to_json(), arrays, parallel.fetch_to_first)
     model_hash = coordination.broadcast_from_first(lambda: whole)
 
@@ -189,7 +202,8 @@ def save(
     digest = hashlib.sha256()
     with replacing_folder(path, (_MODEL, _WEIGHTS).__contains__, "a model") as folder:
         safetensors_writer.write(folder / _WEIGHTS, arrays, read, digest=digest)
-        about = _about(spec, trained_on or {})
+        named = {name: grid.name for name, grid in grids.items()}
+        about = _about(spec, trained_on or {}, named)
         (folder / _MODEL).write_bytes(_render(spec, model_hash, digest.hexdigest(), about))
     return model_hash
 
@@ -222,6 +236,7 @@ def _read(folder: pathlib.Path) -> Saved:
         )
         about: dict[str, Any] = content.get("about", {})
         names, trained_on = about.get("class_names", ()), about.get("trained_on", {})
+        named: dict[str, str] = about.get("quantized", {})
         about_hash = _sha256_of(about)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UsageError(f"{_MODEL} is damaged or truncated") from error
@@ -240,6 +255,7 @@ def _read(folder: pathlib.Path) -> Saved:
     if not intact or fingerprint(spec, params, stats) != model_hash:
         raise UsageError(f"{_MODEL} is damaged: its fingerprint is not that of this model")
     try:
+        params = _decoded(spec, params, named)
         faults = _misfits(spec, params, stats)
     except UsageError as error:
         raise UsageError(f"this version has no such model: {error}") from error
@@ -252,7 +268,21 @@ def _read(folder: pathlib.Path) -> Saved:
         stats=jax.device_put(stats),
         fingerprint=model_hash,
         trained_on=trained_on,
+        quantized=named,
     )
+
+
+def _decoded(
+    spec: Spec, params: dict[str, np.ndarray], named: Mapping[str, str]
+) -> dict[str, np.ndarray]:
+    """The float parameters of those of a folder, of which some are codes."""
+    if not named:
+        return params
+    module = abstract(
+        spec.name, input_shape=spec.input_shape, num_classes=spec.num_classes, **spec.options
+    )
+    shapes = {name: value.shape for name, value in split(module)[1].items()}
+    return quantized_arrays.decode(params, named, shapes)
 
 
 def _ungrouped(weights: bytes) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:

@@ -39,7 +39,7 @@ from distill_jax.models.language.construct import (
 )
 from distill_jax.models.language.decoder import Decoder, DecoderOutput
 from distill_jax.models.language.huggingface.families import from_huggingface, to_huggingface
-from distill_jax.models.language.huggingface.reading import load, load_zeros
+from distill_jax.models.language.huggingface.reading import load, load_zeros, shapes
 from distill_jax.models.language.huggingface.writing import save, save_params
 from distill_jax.models.language.llama2c import from_llama2c
 from distill_jax.models.language.rope_scaling import RopeScaling
@@ -62,5 +62,6 @@ __all__ = [
     "load_zeros",
     "save",
     "save_params",
+    "shapes",
     "to_huggingface",
 ]
