@@ -97,6 +97,12 @@ VERBS = (
         resumes=True,
     ),
     Verb(
+        "quantize",
+        "quantize",
+        "round the matrices of a trained model to few bits",
+        takes_config_keys=False,
+    ),
+    Verb(
         "export", "export", "write a trained decoder for other libraries", takes_config_keys=False
     ),
 )

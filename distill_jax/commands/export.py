@@ -38,6 +38,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="type of the matrices in a GGUF file: f32, f16, bf16, q8_0 or q4_0 (default: f16)",
     )
+    parser.add_argument(
+        "--recipe",
+        metavar="RECIPE",
+        help="with --format=compressed-tensors of a model that is not quantized: as of "
+        "`distill-jax quantize`",
+    )
     flags.add_which(parser)
     flags.add_trust(parser)
 
@@ -52,6 +58,7 @@ def run(arguments: argparse.Namespace, overrides: Mapping[str, str]) -> int:
         arguments.which,
         arguments.format,
         type=arguments.type,
+        recipe=arguments.recipe,
     )
     print(json.dumps(written))
     return 0

@@ -19,9 +19,11 @@ from distill_jax import kernels, parallel, reports, storage, tasks
 from distill_jax.config import schema
 from distill_jax.errors import UsageError
 from distill_jax.evaluation.text_metrics import METRICS
+from distill_jax.models.language.huggingface.reading import grids_of
 from distill_jax.processes import coordination, watchdog
 from distill_jax.runs import lone_models, training, workdir
 from distill_jax.runs import manifest as manifests
+from distill_jax.runs.export import source
 from distill_jax.runs.session import Session
 from distill_jax.runs.workdir import Workdir
 from distill_jax.tasks.base import Parts
@@ -77,6 +79,7 @@ def run(config: Mapping[str, Any] | ConfigDict, path: str | os.PathLike) -> Resu
     if config.logging.wandb:
         writers.require_wandb(config.logging.wandb)
 
+    _refuse_quantized_student(config)
     coordination.barrier()  # what any process finds wrong ends all before the first one writes
     with contextlib.ExitStack() as held:
         with storage.reporting_unreachable(paths.root, "--workdir"):
@@ -98,6 +101,17 @@ def run(config: Mapping[str, Any] | ConfigDict, path: str | os.PathLike) -> Resu
             return values
 
         return Result(coordination.broadcast_from_first(write), paths.root)
+
+
+def _refuse_quantized_student(config: ConfigDict) -> None:
+    """UsageError where a decoder's folder to start from holds codes, which have no gradient."""
+    path = config.student.path if config.data.name == schema.TEXT else ""
+    if path and (held := grids_of(path, key="student.path")):
+        names = ", ".join(sorted({grid.name for grid in held.values()}))
+        raise UsageError(
+            f"student.path={path!r}: is quantized ({names}), and codes cannot be trained; expected "
+            "the model that it was made from, with student.quantize for rounded weights"
+        )
 
 
 def _claim(
@@ -278,7 +292,7 @@ def evaluate(
 
 def _is_lone_model(paths: Workdir) -> bool:
     """Whether the folder holds a model that no run of ours made, such as an imported one."""
-    return (paths.root / "model.json").exists() and not paths.config.exists()
+    return source.kind_without_run(paths) is not None
 
 
 def _warn(*lines: str) -> None:

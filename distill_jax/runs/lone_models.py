@@ -1,6 +1,6 @@
-"""Image models beside a run: evaluating an imported one, and writing what a model answers.
+"""Models beside a run: evaluating an imported or a quantized one, and writing what one answers.
 
-An imported model is evaluated as the student that a run would begin with (`student.path`), so that
+Such a model is evaluated as the student that a run would begin with (`student.path`), so that
 its figures are computed by the very program that evaluates students.
 """
 
@@ -57,9 +57,11 @@ def prepare(
             "--config.data.name: --workdir holds a model without a run; expected the data to "
             "evaluate it on, such as --config.data.name=cifar100, or --config=FILE"
         )
+    changed["evaluation"] = {**changed.get("evaluation", {}), "select": "nll"}
+    if (folder / "config.json").exists():
+        return _prepare_decoder(folder, changed)
     spec = models.load(folder, key="--workdir").spec
     changed["student"] = {"name": spec.name, **spec.options, "path": str(folder)}
-    changed["evaluation"] = {**changed.get("evaluation", {}), "select": "nll"}
     changed["data"] = {"resident": "no", **changed["data"], "mean": spec.mean, "std": spec.std}
     if changed["data"]["name"] == TEXT:
         raise UsageError(f"data.name={TEXT!r}: --workdir={folder} is a model of images")
@@ -71,6 +73,20 @@ def prepare(
             f"{changed['data']['name']!r} has {found}; expected the same"
         )
     return parts
+
+
+def _prepare_decoder(folder: pathlib.Path, changed: dict[str, Any]) -> Parts:
+    """As `prepare`, of a Hugging Face folder, quantized or not."""
+    if changed["data"]["name"] != TEXT:
+        raise UsageError(
+            f"data.name={changed['data']['name']!r}: --workdir={folder} is a decoder; expected "
+            f"{TEXT!r}"
+        )
+    changed["student"] = {"name": "decoder", "path": str(folder)}
+    if "path" in changed.get("teacher", {}):
+        # What measures how far the student is from the teacher.
+        changed["method"] = {"name": "soft_target"}
+    return tasks.prepare(configs.resolve(changed))
 
 
 def check_dump(

@@ -15,7 +15,7 @@ NAMES = [name for verb in VERBS for name in (verb.name, *verb.aliases)]
 def test_the_public_verbs():
     assert NAMES == [
         *("train", "eval", "plan", "report", "runs", "import"),
-        *("precompute", "store", "generate", "export"),
+        *("precompute", "store", "generate", "quantize", "export"),
     ]
 
 

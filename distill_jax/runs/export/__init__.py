@@ -4,6 +4,6 @@
 each format that writes it into a new folder.
 """
 
-from distill_jax.runs.export.formats import FORMATS, write
+from distill_jax.runs.export.formats import FORMATS, write, write_quantized
 
-__all__ = ["FORMATS", "write"]
+__all__ = ["FORMATS", "write", "write_quantized"]

@@ -8,7 +8,8 @@ from typing import Any
 
 from distill_jax.config.schema import IMAGES, TEXT
 from distill_jax.errors import UsageError, unknown
-from distill_jax.runs.export import gguf, huggingface, source, state_dict
+from distill_jax.quantization import recipes
+from distill_jax.runs.export import gguf, huggingface, quantized, source, state_dict
 from distill_jax.storage import (
     gcs,
     holding,
@@ -44,8 +45,10 @@ _OF_FILES = frozenset(("type",))  # options of formats that are one file
 FORMATS = {
     "huggingface": Format((TEXT,), huggingface.write, "config.json"),
     "gguf": Format((TEXT,), gguf.write, "", ".gguf"),
+    "compressed-tensors": Format((TEXT,), quantized.write_text, "config.json"),
     "safetensors": Format((IMAGES,), state_dict.write_safetensors, "model.json"),
     "npz": Format((IMAGES,), state_dict.write_npz, "model.json"),
+    "quantized": Format((IMAGES,), quantized.write_images, "model.json"),
 }
 
 
@@ -79,6 +82,11 @@ def write(
         found = source.find(path, which)
         chosen = _format_of(found, form)
         options = {name: value for name, value in options.items() if value is not None}
+        if options.get("recipe") and chosen != quantized.form_of(found):
+            raise UsageError(
+                f"--recipe={options['recipe']}: has no meaning with --format={chosen}; expected "
+                f"--format={quantized.form_of(found)}"
+            )
         if FORMATS[chosen].suffix:
             written = _write_file(found, chosen, target, options)
             return {"path": str(target), "format": chosen, **written}
@@ -107,6 +115,22 @@ def _check_file(target: pathlib.Path, suffix: str) -> None:
         raise UsageError(f"--out={target}: expected a new file on a disk that ends in {suffix}")
     if target.exists():
         raise UsageError(f"--out={target}: exists; expected a new file")
+
+
+def write_quantized(
+    path: str | os.PathLike, out: str | os.PathLike, which: str, recipe: str
+) -> dict[str, Any]:
+    """Rounds matrices of a model to few bits; see `write` and `quantized`.
+
+    Args:
+      path: as of `write`, as are `out` and `which`.
+      out: the folder to write.
+      which: model of a run.
+      recipe: what is rounded to what, see `quantization.recipes.parse`.
+    """
+    recipes.parse(recipe, "--recipe")
+    form = quantized.form_of(source.find(path, which))
+    return write(path, out, which, form, recipe=recipe)
 
 
 def _format_of(found: source.Source, form: str | None) -> str:

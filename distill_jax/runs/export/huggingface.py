@@ -4,7 +4,12 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
+import jax.numpy as jnp
+
+from distill_jax import models
 from distill_jax.models import language
+from distill_jax.models.language import quantized
+from distill_jax.models.language.huggingface import reading
 from distill_jax.models.language.huggingface.writing import TOKENIZER
 from distill_jax.runs.export.source import Source
 from distill_jax.storage import resolve_path
@@ -13,12 +18,17 @@ from distill_jax.storage import resolve_path
 def write(source: Source, folder: pathlib.Path, options: Mapping[str, Any]) -> dict[str, Any]:
     """Writes config.json, safetensors and the tokenizer; see `formats.Format`.
 
+    The matrices of a quantized model are decoded: a folder for programs that read no codes.
+
     Returns:
       {"family", "parameters_sha256", "tokenizer"}: the decoder's family, the hash in the result,
       and the tokenizer's files.
     """
     del options
     model = language.load(source.folder, key="--workdir")
+    if chosen := reading.grids_of(source.folder, key="--workdir"):
+        decoded = quantized.decode(models.split(model)[1], chosen, jnp.float32)
+        model = language.from_params(model.config, decoded)
     tokenizer = source.open_tokenizer()
     tokenizer_files = read_tokenizer_files(resolve_path(tokenizer.path, "data.tokenizer"))
     identity = source.result.get("parameters_sha256", "")

@@ -1,4 +1,4 @@
-"""Quantized models: a decoder as a folder of compressed-tensors, an image network as a model folder.
+"""Quantized models: decoders as folders of compressed-tensors, image networks as model folders.
 
 A model that is not quantized yet is rounded to the nearest codes of a recipe; codes and scales of
 one that is are copied as they are.
@@ -158,9 +158,7 @@ def _encode_one(kernel: jax.Array, grid: Grid) -> tuple[jax.Array, jax.Array]:
     return grid.encode(kernel)
 
 
-def _described(
-    chosen: Mapping[str, Grid], shapes: Mapping[str, tuple[int, ...]]
-) -> dict[str, Any]:
+def _described(chosen: Mapping[str, Grid], shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
     weights = sum(math.prod(shape) for shape in shapes.values())
     bits = sum(
         math.prod(shape) * chosen[name].bits_per_weight(shape[-2]) for name, shape in shapes.items()

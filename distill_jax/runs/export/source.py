@@ -67,7 +67,7 @@ def find(path: str | os.PathLike, which: str) -> Source:
         run saved.
     """
     paths = Workdir(resolve_path(path, "--workdir"))
-    if kind := _kind_without_run(paths):
+    if kind := kind_without_run(paths):
         if which != "final":
             raise UsageError(f"--which={which}: an imported model is one; expected final")
         return Source(root=paths.root, folder=paths.root, kind=kind)
@@ -90,7 +90,7 @@ def find(path: str | os.PathLike, which: str) -> Source:
     )
 
 
-def _kind_without_run(paths: Workdir) -> Literal["text", "images"] | None:
+def kind_without_run(paths: Workdir) -> Literal["text", "images"] | None:
     """What a folder is a model of that no run of ours made here; None for a workdir."""
     if paths.config.exists():
         try:
