@@ -86,6 +86,13 @@ def check_outputs(arguments: argparse.Namespace, *names: str) -> None:
             raise UsageError(f"--{name}={path}: the file of --{other}; expected another one")
 
 
+def check_folder(path: pathlib.Path, flag: str) -> None:
+    """UsageError where a folder can neither be made nor written."""
+    nearest = next(p for p in (path.absolute(), *path.absolute().parents) if p.exists())
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK):
+        raise UsageError(f"{flag}={path}: expected a folder that can be written")
+
+
 def write_output(path: pathlib.Path, flag: str, content: str | bytes) -> None:
     """Writes a file of `add_output`, whole or not at all."""
     try:

@@ -473,6 +473,7 @@ SCHEMA: dict[str, keys.Key] = {
     ),
     "logging.tensorboard": keys.flag(True, "write TensorBoard files", lasting=False),
     "logging.wandb": keys.text("", "Weights & Biases project; empty: off", lasting=False),
+    "logging.trackio": keys.text("", "trackio project, on this machine; empty: off", lasting=False),
     # mesh
     "mesh.data": keys.integer(
         -1, "devices along the data axis; -1: all that are left", low=-1, lasting=False

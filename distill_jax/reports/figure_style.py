@@ -14,6 +14,8 @@ from typing import Any
 
 import matplotlib
 import matplotlib.style
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 INK, MUTED, GRID = "#22262e", "#69707d", "#dfe3e8"
@@ -21,48 +23,18 @@ ACCENT = "#d9480f"
 SERIES = ("#1c6dd0", ACCENT, "#0b8a5f", "#8e4ec6", "#a87900", "#0c8599")
 MARKERS = ("o", "s", "^", "D", "v", "P")
 
-_STYLE: dict[Any, Any] = {  # matplotlib types the keys as a literal
-    "axes.edgecolor": MUTED,
-    "axes.facecolor": "none",
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "axes.labelcolor": INK,
-    "axes.labelsize": 9,
-    "axes.linewidth": 0.8,
-    "axes.spines.right": False,
-    "axes.spines.top": False,
-    "axes.titlecolor": INK,
-    "axes.titlelocation": "left",
-    "axes.titlesize": 9.5,
-    "axes.titleweight": "bold",
-    "figure.constrained_layout.use": True,
-    "figure.facecolor": "none",
-    "font.family": "sans-serif",
-    "font.sans-serif": ["DejaVu Sans"],  # bundled with matplotlib: the same layout everywhere
-    "font.size": 8.5,
-    "grid.color": GRID,
-    "grid.linewidth": 0.7,
-    "legend.fontsize": 8.5,
-    "legend.frameon": False,
-    "legend.labelcolor": INK,
-    "lines.linewidth": 1.6,
-    "lines.markersize": 4.5,
-    "savefig.facecolor": "none",
-    "svg.fonttype": "none",
-    "svg.hashsalt": "distill_jax",
-    "svg.image_inline": True,
-    "text.color": INK,
-    "text.parse_math": False,  # a class may be called "$5"
-    "xtick.color": MUTED,
-    "xtick.labelcolor": INK,
-    "ytick.color": MUTED,
-    "ytick.labelcolor": INK,
-}
+# A style file, so that other figures of a paper take it too.
+_STYLE = matplotlib.rc_params_from_file(
+    os.path.join(os.path.dirname(__file__), "paper.mplstyle"), use_default_template=False
+)
 
 
 @contextlib.contextmanager
 def style() -> Iterator[None]:
-    """The matplotlib settings of all figures here; use it for your own figures too."""
+    """The matplotlib settings of all figures here, from paper.mplstyle, for your own figures too.
+
+    With pyplot: plt.style.use("distill_jax.reports.paper").
+    """
     with matplotlib.style.context("default"), matplotlib.rc_context(_STYLE):
         yield
 
@@ -84,10 +56,33 @@ def save(figure: Figure, path: str | os.PathLike[str]) -> None:
       figure: any figure made here.
       path: the file to write; its suffix decides the format.
     """
-    dates = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}, ".png": {"Software": None}}
-    metadata = dates.get(os.path.splitext(path)[1].lower())
-    with style():
-        figure.savefig(path, facecolor="white", metadata=metadata, dpi=160)
+    with open(path, "wb") as file:
+        file.write(encoded(figure, os.path.splitext(path)[1].lower().removeprefix(".")))
+
+
+def encoded(figure: Figure, form: str) -> bytes:
+    """The figure on white as a file "svg", "png" or "pdf"; equal figures give equal bytes."""
+    dates: dict[str, dict[str, Any]] = {
+        "svg": {"Date": None},
+        "pdf": {"CreationDate": None},
+        "png": {"Software": None},
+    }
+    buffer = io.BytesIO()
+    with style(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+        figure.savefig(buffer, format=form, facecolor="white", metadata=dates.get(form), dpi=160)
+    return buffer.getvalue()
+
+
+def pixels(figure: Figure) -> np.ndarray:
+    """The figure on white as pixels, uint8 [H, W, 3]."""
+    with style(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+        figure.set_dpi(120)
+        figure.set_facecolor("white")
+        canvas = FigureCanvasAgg(figure)
+        canvas.draw()
+        return np.asarray(canvas.buffer_rgba())[..., :3].copy()
 
 
 def label_text(text: object) -> str:

@@ -21,8 +21,12 @@ def soft_target_grid(
     teacher_logits: ArrayLike,
     class_names: Sequence[str],
     temperatures: Sequence[float] = (1, 4),
+    *,
+    student_logits: ArrayLike | None = None,
 ) -> Figure:
     """A few images and the teacher's probabilities for them, at several temperatures.
+
+    With a student, its probabilities are beside the teacher's at each temperature.
 
     p_k = exp(z_k / T) / sum_j exp(z_j / T): at T = 1 only the true class is visible; a higher T
     shows which wrong classes the teacher finds likely (Hinton, Vinyals & Dean 2015, section 1-2).
@@ -32,7 +36,8 @@ def soft_target_grid(
       labels: int [N], the true classes.
       teacher_logits: [N, K].
       class_names: K names.
-      temperatures: positive, one column of bars each.
+      temperatures: positive, one column of bars each, or two with a student.
+      student_logits: [N, K], or None.
 
     Returns:
       One row for each image. The true class has the accent colour, and the three most likely
@@ -49,20 +54,39 @@ def soft_target_grid(
         )
     if images.ndim == 4 and images.shape[-1] == 1:
         images = images[..., 0]
+    columns = [(f"T = {temperature:g}", logits / temperature) for temperature in temperatures]
+    if student_logits is not None:
+        both = {"Teacher": logits, "Student": np.asarray(student_logits, np.float64)}
+        columns = [
+            (f"{network}, {title}", both[network] / temperature)
+            for (title, _), temperature in zip(columns, temperatures, strict=True)
+            for network in both
+        ]
+    return _draw(images, labels, logits, names, columns)
+
+
+def _draw(
+    images: np.ndarray,
+    labels: np.ndarray,
+    logits: np.ndarray,
+    names: list[str],
+    columns: list[tuple[str, np.ndarray]],
+) -> Figure:
+    """The grid: a row for each image, a column of bars for each (title, scaled logits [N, K])."""
     all_classes = len(names) <= SHOWN_CLASSES + 2
     shown = [
         np.arange(len(names)) if all_classes else _likeliest(row, label)
         for row, label in zip(logits, labels, strict=True)
     ]
     longest = max(sum(len(names[k]) for k in classes) for classes in shown)
-    slanted = longest * len(temperatures) > 80
+    slanted = longest * len(columns) > 80
     with style():
-        figure, grid = _grid(len(images), len(temperatures), slanted, per_row=not all_classes)
+        figure, grid = _grid(len(images), len(columns), slanted, per_row=not all_classes)
         for i, (image, label) in enumerate(zip(images, labels, strict=True)):
             _image(grid[i][0], image, names[label])
-            for axes, temperature in zip(grid[i][1:], temperatures, strict=True):
-                _probability_bars(axes, _softmax(logits[i] / temperature), int(label), shown[i])
-                axes.set_title(f"T = {temperature:g}" if i == 0 else "")
+            for axes, (title, scaled) in zip(grid[i][1:], columns, strict=True):
+                _probability_bars(axes, _softmax(scaled[i]), int(label), shown[i])
+                axes.set_title(title if i == 0 else "")
                 labelled = i == len(images) - 1 or not all_classes
                 _class_ticks(axes, [names[k] for k in shown[i]], labelled, slanted)
     return figure

@@ -28,7 +28,7 @@ from distill_jax.runs.session import Session
 from distill_jax.runs.workdir import Workdir
 from distill_jax.tasks.base import Parts
 from distill_jax.training import checkpoints, compilation_cache, loop
-from distill_jax.training.logging import writers
+from distill_jax.training.logging import trackers
 from distill_jax.training.logging.progress import Progress
 
 MOST_OF_THE_START = 0.01  # of the initial parameters in a moving average, before it is remarked
@@ -76,8 +76,9 @@ def run(config: Mapping[str, Any] | ConfigDict, path: str | os.PathLike) -> Resu
     began = time.perf_counter()
     config = configs.resolve(config)
     paths = Workdir(storage.resolve_path(path, "--workdir"))
-    if config.logging.wandb:
-        writers.require_wandb(config.logging.wandb)
+    for package in ("wandb", "trackio"):
+        if config.logging[package]:
+            trackers.require_package(package, config.logging[package])
 
     _refuse_quantized_student(config)
     coordination.barrier()  # what any process finds wrong ends all before the first one writes

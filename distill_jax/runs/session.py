@@ -12,6 +12,8 @@ import jax
 from distill_jax.errors import UsageError
 from distill_jax.evaluation.text_metrics import METRICS
 from distill_jax.processes import coordination
+from distill_jax.reports import figure_style
+from distill_jax.runs import figures
 from distill_jax.runs.logs import RunLogs
 from distill_jax.runs.workdir import Workdir
 from distill_jax.tasks.base import Parts
@@ -196,6 +198,20 @@ class Session:
             if best:
                 self.history.best_score = score
             return best
+
+    def show_final(self, metrics: Mapping[str, Any]) -> None:
+        """Shows the figures and texts of the finished run in its trackers.
+
+        Args:
+          metrics: of the last step, by split.
+        """
+        if not self._logs.tracked:
+            return
+        total, test = self.parts.total_steps, metrics.get("test") or {}
+        self._logs.write_to_trackers(total, "test", _scalars(test))
+        self._logs.show_samples(total, "test", test.get("samples") or ())
+        for name, figure in figures.of_evaluation(self.paths, self.parts.description, test).items():
+            self._logs.show_figure(total, f"test/{name}", figure_style.pixels(figure))
 
     def _track_test(self, at: int, now: state.TrainState) -> None:
         """Writes the metrics of the test split and remembers the best ones."""

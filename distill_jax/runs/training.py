@@ -60,6 +60,7 @@ def train(session: Session, stop_requested: Callable[[], bool]) -> dict[str, Any
     session.checkpoints.wait()
     final = _save_and_evaluate(session, now, parts.total_steps, "final")
     _write_record(session, now)
+    session.show_final(final)
     return _result(session, final, _select(session, now, final))
 
 

@@ -11,7 +11,7 @@ import matplotlib.image
 import numpy as np
 import pytest
 
-from distill_jax.reports import figures
+from distill_jax.reports import figure_style, figures
 from distill_jax.reports.figure_style import ACCENT, INK, SERIES
 
 
@@ -172,7 +172,7 @@ class TestErrorAgainstTemperature:
 
 DRAW = """
 import sys
-from distill_jax.reports import figures
+from distill_jax.reports import figure_style, figures
 run = [{"split": "train", "step": s, "loss": 1 / s} for s in (1, 2, 3)]
 sys.stdout.write(figures.svg(figures.learning_curves({"a": [run, run[:2]], "b": run})))
 """
@@ -220,3 +220,33 @@ class TestFiles:
             figures.save(figures.confusion_matrix([[1, 2], [3, 4]], ["a", "b"]), path)
             contents.append(path.read_bytes())
         assert contents[0] == contents[1]
+
+
+def test_the_style_file_has_the_palette():
+    """Both are given: a file for pyplot, and names for code."""
+    with figures.style():
+        found = matplotlib.rcParams
+        assert f"#{found['text.color'].removeprefix('#')}" == INK
+        assert found["axes.prop_cycle"].by_key()["color"] == [c.removeprefix("#") for c in SERIES]
+
+
+@pytest.mark.parametrize("form", ["svg", "pdf"])
+def test_a_figure_for_a_paper_has_no_date_and_equal_bytes(form):
+    def drawn():
+        return figure_style.encoded(figures.learning_curves({"a": records([2, 1])}), form)
+
+    content = drawn()
+    assert content == drawn()
+    assert b"CreationDate" not in content and b"dc:date" not in content
+
+
+def test_soft_targets_of_teacher_and_student_are_side_by_side():
+    logits = np.array([[4.0, 0.0, 2.0]])
+    figure = figures.soft_target_grid(
+        np.zeros((1, 4, 4)), [0], logits, ["a", "b", "c"], (2.0,), student_logits=-logits
+    )
+    _, teacher, student = figure.axes
+    assert teacher.get_title() == "Teacher, T = 2" and student.get_title() == "Student, T = 2"
+    for axes, sign in ((teacher, 1), (student, -1)):
+        expected = np.exp(sign * logits[0] / 2) / np.exp(sign * logits[0] / 2).sum()
+        assert [bar.get_height() for bar in axes.patches] == pytest.approx(expected.tolist())

@@ -1,18 +1,15 @@
-"""Metric writers: a JSON-lines log that survives a kill, TensorBoard files and Weights & Biases.
+"""The record of a run: a JSON-lines log of metrics that survives a kill.
 
-`MetricsLog` is the record of a run; the other two show the same numbers in other tools. Left out on
-purpose: time stamps (two equal runs write equal bytes; numbers that depend on the clock go to a
-second log, performance.jsonl), plots, and any dependence on TensorFlow.
+`trackers` show the same numbers in other tools. Left out on purpose: time stamps (two equal runs
+write equal bytes; numbers that depend on the clock go to a second log, performance.jsonl).
 """
 
 import hashlib
-import importlib.util
 import json
 import math
 import operator
 import os
 import pathlib
-import uuid
 from collections.abc import Mapping
 from typing import Any
 
@@ -166,98 +163,6 @@ class Silent:
         pass
 
 
-class TensorBoard:
-    """Writes scalars as TensorBoard event files, without TensorFlow; lists and text are left out.
-
-    Args:
-      folder: where the event files go; each opening adds a file.
-      purge_step: the first step that this process writes again after a restart: TensorBoard drops
-        this step and later ones of earlier files from the curves. A run that resumes from a
-        checkpoint of step n passes n + 1.
-    """
-
-    def __init__(self, folder: str | os.PathLike, *, purge_step: int | None = None):
-        from tensorboardX import SummaryWriter
-
-        folder = pathlib.Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        # tensorboardX names a file by the second and overwrites one of the same name.
-        suffix = f".{sum(1 for _ in folder.glob('*tfevents*')):05d}"
-        self._writer = SummaryWriter(
-            str(folder),
-            purge_step=purge_step,
-            max_queue=1000,
-            flush_secs=30,
-            filename_suffix=suffix,
-        )
-
-    def write(self, step: int, split: str, values: Mapping[str, Any]) -> None:
-        """Adds each number among the values to the curve "<split>/<name>"."""
-        for tag, value in _scalars(split, values).items():
-            self._writer.add_scalar(tag, value, operator.index(step))
-
-    def close(self) -> None:
-        """Writes what is queued and closes the file; a second call does nothing."""
-        self._writer.close()
-
-
-def require_wandb(project: str) -> None:
-    """UsageError where the package wandb is not installed."""
-    try:
-        installed = importlib.util.find_spec("wandb") is not None
-    except ValueError:  # it is imported and has no spec
-        installed = True
-    if not installed:
-        raise UsageError(
-            f"logging.wandb={project!r}: the package wandb is not installed; "
-            "expected it (pip install wandb), or an empty text"
-        )
-
-
-class Wandb:
-    """Sends scalars to Weights & Biases; `wandb` is an optional dependency.
-
-    The x-axis is our own step, so that a resumed run may write the steps after its checkpoint again
-    (wandb drops steps that go backwards). A file in the folder stores the run's id, so that a
-    resumed run continues the same wandb run.
-
-    Args:
-      project: name of the project.
-      config: the run's settings, shown with it.
-      folder: where wandb keeps its local files.
-
-    Raises:
-      UsageError: the package wandb is not installed.
-    """
-
-    def __init__(self, project: str, config: Mapping[str, Any], folder: str | os.PathLike):
-        require_wandb(project)
-        import wandb
-
-        folder = pathlib.Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        name = folder / "wandb_run_id"
-        if not name.exists():
-            write_atomically(name, uuid.uuid4().hex[:12].encode())
-        self._run = wandb.init(
-            project=project,
-            config=dict(config),
-            dir=str(folder),
-            id=name.read_text().strip(),
-            resume="allow",
-        )
-        self._run.define_metric("step")
-        self._run.define_metric("*", step_metric="step")
-
-    def write(self, step: int, split: str, values: Mapping[str, Any]) -> None:
-        """Adds each number among the values to the curve "<split>/<name>"."""
-        self._run.log({**_scalars(split, values), "step": operator.index(step)})
-
-    def close(self) -> None:
-        """Sends what is queued and ends the run."""
-        self._run.finish()
-
-
 def _line(step: int, split: str, values: Mapping[str, Any]) -> bytes:
     taken = {"step", "split"} & set(values)
     if taken:
@@ -282,15 +187,6 @@ def _plain(value: Any) -> Any:
     if array.dtype.kind not in "biuU":
         array = array.astype(np.float64)  # raises for what is no number
     return _plain(array.tolist())
-
-
-def _scalars(split: str, values: Mapping[str, Any]) -> dict[str, float]:
-    numbers = {}
-    for name, value in values.items():
-        if isinstance(value, str | Mapping | list | tuple) or value is None or np.ndim(value):
-            continue
-        numbers[f"{split}/{name}"] = float(value)
-    return numbers
 
 
 def _record(line: bytes) -> dict[str, Any] | None:

@@ -1,5 +1,6 @@
 """Metric writers: lines that survive a kill and a full disk, event files that can be read back."""
 
+import io
 import json
 import math
 import os
@@ -13,12 +14,14 @@ import types
 
 import jax.numpy as jnp
 import numpy as np
+import PIL.Image
 import pytest
 from tensorboardX.proto import event_pb2
 from tensorboardX.record_writer import masked_crc32c
 
 from distill_jax.errors import UsageError
-from distill_jax.training.logging.writers import MetricsLog, TensorBoard, Wandb, read
+from distill_jax.training.logging.trackers import TensorBoard, Trackio, Wandb
+from distill_jax.training.logging.writers import MetricsLog, read
 
 
 def start(code: str, *arguments) -> subprocess.Popen:
@@ -267,9 +270,9 @@ class TestTensorBoard:
         writer = start(
             """
             import sys
-            from distill_jax.training.logging import writers
+            from distill_jax.training.logging import trackers
             assert "tensorboardX" not in sys.modules  # imported where it is used
-            board = writers.TensorBoard(sys.argv[1])
+            board = trackers.TensorBoard(sys.argv[1])
             board.write(1, "train", {"loss": 1.0})
             board.close()
             found = {"tensorflow", "tensorboard", "torch", "jax", "wandb"} & set(sys.modules)
@@ -279,6 +282,20 @@ class TestTensorBoard:
         )
         output, errors = writer.communicate(timeout=60)
         assert output == "imported: []\n", errors
+
+    def test_figures_are_images_and_samples_are_texts(self, tmp_path):
+        pixels = np.zeros((4, 6, 3), np.uint8)
+        pixels[1, 2] = (255, 0, 10)
+        board = TensorBoard(tmp_path)
+        board.show_figure(3, "test/reliability", pixels)
+        board.show_texts(3, "test/samples", [{"prompt": "a # b", "student": "<b>\n\n# no"}])
+        board.close()
+        (file,) = tmp_path.iterdir()
+        values = {v.tag.split("/text_summary")[0]: v for e in events(file) for v in e.summary.value}
+        image = PIL.Image.open(io.BytesIO(values["test/reliability"].image.encoded_image_string))
+        assert np.array_equal(np.asarray(image.convert("RGB")), pixels)
+        text = values["test/samples"].tensor.string_val[0].decode()
+        assert text == "**prompt**\n\n    a # b\n\n**student**\n\n    <b>\n    \n    # no"
 
 
 class TestWandb:
@@ -308,6 +325,89 @@ class TestWandb:
         assert opened[0]["id"] == opened[1]["id"] and len(opened[0]["id"]) == 12
         assert opened[0]["project"] == "kd" and opened[0]["config"] == {"seed": 1}
         assert opened[0]["resume"] == "allow"
+
+    def test_figures_and_texts_are_its_own_kinds(self, tmp_path, monkeypatch):
+        logged = []
+        package = types.ModuleType("wandb")
+        run = types.SimpleNamespace(log=logged.append, define_metric=lambda *a, **k: None)
+        package.init = lambda **options: run
+        package.Image = lambda pixels: ("image", pixels.shape)
+        package.Table = lambda columns, data: ("table", columns, data)
+        monkeypatch.setitem(sys.modules, "wandb", package)
+        writer = Wandb("kd", {}, tmp_path)
+        writer.show_figure(7, "test/reliability", np.zeros((2, 3, 3), np.uint8))
+        writer.show_texts(7, "test/samples", [{"prompt": "p", "student": "s"}])
+        assert logged == [
+            {"test/reliability": ("image", (2, 3, 3)), "step": 7},
+            {"test/samples": ("table", ["prompt", "student"], [["p", "s"]]), "step": 7},
+        ]
+
+
+class TestTrackio:
+    def test_without_the_package_the_error_names_the_key(self, tmp_path, monkeypatch):
+        monkeypatch.setitem(sys.modules, "trackio", None)
+        with pytest.raises(UsageError, match=r"^logging\.trackio='p': the package trackio is not"):
+            Trackio("p", {}, tmp_path)
+
+    def test_resumed_run_keeps_its_name_and_stdout_stays_clean(self, tmp_path, monkeypatch, capsys):
+        opened, logged = [], []
+        package = types.ModuleType("trackio")
+        run = types.SimpleNamespace(
+            log=lambda values, step: logged.append((values, step)),
+            finish=lambda: print("finished"),
+        )
+
+        def init(**options):
+            print("* Trackio project initialized")
+            opened.append(options)
+            return run
+
+        package.init = init
+        package.Image = lambda pixels: ("image", pixels.shape)
+        package.Markdown = lambda text: ("text", text)
+        monkeypatch.setitem(sys.modules, "trackio", package)
+        for _ in range(2):
+            writer = Trackio("kd", {"seed": 1}, tmp_path)
+            writer.write(5, "train", {"loss": jnp.float32(0.5), "per_class": [1.0]})
+            writer.show_figure(5, "test/a", np.zeros((2, 3, 3), np.uint8))
+            writer.show_texts(5, "test/b", [{"prompt": "p"}])
+            writer.close()
+        assert logged[:3] == [
+            ({"train/loss": 0.5}, 5),
+            ({"test/a": ("image", (2, 3, 3))}, 5),
+            ({"test/b": ("text", "**prompt**\n\n    p")}, 5),
+        ]
+        assert opened[0]["name"] == opened[1]["name"] and opened[0]["resume"] == "allow"
+        assert capsys.readouterr().out == ""
+
+    def test_the_real_package_without_a_network(self, tmp_path):
+        """Where it is installed: a run in its own database, read back."""
+        pytest.importorskip("trackio")
+        writer = start(
+            """
+            import os, sys
+            os.environ.update(TRACKIO_DIR=sys.argv[1], HF_HUB_OFFLINE="1")
+            import numpy as np
+            from distill_jax.training.logging.trackers import Trackio
+            for step in (1, 2):
+                tracker = Trackio("kd", {"seed": 1}, sys.argv[1])
+                tracker.write(step, "train", {"loss": 0.5 / step})
+                tracker.show_figure(step, "test/a", np.zeros((8, 8, 3), np.uint8))
+                tracker.close()
+            import sqlite3, glob
+            query = "select run_name, step, metrics from metrics"
+            rows = [
+                row
+                for path in glob.glob(sys.argv[1] + "/*.db")
+                for row in sqlite3.connect(path).execute(query)
+            ]
+            print(len({row[0] for row in rows}), sorted({row[1] for row in rows}))
+            assert any("train/loss" in str(row[2]) for row in rows), rows
+            """,
+            tmp_path,
+        )
+        output, errors = writer.communicate(timeout=120)
+        assert output == "1 [1, 2]\n", errors
 
 
 def test_lines_do_not_depend_on_the_clock(tmp_path):
