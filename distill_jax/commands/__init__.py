@@ -73,6 +73,9 @@ VERBS = (
         "report", "report", "write report.html of a run, finished or not", takes_config_keys=False
     ),
     Verb(
+        "compare", "compare", "compare runs on one page, with their seeds", takes_config_keys=False
+    ),
+    Verb(
         "runs", "list_runs", "list the runs in a folder with their state", takes_config_keys=False
     ),
     Verb(

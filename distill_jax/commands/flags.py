@@ -36,7 +36,10 @@ class _ResolvePath(argparse.Action):
         option_string: str | None = None,
     ) -> None:
         flag = self.option_strings[0] if self.option_strings else str(self.metavar)
-        setattr(namespace, self.dest, self._resolve(str(values), flag))
+        if isinstance(values, list):
+            setattr(namespace, self.dest, [self._resolve(str(value), flag) for value in values])
+        else:
+            setattr(namespace, self.dest, self._resolve(str(values), flag))
 
 
 def add_path(

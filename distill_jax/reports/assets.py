@@ -23,6 +23,8 @@ NEEDS: Mapping[str, tuple[str, ...]] = {
     "browser": ("predictions.css", "browser.js"),
     "matrix": ("predictions.css", "matrix.js"),
     "tokens": ("predictions.css", "tokens.js"),
+    "columns": ("compare.css", "compare.js"),
+    "scatter": ("compare.css", "compare.js"),
     "chart": ("vendor/uPlot.min.css", "vendor/uPlot.iife.min.js", "chart.js"),
 }
 

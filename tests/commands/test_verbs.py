@@ -14,7 +14,7 @@ NAMES = [name for verb in VERBS for name in (verb.name, *verb.aliases)]
 
 def test_the_public_verbs():
     assert NAMES == [
-        *("train", "eval", "plan", "report", "runs", "import"),
+        *("train", "eval", "plan", "report", "compare", "runs", "import"),
         *("precompute", "store", "generate", "quantize", "export"),
     ]
 
@@ -39,6 +39,7 @@ def test_a_verb_without_a_config_refuses_its_keys(verb, capsys):
     required = {
         "report": ["--workdir=x"],
         "runs": ["x"],
+        "compare": ["x", "y"],
         "export": ["--workdir=x", "--out=y"],
         "import": [
             *("x.pth", "--model=mlp", "--classes=2", "--mean=0", "--std=1", "--workdir=x"),

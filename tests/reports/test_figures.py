@@ -227,7 +227,8 @@ def test_the_style_file_has_the_palette():
     with figures.style():
         found = matplotlib.rcParams
         assert f"#{found['text.color'].removeprefix('#')}" == INK
-        assert found["axes.prop_cycle"].by_key()["color"] == [c.removeprefix("#") for c in SERIES]
+        cycle = found["axes.prop_cycle"].by_key()["color"]
+        assert tuple(f"#{colour.removeprefix('#')}" for colour in cycle) == SERIES
 
 
 @pytest.mark.parametrize("form", ["svg", "pdf"])
