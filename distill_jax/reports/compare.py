@@ -116,8 +116,8 @@ def _figures(comparison: Any) -> list[html.Block]:
     }
     caption = "Mean ± sample standard deviation (n − 1) over n seeds; one run has no deviation."
     blocks: list[html.Block] = [
-        html.table(cells.rows, cells.columns, caption=caption, interactive=True, name=TABLE),
         html.Panel("columns", chosen, "Columns of the table", "All columns are shown."),
+        html.table(cells.rows, cells.columns, caption=caption, interactive=True, name=TABLE),
         *comparison.notes,
     ]
     return blocks
@@ -160,6 +160,11 @@ def _costs(groups: Sequence[Group], columns: Sequence[Column]) -> list[html.Bloc
 def _differences(comparison: Any) -> list[html.Block]:
     if not comparison.differences:
         return []
+    if not any(difference.interval for difference in comparison.differences):
+        # The reason is most often the same for all.
+        return list(
+            dict.fromkeys(f"{d.note[:1].upper()}{d.note[1:]}." for d in comparison.differences)
+        )
     by_key = {column.key: column for column in tables.EVALUATION}
     rows = []
     for difference in comparison.differences:
@@ -186,10 +191,7 @@ def _differences(comparison: Any) -> list[html.Block]:
         Column("p", "McNemar p", "general"),
         Column("note", "Over"),
     ]
-    blocks: list[html.Block] = [html.table(rows, columns)]
-    if any(difference.interval for difference in comparison.differences):
-        blocks.append(METHOD)
-    return blocks
+    return [html.table(rows, columns), METHOD]
 
 
 def _signed(value: float, column: Column) -> str:

@@ -5,7 +5,6 @@ out on purpose: choosing a winner, and any figure that no run has recorded.
 """
 
 import dataclasses
-import hashlib
 import json
 import os
 import re
@@ -21,7 +20,7 @@ from distill_jax.evaluation import paired
 from distill_jax.reports import tables
 from distill_jax.reports.tables import Column
 from distill_jax.runs import records
-from distill_jax.runs.figures import read_record
+from distill_jax.runs.figures import RECORD, read_record
 from distill_jax.runs.records import RunRecord, section
 
 #: Keys that may differ between the seeds of one setting.
@@ -156,30 +155,40 @@ def _open(folder: str | os.PathLike) -> RunRecord:
 
 
 def _groups(runs: Sequence[RunRecord]) -> tuple[Group, ...]:
-    members: dict[str, list[RunRecord]] = {}
+    groups: list[list[RunRecord]] = []
     for run in runs:
-        setting = _setting(run)
-        # A seed that is there already is no other seed: that run stands alone.
-        again = sum(
-            run.config.get("seed") == o.config.get("seed") for o in members.get(setting, ())
-        )
-        members.setdefault(f"{setting} {again or ''}".strip(), []).append(run)
-    labels = _labels(list(members.values()))
+        for group in groups:
+            if _same_setting(group[0], run) and all(_seed(run) != _seed(other) for other in group):
+                group.append(run)
+                break
+        else:  # of another setting, or the same seed again, which is no other seed
+            groups.append([run])
+    labels = _labels(groups)
     return tuple(
         Group(label, tuple(group), _values(group))
-        for label, group in zip(labels, members.values(), strict=True)
+        for label, group in zip(labels, groups, strict=True)
     )
 
 
-def _setting(run: RunRecord) -> str:
-    """What equal runs but for their seed have in common."""
-    seed = run.config.get("seed")
-    flat = _lasting(run.config)
-    for key in SEED_KEYS:
-        if key in flat:
-            flat[key] = _without_seed(flat[key], seed)
-    data = section(run.manifest, "data").get("fingerprint")
-    return hashlib.sha256(json.dumps([flat, data], sort_keys=True).encode()).hexdigest()
+def _seed(run: RunRecord) -> str:
+    return repr(run.config.get("seed"))
+
+
+def _same_setting(a: RunRecord, b: RunRecord) -> bool:
+    """Whether two runs differ in nothing but the seed, and in what follows it."""
+    data = [section(run.manifest, "data").get("fingerprint") for run in (a, b)]
+    flats = [_lasting(run.config) for run in (a, b)]
+    if data[0] != data[1] or flats[0].keys() != flats[1].keys():
+        return False
+    for key, value in flats[0].items():
+        other = flats[1][key]
+        if value == other or key == "seed":
+            continue
+        seedless = [_without_seed(value, a.config.get("seed"))]
+        seedless.append(_without_seed(other, b.config.get("seed")))
+        if key not in SEED_KEYS or seedless[0] != seedless[1]:
+            return False
+    return True
 
 
 def _without_seed(value: Any, seed: Any) -> Any:
@@ -264,15 +273,9 @@ def _config_differences(groups: Sequence[Group]) -> dict[str, tuple[str, ...]]:
     """Key -> its value in each group, of the keys whose values are not the same in all."""
     flats = [_lasting(group.runs[0].config) for group in groups]
     keys = sorted({key for flat in flats for key in flat})
-    several = [len(group.runs) > 1 for group in groups]
     found = {}
     for key in keys:
-        values = [
-            _without_seed(flat.get(key), group.runs[0].config.get("seed"))
-            if key in SEED_KEYS and any(several)
-            else flat.get(key)
-            for flat, group in zip(flats, groups, strict=True)
-        ]
+        values = [_value_in(group, key) for group in groups]
         texts = tuple(
             json.dumps(value, ensure_ascii=False) if key in flat else tables.MISSING
             for value, flat in zip(values, flats, strict=True)
@@ -282,18 +285,24 @@ def _config_differences(groups: Sequence[Group]) -> dict[str, tuple[str, ...]]:
     return found
 
 
+def _value_in(group: Group, key: str) -> Any:
+    """The value of a key in a group, with the seed taken out where its runs differ."""
+    first = group.runs[0].config
+    values = [_flat(run.config).get(key) for run in group.runs]
+    if all(value == values[0] for value in values):
+        return values[0]
+    return _without_seed(values[0], first.get("seed"))
+
+
 def _differences(first: Group, other: Group, kind: str) -> list[Difference]:
     """The differences of a group from the first one, on the test examples that both recorded."""
     metrics = ("nll",) if kind == "text" else ("accuracy", "nll")
-    try:
-        pairs = [[_examples(run) for run in group.runs] for group in (first, other)]
-    except UsageError as error:
-        return [Difference(other.label, metric, note=str(error)) for metric in metrics]
+    pairs = [[_examples(run) for run in group.runs] for group in (first, other)]
     each = [examples for group in pairs for examples in group]
     if any(examples is None for examples in each):
         note = "no interval: not every run has stored its predictions on each test example"
         return [Difference(other.label, metric, note=note) for metric in metrics]
-    if len({examples["key"] for examples in each}) > 1:
+    if len({(examples["key"], len(examples["nll"])) for examples in each}) > 1:
         note = "no interval: the runs were tested on different examples"
         return [Difference(other.label, metric, note=note) for metric in metrics]
     return [_difference(metric, other, *pairs) for metric in metrics]
@@ -317,7 +326,16 @@ def _difference(
 
 
 def _examples(run: RunRecord) -> dict[str, Any] | None:
-    """What a run recorded of each test example; None where it did not."""
+    """What a run recorded of each test example; None where it did not.
+
+    Raises:
+      UsageError: the record is not the one that the run wrote.
+    """
+    path = run.path / RECORD
+    if not path.exists():
+        return None
+    if fault := records.sealed_fault(run, RECORD, path.read_bytes()):
+        raise UsageError(f"RUN={run.path}: {RECORD} {fault}; expected the run's own")
     record = read_record(run.path)
     if not {"each_nll", "each_of"} <= record.keys():
         return None

@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
+#: The record of the predictions of a run, in its workdir.
+RECORD = "evaluation/test.npz"
+
+
 def write(workdir: str | os.PathLike, folder: pathlib.Path) -> list[pathlib.Path]:
     """Writes the figures of a run, finished or not, each as .svg and .pdf.
 
@@ -68,7 +72,7 @@ def read_record(root: pathlib.Path) -> dict[str, np.ndarray]:
     Raises:
       UsageError: it is damaged.
     """
-    path = root / "evaluation" / "test.npz"
+    path = root / RECORD
     if not path.exists():
         return {}
     try:

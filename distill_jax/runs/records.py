@@ -36,6 +36,7 @@ class RunRecord:
       config: the content of config.json; {} where it cannot be read.
       manifest: the content of manifest.json, or {}.
       result: the content of result.json without its seal; {} of a run that has not finished.
+      seal: the SHA-256 of other files of a finished run, by name.
       step: the last one on record.
       total_steps: of the whole run; None where it is not on record.
       validation: the last evaluation of the validation split, or {}.
@@ -47,6 +48,7 @@ class RunRecord:
     config: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     manifest: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     result: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    seal: Mapping[str, str] = dataclasses.field(default_factory=dict)
     step: int = 0
     total_steps: int | None = None
     validation: Mapping[str, Any] = dataclasses.field(default_factory=dict)
@@ -107,11 +109,17 @@ def read(folder: str | os.PathLike) -> RunRecord | None:
         detail,
         config,
         manifest,
-        result if state == "finished" else {},
+        sealed.without(result) if state == "finished" else {},
+        section(section(result, sealed.KEY), "files"),
         step=max([_last_checkpoint(root, names), *(record["step"] for record in metrics)]),
         total_steps=total if isinstance(total, int) else None,
         validation=next((r for r in reversed(metrics) if r["split"] == "validation"), {}),
     )
+
+
+def sealed_fault(run: RunRecord, name: str, content: bytes) -> str:
+    """What is wrong with a file that the result of a run names; "" for nothing."""
+    return sealed.changed_file({sealed.KEY: {"files": run.seal}}, name, content)
 
 
 def _state(
@@ -189,7 +197,7 @@ def _read_json(path: pathlib.Path) -> tuple[dict[str, Any], str]:
 def _read_result(
     root: pathlib.Path, manifest: Mapping[str, Any]
 ) -> tuple[dict[str, Any], list[str]]:
-    """The content of result.json without its seal, and what is wrong with it and its metrics."""
+    """The content of result.json, and what is wrong with it and its metrics."""
     values, fault = _read_json(root / "result.json")
     if fault:
         return {}, [fault]
@@ -205,7 +213,7 @@ def _read_result(
             content = None
         if fault := sealed.changed_file(values, name, content):
             faults.append(f"{name} {fault}")
-    return sealed.without(values), faults
+    return values, faults
 
 
 def _read_metrics(root: pathlib.Path) -> tuple[list[dict[str, Any]], str]:

@@ -236,6 +236,21 @@ def test_a_run_leaves_what_the_readme_says(finished):
     assert len(manifest["teachers"][0]["fingerprint"]) == 64
 
 
+def test_the_record_has_each_example_once(finished):
+    test = finished.values["final"]["test"]
+    record = np.load(finished.workdir / "evaluation" / "test.npz")
+    assert len(record["each_correct"]) == test["count"]
+    assert record["each_correct"].sum() == test["count"] - test["errors"]
+    assert record["each_nll"].mean(dtype=np.float64) == pytest.approx(test["nll"], rel=1e-5)
+
+
+def test_the_tensorboard_shows_the_last_figures(finished):
+    (file,) = (finished.workdir / "tensorboard").iterdir()
+    content = file.read_bytes()
+    for name in ("test/reliability", "test/confusion", "test/soft_targets", "test/accuracy"):
+        assert name.encode() in content
+
+
 def test_train_ends_with_its_figures_and_where_the_page_is(finished, capsys):
     """In a pipe: one JSON object on standard output, lines of key=value on the other."""
     assert cli.main(["train", f"--workdir={finished.workdir}"]) == 0

@@ -4,6 +4,8 @@ import json
 import pathlib
 from typing import Any
 
+import numpy as np
+
 from distill_jax.storage import sealed
 
 CONFIG = {
@@ -24,6 +26,7 @@ def make_run(
     test: dict[str, Any] | None = None,
     result: dict[str, Any] | None = None,
     data: dict[str, Any] | None = None,
+    record: dict[str, Any] | None = None,
     finished: bool = True,
     step: int = 100,
 ) -> pathlib.Path:
@@ -35,6 +38,7 @@ def make_run(
       test: figures of the test split that are put into `TEST`; "accuracy" alone sets "errors" too.
       result: values that are put into result.json.
       data: values that are put into the manifest's description of the data.
+      record: the arrays of evaluation/test.npz.
       finished: whether there is a result.json.
       step: the last one in the log.
     """
@@ -75,6 +79,10 @@ def make_run(
             **(result or {}),
         }
         logs = {"metrics.jsonl": (folder / "metrics.jsonl").read_bytes()}
+        if record:
+            (folder / "evaluation").mkdir()
+            np.savez(folder / "evaluation" / "test.npz", **record)
+            logs["evaluation/test.npz"] = (folder / "evaluation" / "test.npz").read_bytes()
         sealing = sealed.seal(values, run=str(manifest["run"]), files=logs)
         (folder / "result.json").write_text(json.dumps(sealing))
     return folder

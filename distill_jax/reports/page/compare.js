@@ -81,6 +81,15 @@ page.define("scatter", (root, data) => {
       if (!frontier.length || sign * p.y > sign * frontier[frontier.length - 1].y) frontier.push(p);
     }
     const line = frontier.map((p) => `${at(p.x)},${up(p.y)}`).join(" ");
+    // Names that would lie on each other are moved apart, from the top down.
+    const taken = [];
+    for (const p of [...points].sort((a, b) => up(a.y) - up(b.y))) {
+      p.text = up(p.y) - 7;
+      while (taken.some((q) => Math.abs(at(q.x) - at(p.x)) < 120 && Math.abs(q.text - p.text) < 13)) {
+        p.text += 2;
+      }
+      taken.push(p);
+    }
     const marks = points.map((p) => {
       const words = `${p.label}${p.n > 1 ? ` (${p.n} seeds)` : ""}: ${yTitle} ${number(p.y)}` +
         `${p.sd ? ` ± ${number(p.sd)}` : ""}, ${xTitle} ${number(p.x)}`;
@@ -91,7 +100,7 @@ page.define("scatter", (root, data) => {
         p.sd ? svg("line", { x1: at(p.x), x2: at(p.x), y1: up(p.y - p.sd), y2: up(p.y + p.sd),
           class: "spread" }) : null,
         svg("circle", { cx: at(p.x), cy: up(p.y), r: 5 }),
-        svg("text", { x: at(p.x) + (at(p.x) > width * 0.75 ? -9 : 9), y: up(p.y) - 7,
+        svg("text", { x: at(p.x) + (at(p.x) > width * 0.75 ? -9 : 9), y: p.text,
           "text-anchor": at(p.x) > width * 0.75 ? "end" : "start" },
           p.label.length > 28 ? `${p.label.slice(0, 27)}…` : p.label));
     });

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from distill_jax import data, parallel
-from distill_jax.evaluation.records import ImageRecord
+from distill_jax.evaluation.records import ImageRecord, log_softmax
 from distill_jax.evaluation.representation import linear_cka
 from distill_jax.models import Flat
 from distill_jax.tasks.images.evaluation import ImageEvaluator
@@ -35,9 +35,11 @@ def record_of(
 ) -> Record:
     """The record of the test split; see `ImageRecord.arrays`.
 
-    It also has "names", the classes; "thumbnails", uint8, WebP files one after another, and
-    "thumbnail_ends", int64 [E], where each ends; and with one teacher that is a network "taps" and
-    "cka" [P] of the taps of the same name, averaged over positions, on the first 512 examples.
+    It also has "each_correct", uint8 [N], and "each_nll", float32 [N], of every example in the
+    order of the split, and "each_of", its fingerprint, for paired comparisons of runs; "names", the
+    classes; "thumbnails", uint8, WebP files one after another, and "thumbnail_ends", int64 [E],
+    where each ends; and with one teacher that is a network "taps" and "cka" [P] of the taps of the
+    same name, averaged over positions, on the first 512 examples.
 
     Args:
       evaluator: of the split.
@@ -48,9 +50,14 @@ def record_of(
       stats: likewise.
     """
     record = ImageRecord(examples.info.num_classes)
+    correct, nll = [], []
     for labels, student, teacher in evaluator.each(params, stats):
         record.add(labels, student, teacher)
+        correct.append(np.uint8(student.argmax(-1) == labels))
+        nll.append(-np.float32(log_softmax(student)[np.arange(len(labels)), labels]))
     found = record.arrays()
+    found |= {"each_correct": np.concatenate(correct), "each_nll": np.concatenate(nll)}
+    found["each_of"] = np.array(data.fingerprint(examples))
     found["names"] = np.array([str(name) for name in examples.info.class_names])
     files = list(_thumbnails(examples, found["ids"]))
     found["thumbnails"] = np.frombuffer(b"".join(files), np.uint8)

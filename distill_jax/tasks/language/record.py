@@ -4,6 +4,7 @@ Logits are computed a chunk of tokens at a time; of each token five candidates, 
 KL are kept, for a few rows, and sums by position and by length for more of them.
 """
 
+import hashlib
 import json
 from collections.abc import Iterable
 from typing import Any
@@ -103,7 +104,9 @@ def record_of(
       student, with a teacher also "teacher_nll", "teacher_top", "kl". "by_position" and
       "by_length", float64 [buckets, 3]: tokens, and the sums of the student's and the teacher's
       losses (NaN without a teacher), by the position in the document and by the length of the
-      document; bucket 0 is for 0, bucket b for 2^(b-1) to 2^b - 1 tokens.
+      document; bucket 0 is for 0, bucket b for 2^(b-1) to 2^b - 1 tokens. "each_nll", float64, and
+      "each_count", int32 [R], of each measured row: the summed loss of the student and the tokens
+      it is of; "each_of": the SHA-256 of the ids to be predicted, for paired comparisons of runs.
     """
     del stats
     compiled = jax.jit(
@@ -112,10 +115,19 @@ def record_of(
     )
     sums = {name: np.zeros((BUCKETS, 3)) for name in ("by_position", "by_length")}
     rows: list[list[dict[str, Any]]] = []
+    each: dict[str, list[np.ndarray]] = {"each_nll": [], "each_count": []}
+    targets = hashlib.sha256()
     left, seen = SHOWN_TOKENS, 0
     for batch in batches_on(mesh, batches):
         answers, host = parallel.fetch((compiled(params, frozen, batch), dict(batch)))
         seen += _add(sums, host, answers)
+        mask = host["mask"]
+        whole = mask.any(axis=1)  # other rows pad the batch
+        losses = np.where(mask, np.float64(answers["student_nll"]), 0.0).sum(axis=1)
+        each["each_nll"].append(losses[whole])
+        each["each_count"].append(np.int32(mask.sum(axis=1))[whole])
+        # Rows that pad are left out: their number follows the size of a batch.
+        targets.update(np.where(mask, host["targets"], -1)[whole].astype("<i4").tobytes())
         for row in range(len(host["tokens"])):
             if len(rows) < SHOWN_ROWS and left > 0 and host["mask"][row].any():
                 rows.append(_shown(tokenizer, host, answers, row, left))
@@ -123,7 +135,8 @@ def record_of(
         if seen >= MEASURED_TOKENS:
             break
     shown = np.frombuffer(json.dumps(rows, ensure_ascii=False).encode(), np.uint8)
-    return {"rows": shown, **sums}
+    joined = {name: np.concatenate(parts) for name, parts in each.items()}
+    return {"rows": shown, **sums, **joined, "each_of": np.array(targets.hexdigest())}
 
 
 def _add(

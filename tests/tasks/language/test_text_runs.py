@@ -193,6 +193,8 @@ def test_the_record_has_what_both_expected_at_each_token(undisturbed):
         assert count == test["count"]
         np.testing.assert_allclose(student / count, test["nll"], rtol=1e-5)
         np.testing.assert_allclose(teacher / count, test["teacher_nll"], rtol=1e-5)
+    assert record["each_count"].sum() == test["count"] and record["each_count"].all()
+    np.testing.assert_allclose(record["each_nll"].sum() / test["count"], test["nll"], rtol=1e-5)
     rows = json.loads(record["rows"].tobytes())
     tokens = [token for row in rows for token in row if "kl" in token]
     assert len(tokens) > 20 and all(row[0]["begin"] for row in rows)
