@@ -59,10 +59,13 @@ def bootstrap_difference(
       Efron and Tibshirani 1993, "An Introduction to the Bootstrap", chapters 13 (percentile
       intervals) and 8 (resampling whole units).
     """
-    gap = np.asarray(first, np.float64) - np.asarray(second, np.float64)
-    weights = np.ones_like(gap) if counts is None else np.asarray(counts, np.float64)
-    if gap.ndim != 1 or gap.shape != weights.shape or not len(gap):
-        raise ValueError(f"{gap.shape}, {weights.shape}: expected two equal lengths, at least 1")
+    a, b = np.asarray(first, np.float64), np.asarray(second, np.float64)
+    weights = np.ones_like(a) if counts is None else np.asarray(counts, np.float64)
+    if a.ndim != 1 or not len(a) or not a.shape == b.shape == weights.shape:
+        raise ValueError(
+            f"{a.shape}, {b.shape}, {weights.shape}: expected equal lengths, 1 or more"
+        )
+    gap = a - b
     random = np.random.default_rng(seed)
     chunk = max(1, _DRAWS // len(gap))
     values = []

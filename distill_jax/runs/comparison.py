@@ -26,6 +26,9 @@ from distill_jax.runs.records import RunRecord, section
 #: Keys that may differ between the seeds of one setting.
 SEED_KEYS = ("seed", "data.split_seed", "teacher.path", "teacher.store")
 
+#: Locations that a resumed run may change, but that name what a run was made from.
+INPUTS = ("teacher.path", "teacher.store", "student.path", "evaluation.test_prompts")
+
 COSTS = (
     Column("parameters", "Parameters", "integer"),
     Column("model_bytes", "Model (bytes)", "integer"),
@@ -184,11 +187,20 @@ def _same_setting(a: RunRecord, b: RunRecord) -> bool:
         other = flats[1][key]
         if value == other or key == "seed":
             continue
+        if key == "teacher.path" and _teachers(a) == _teachers(b) != []:
+            continue  # the same one under another name
         seedless = [_without_seed(value, a.config.get("seed"))]
         seedless.append(_without_seed(other, b.config.get("seed")))
         if key not in SEED_KEYS or seedless[0] != seedless[1]:
             return False
     return True
+
+
+def _teachers(run: RunRecord) -> list[Any]:
+    """The fingerprints of a run's teachers."""
+    found = run.manifest.get("teachers")
+    entries = found if isinstance(found, list) else []
+    return [entry.get("fingerprint") for entry in entries if isinstance(entry, Mapping)]
 
 
 def _without_seed(value: Any, seed: Any) -> Any:
@@ -206,7 +218,7 @@ def _lasting(config: Mapping[str, Any]) -> dict[str, Any]:
     return {
         key: value
         for key, value in _flat(config).items()
-        if not (key in SCHEMA and not SCHEMA[key].lasting)
+        if key not in SCHEMA or SCHEMA[key].lasting or key in INPUTS
     }
 
 

@@ -247,7 +247,8 @@ def test_soft_targets_of_teacher_and_student_are_side_by_side():
         np.zeros((1, 4, 4)), [0], logits, ["a", "b", "c"], (2.0,), student_logits=-logits
     )
     _, teacher, student = figure.axes
-    assert teacher.get_title() == "Teacher, T = 2" and student.get_title() == "Student, T = 2"
+    titles = [axes.get_title(loc="left") for axes in (teacher, student)]
+    assert titles == ["Teacher, T = 2", "Student, T = 2"]
     for axes, sign in ((teacher, 1), (student, -1)):
         expected = np.exp(sign * logits[0] / 2) / np.exp(sign * logits[0] / 2).sum()
         assert [bar.get_height() for bar in axes.patches] == pytest.approx(expected.tolist())

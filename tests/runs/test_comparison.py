@@ -30,6 +30,7 @@ def seeds(root, name, accuracies, **changes):
                 **changes,
             },
             test={"accuracy": accuracy},
+            teacher=str(seed) * 64,
         )
         for seed, accuracy in enumerate(accuracies)
     ]
@@ -52,6 +53,12 @@ def test_seeds_are_recognised_and_averaged(tmp_path):
     assert found.config["method.temperature"] == ("–", "4.0")
 
 
+def test_the_same_teacher_under_another_name_is_the_same(tmp_path):
+    moved = {"seed": 1, "teacher": {"path": ["/elsewhere/b"]}}
+    runs = [make_run(tmp_path / "a"), make_run(tmp_path / "b", config=moved)]
+    assert len(comparison.compare(runs).groups) == 1
+
+
 def test_one_teacher_for_all_seeds_is_one_setting_too(tmp_path):
     runs = [make_run(tmp_path / f"r{seed}", config={"seed": seed}) for seed in (0, 1)]
     (group,) = comparison.compare(runs).groups
@@ -62,7 +69,7 @@ def test_one_teacher_for_all_seeds_is_one_setting_too(tmp_path):
     "change",
     [
         {"config": {"seed": 1, "method": {"name": "soft_target", "temperature": 8.0}}},
-        {"config": {"seed": 1, "teacher": {"path": ["teachers/b"]}}},
+        {"config": {"seed": 1, "teacher": {"path": ["teachers/b"]}}, "teacher": "b" * 64},
         {"config": {"seed": 1}, "data": {"fingerprint": "e" * 64}},
         {"config": {"seed": 0}},
     ],

@@ -27,6 +27,7 @@ def make_run(
     result: dict[str, Any] | None = None,
     data: dict[str, Any] | None = None,
     record: dict[str, Any] | None = None,
+    teacher: str = "t" * 64,
     finished: bool = True,
     step: int = 100,
 ) -> pathlib.Path:
@@ -38,6 +39,7 @@ def make_run(
       test: figures of the test split that are put into `TEST`; "accuracy" alone sets "errors" too.
       result: values that are put into result.json.
       data: values that are put into the manifest's description of the data.
+      teacher: the fingerprint of the teacher.
       record: the arrays of evaluation/test.npz.
       finished: whether there is a result.json.
       step: the last one in the log.
@@ -52,7 +54,7 @@ def make_run(
         "devices": ["cpu:cpu"],
         "cpu": "a processor",
         "processes": 1,
-        "teachers": [{"path": "teachers/a", "fingerprint": "t" * 64, "parameters": 53098}],
+        "teachers": [{"path": "teachers/a", "fingerprint": teacher, "parameters": 53098}],
         "data": {**about, **(data or {})},
         "resumed": [],
         "total_steps": 100,
