@@ -244,7 +244,6 @@ SCHEMA: dict[str, keys.Key] = {
         "none",
         "train the student with quantized matrices, by a recipe as of `distill-jax quantize` "
         f"({', '.join(RECIPES)}, or rules PATTERN=GRID;PATTERN=GRID); none: as they are",
-        only=TEXT,
     ),
     "teacher.path": keys.several(
         (),

@@ -15,6 +15,7 @@ rounding.
 
 import dataclasses
 import functools
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -35,14 +36,20 @@ class Quantizer:
     Attributes:
       recipe: the text that chose them.
       grids: by the flat names of the kernels.
+      flat: whether a kernel [..., outputs] is quantized as one matrix [-1, outputs], as those of
+        image networks; else as a stack of matrices [..., inputs, outputs].
     """
 
     recipe: str
     grids: Mapping[str, Grid]
+    flat: bool = False
 
     def encode(self, params: Mapping[str, Array]) -> Encoded:
         """Codes and scales of the kernels that are quantized, from all parameters by name."""
-        return _encode({name: params[name] for name in self.grids}, tuple(self.grids.items()))
+        kernels = {name: params[name] for name in self.grids}
+        if self.flat:
+            kernels = {name: k.reshape(-1, k.shape[-1]) for name, k in kernels.items()}
+        return _encode(kernels, tuple(self.grids.items()))
 
     def __call__(self, params: Mapping[str, Array]) -> dict[str, Array]:
         """All parameters, with the quantized values in place of those that are quantized."""
@@ -51,7 +58,9 @@ class Quantizer:
             name: decode(codes, scales, jnp.float32) for name, (codes, scales) in encoded.items()
         }
         return {
-            name: decoded[name].astype(value.dtype) if name in decoded else value
+            name: decoded[name].reshape(value.shape).astype(value.dtype)
+            if name in decoded
+            else value
             for name, value in params.items()
         }
 
@@ -62,10 +71,10 @@ class Quantizer:
         Args:
           shapes: of all the student's parameters, by flat name.
         """
-        sizes = {name: functools.reduce(int.__mul__, shape, 1) for name, shape in shapes.items()}
+        sizes = {name: math.prod(shape) for name, shape in shapes.items()}
         quantized = sum(sizes[name] for name in self.grids)
         bits = sum(
-            sizes[name] * grid.bits_per_weight(shapes[name][-2])
+            sizes[name] * grid.bits_per_weight(self._inputs(shapes[name]))
             for name, grid in self.grids.items()
         )
         rest = sum(sizes.values()) - quantized
@@ -78,6 +87,10 @@ class Quantizer:
             "bits_per_weight": bits / quantized,
             "bytes": round(bits / 8),
         }
+
+    def _inputs(self, shape: tuple[int, ...]) -> int:
+        """The inputs of a kernel's matrix."""
+        return math.prod(shape[:-1]) if self.flat else shape[-2]
 
 
 @functools.partial(jax.jit, static_argnums=1)

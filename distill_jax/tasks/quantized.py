@@ -12,7 +12,11 @@ KEY = "student.quantize"
 
 
 def make_quantizer(
-    config: ConfigDict, kernels: Mapping[str, tuple[int, ...]], by_default: Collection[str]
+    config: ConfigDict,
+    kernels: Mapping[str, tuple[int, ...]],
+    by_default: Collection[str],
+    *,
+    flat: bool = False,
 ) -> Quantizer | None:
     """The grids of a student's kernels; None where it is not quantized.
 
@@ -20,6 +24,7 @@ def make_quantizer(
       config: resolved.
       kernels: the shapes of all kernels that can be quantized, by flat names.
       by_default: those of them that a recipe's name means.
+      flat: see `Quantizer`.
 
     Raises:
       UsageError: the recipe does not fit the student.
@@ -27,7 +32,7 @@ def make_quantizer(
     text = config.student.quantize
     if text == "none":
         return None
-    return Quantizer(text, recipes.parse(text, KEY).choose(kernels, by_default, KEY))
+    return Quantizer(text, recipes.parse(text, KEY).choose(kernels, by_default, KEY), flat)
 
 
 def description(quantizer: Quantizer | None, params: Mapping[str, Any]) -> dict[str, Any]:

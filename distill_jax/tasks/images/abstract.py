@@ -5,7 +5,7 @@ yet. Left out on purpose: answer stores, which a plan does not open.
 """
 
 import dataclasses
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +17,8 @@ from distill_jax import config as configs
 from distill_jax import data, methods, models, parallel, storage, teachers
 from distill_jax.errors import UsageError
 from distill_jax.models.class_names import match
-from distill_jax.tasks import setup
+from distill_jax.quantization.aware import Quantizer
+from distill_jax.tasks import quantized, setup
 from distill_jax.tasks.base import AbstractStep
 from distill_jax.tasks.images import build, known_sets
 from distill_jax.tasks.images.data import Pixels, is_resident
@@ -78,7 +79,11 @@ def abstract_step(config: ConfigDict, mesh: Mesh) -> AbstractStep:
         unit="images",
         units=config.training.batch_size,
         parameters=counted,
-        saved_bytes=4 * models.parameter_count({**arrays.params, **arrays.stats}),
+        saved_bytes=quantized.saved_bytes(
+            cast(Quantizer | None, recipe.quantize),
+            4 * models.parameter_count({**arrays.params, **arrays.stats}),
+            arrays.params,
+        ),
     )
 
 

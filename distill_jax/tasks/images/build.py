@@ -6,6 +6,7 @@ No images are read, so that a plan, which has none, builds the very recipe of a 
 import dataclasses
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -18,11 +19,14 @@ from distill_jax.errors import UsageError
 from distill_jax.methods import Method, Pair, Stage
 from distill_jax.models import Outputs
 from distill_jax.models.class_names import match
+from distill_jax.models.files import quantized_arrays
+from distill_jax.quantization.aware import Quantizer
 from distill_jax.tasks import setup
 from distill_jax.tasks.images.data import Pixels
 from distill_jax.tasks.images.pairing import Paired, pair_up
 from distill_jax.tasks.images.recipe import ImageRecipe
 from distill_jax.tasks.images.teachers import OpenTeachers
+from distill_jax.tasks.quantized import make_quantizer
 from distill_jax.training import step
 from distill_jax.training.recipe import StageSettings
 from distill_jax.training.state import InitialArrays
@@ -162,9 +166,36 @@ def build_recipes(
         sum_losses=config.teacher.combine == "sum_losses",
         store=teacher if isinstance(teacher, teachers.StoredTeacher) else None,
     )
-    recipes = _by_stage(config, mesh, method, student, teacher, outputs, paired, steps_per_epoch)
+    quantizer = _student_quantizer(config, paired.params)
+    recipes = _by_stage(
+        config, mesh, method, student, teacher, outputs, paired, steps_per_epoch, quantizer
+    )
     arrays = InitialArrays(paired.params, student.stats, paired.adapters, paired.memory)
     return recipes, arrays
+
+
+def _student_quantizer(config: ConfigDict, params: models.Flat) -> Quantizer | None:
+    """The grids of a student with these parameters; None where it is not quantized.
+
+    Raises:
+      UsageError: the recipe does not fit the student.
+    """
+    kernels = quantized_arrays.kernels({name: value.shape for name, value in params.items()})
+    by_default = quantized_arrays.by_default(kernels)
+    quantizer = make_quantizer(config, kernels, by_default, flat=True)
+    if quantizer is None:
+        return None
+    if acting := sorted({grid.name for grid in quantizer.grids.values() if grid.activations}):
+        raise UsageError(
+            f"student.quantize={quantizer.recipe!r}: {acting[0]} rounds activations, which image "
+            "networks here do not; expected int8, fp8-weight-only, or int4 where its groups divide"
+        )
+    if jax.process_count() > 1:
+        raise UsageError(
+            f"student.quantize={quantizer.recipe!r}: one process writes a quantized image network; "
+            f"expected one, not {jax.process_count()}"
+        )
+    return quantizer
 
 
 def _by_stage(
@@ -176,14 +207,17 @@ def _by_stage(
     outputs: list[Outputs],
     paired: Paired,
     steps_per_epoch: float,
+    quantizer: Quantizer | None,
 ) -> tuple[ImageRecipe, ...]:
     recipes: list[ImageRecipe] = []
     stages = method.stages()
     for stage, taps in zip(stages, paired.teacher_taps, strict=True):
         begin = recipes[-1].begin + recipes[-1].steps if recipes else 0
+        main = stage is stages[-1]
+        settings = _settings(config, stage, main, begin, steps_per_epoch, quantizer)
         recipes.append(
             ImageRecipe(
-                **vars(_settings(config, stage, stage is stages[-1], begin, steps_per_epoch)),
+                **vars(settings),
                 spec=student.spec,
                 graphdef=student.graphdef,
                 augment=data.Augment(**config.data.augment),
@@ -202,7 +236,12 @@ def _by_stage(
 
 
 def _settings(
-    config: ConfigDict, stage: Stage, main: bool, begin: int, steps_per_epoch: float
+    config: ConfigDict,
+    stage: Stage,
+    main: bool,
+    begin: int,
+    steps_per_epoch: float,
+    quantizer: Quantizer | None,
 ) -> StageSettings:
     """The settings of a stage; earlier stages have lengths and rates of their own."""
     if main:
@@ -219,6 +258,7 @@ def _settings(
         learning_rate=rate,
         hard_weight=None if stage.hard else 0.0,
         soft_weight=None if main else 1.0,
+        quantize=quantizer,
     )
 
 

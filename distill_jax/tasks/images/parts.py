@@ -8,7 +8,7 @@ import dataclasses
 import functools
 import os
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import jax
 import numpy as np
@@ -17,6 +17,8 @@ from ml_collections import ConfigDict
 
 from distill_jax import config as configs
 from distill_jax import data, methods, models, parallel, storage
+from distill_jax.quantization.aware import Quantizer
+from distill_jax.tasks import quantized
 from distill_jax.tasks.base import Feed, MakeRecord, Parts
 from distill_jax.tasks.images import build
 from distill_jax.tasks.images.data import ImageData, is_resident, notes_on, open_data, pixels_of
@@ -39,15 +41,24 @@ class ImageModelFiles:
       spec: the student's.
       layout: the shardings of the state.
       trained_on: what describes their training examples.
+      quantizer: of a student that was trained with quantized kernels, whose codes are written.
     """
 
     spec: models.Spec
     layout: TrainState
     trained_on: dict[str, Any]
+    quantizer: Quantizer | None = None
 
     def save(self, folder: str | os.PathLike, params: models.Flat, stats: models.Flat) -> str:
         with storage.staging_folder(folder, "model.json") as staging:
-            return models.save(staging, self.spec, params, stats, trained_on=self.trained_on)
+            return models.save(
+                staging,
+                self.spec,
+                params,
+                stats,
+                trained_on=self.trained_on,
+                grids=self.quantizer and self.quantizer.grids,
+            )
 
     def load(self, folder: str | os.PathLike) -> tuple[models.Flat, models.Flat]:
         saved = models.load(folder, key="--workdir")
@@ -75,6 +86,7 @@ def prepare(config: ConfigDict) -> Parts:
         labels=opened.train.labels(),
         steps_per_epoch=steps_per_epoch,
     )
+    quantizer = cast(Quantizer | None, recipes[0].quantize)
     resident = _resident(config, mesh, opened.train)
     initial = initial_state(config, mesh, recipes[0], arrays)
     feed = training_feed(config, mesh, opened, resident=bool(resident))
@@ -96,9 +108,13 @@ def prepare(config: ConfigDict) -> Parts:
             recipes[0].spec,
             jax.tree.map(lambda a: a.sharding, initial),
             training_examples(config, fingerprint),
+            quantizer,
         ),
         steps_per_epoch=steps_per_epoch,
-        description=_description(config, opened, teachers, fingerprint),
+        description={
+            **_description(config, opened, teachers, fingerprint),
+            **quantized.description(quantizer, arrays.params),
+        },
         notes=(*notes_on(config, opened), *teachers.notes, *seen),
     )
 
