@@ -31,6 +31,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="new folder, such as runs/student-int4 or gs://bucket/student-int4",
     )
+    flags.add_path(
+        parser,
+        "--calibration",
+        remote=False,
+        metavar="FILE",
+        help="text (.txt, .jsonl, .parquet) on which the outputs of a decoder's matrices are kept, "
+        "by GPTQ; without it every weight gets its nearest code",
+    )
+    parser.add_argument(
+        "--calibration-rows",
+        type=int,
+        metavar="N",
+        help="rows of 512 tokens that are read from it (default: 128)",
+    )
     flags.add_which(parser)
     flags.add_trust(parser)
 
@@ -40,7 +54,12 @@ def run(arguments: argparse.Namespace, overrides: Mapping[str, str]) -> int:
     from distill_jax.runs import export
 
     written = export.write_quantized(
-        arguments.workdir, arguments.out, arguments.which, arguments.recipe
+        arguments.workdir,
+        arguments.out,
+        arguments.which,
+        arguments.recipe,
+        calibration=arguments.calibration,
+        calibration_rows=arguments.calibration_rows,
     )
     print(json.dumps(written))
     return 0

@@ -1,5 +1,6 @@
 """`distill-jax quantize` end to end: folders, what reads them, what is refused."""
 
+import hashlib
 import json
 import shutil
 
@@ -149,3 +150,52 @@ def test_a_kernel_with_nan_is_refused(teacher, tmp_path, capsys):
     assert cli.main(["quantize", *flags]) == 2
     assert f"{name}: has NaN" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_calibration_text_gives_other_codes_and_is_recorded(teacher, int4, tmp_path, capsys):
+    small_texts.write_records(tmp_path / "records.jsonl")
+    text = tmp_path / "records.jsonl"
+    flags = [f"--workdir={teacher}", "--recipe=int4-g32", f"--calibration={text}"]
+    flags += ["--calibration-rows=3", f"--out={tmp_path / 'gptq'}"]
+    assert cli.main(["quantize", *flags]) == 0
+    printed = json.loads(capsys.readouterr().out.splitlines()[-1])
+    recorded = json.loads((tmp_path / "gptq" / "config.json").read_text())["_calibration"]
+    digest = hashlib.sha256(text.read_bytes()).hexdigest()
+    assert printed["calibration"] == recorded
+    assert (
+        recorded.items()
+        >= {
+            "method": "gptq",
+            "damping": 0.01,
+            "file": "records.jsonl",
+            "sha256": digest,
+            "rows": 3,
+        }.items()
+    )
+    nearest, calibrated = (models.split(language.load(f))[1] for f in (int4, tmp_path / "gptq"))
+    assert {n: (v.shape, v.dtype) for n, v in nearest.items()} == {
+        n: (v.shape, v.dtype) for n, v in calibrated.items()
+    }
+    assert all(
+        np.any(nearest[name] != calibrated[name])
+        for name in quantized.kernels(language.shapes(CONFIG))
+    )
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--calibration-rows=4"], "--calibration-rows=4: has no meaning without --calibration"),
+        (["--calibration={text}", "--calibration-rows=0"], "--calibration-rows=0: expected at lea"),
+        (["--calibration={empty}"], "empty.txt': is empty; expected text of two tokens or more"),
+    ],
+)
+def test_calibration_that_is_none_is_refused(teacher, tmp_path, capsys, flags, words):
+    (tmp_path / "empty.txt").write_text("\n")
+    small_texts.write_records(tmp_path / "records.jsonl")
+    files = {"text": tmp_path / "records.jsonl", "empty": tmp_path / "empty.txt"}
+    given = [flag.format(**files) for flag in flags]
+    out = tmp_path / "out"
+    command = ["quantize", f"--workdir={teacher}", "--recipe=int4-g32", f"--out={out}", *given]
+    assert cli.main(command) == 2
+    assert words in capsys.readouterr().err and not out.exists()

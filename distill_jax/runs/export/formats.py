@@ -118,7 +118,13 @@ def _check_file(target: pathlib.Path, suffix: str) -> None:
 
 
 def write_quantized(
-    path: str | os.PathLike, out: str | os.PathLike, which: str, recipe: str
+    path: str | os.PathLike,
+    out: str | os.PathLike,
+    which: str,
+    recipe: str,
+    *,
+    calibration: str | os.PathLike | None = None,
+    calibration_rows: int | None = None,
 ) -> dict[str, Any]:
     """Rounds matrices of a model to few bits; see `write` and `quantized`.
 
@@ -127,10 +133,22 @@ def write_quantized(
       out: the folder to write.
       which: model of a run.
       recipe: what is rounded to what, see `quantization.recipes.parse`.
+      calibration: a file of text for GPTQ, of decoders alone; None for the nearest codes.
+      calibration_rows: how many rows of it; None for `calibration.ROWS`.
     """
     recipes.parse(recipe, "--recipe")
-    form = quantized.form_of(source.find(path, which))
-    return write(path, out, which, form, recipe=recipe)
+    found = source.find(path, which)
+    if calibration is None and calibration_rows is not None:
+        raise UsageError(
+            f"--calibration-rows={calibration_rows}: has no meaning without --calibration=FILE"
+        )
+    if calibration is not None and found.kind != TEXT:
+        raise UsageError(
+            f"--calibration={calibration}: --workdir={found.root} is of images, whose kernels get "
+            "their nearest codes; expected no calibration"
+        )
+    chosen = {"recipe": recipe, "calibration": calibration, "calibration_rows": calibration_rows}
+    return write(path, out, which, quantized.form_of(found), **chosen)
 
 
 def _format_of(found: source.Source, form: str | None) -> str:

@@ -8,6 +8,7 @@ import functools
 import json
 import math
 import pathlib
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -19,11 +20,13 @@ from distill_jax.config.schema import TEXT
 from distill_jax.errors import UsageError
 from distill_jax.models import language
 from distill_jax.models.files import quantized_arrays
+from distill_jax.models.language import calibration as gptq_of_decoders
 from distill_jax.models.language import quantized
 from distill_jax.models.language.huggingface import reading
 from distill_jax.models.language.huggingface.writing import TOKENIZER
-from distill_jax.quantization import recipes
+from distill_jax.quantization import gptq, recipes
 from distill_jax.quantization.grids import Grid
+from distill_jax.runs import calibration
 from distill_jax.runs.export.huggingface import read_tokenizer_files
 from distill_jax.runs.export.source import Source
 from distill_jax.storage import resolve_path
@@ -43,7 +46,8 @@ def write_text(source: Source, folder: pathlib.Path, options: Mapping[str, Any])
     Args:
       source: the model.
       folder: a new one.
-      options: "recipe", which a model needs that is not quantized yet.
+      options: "recipe", which a model needs that is not quantized yet; and with it "calibration",
+        a file of text for GPTQ, and "calibration_rows", see `runs.calibration`.
 
     Returns:
       {"family", "grids", "bits_per_weight", "quantized", "bytes", "parameters_sha256",
@@ -58,11 +62,14 @@ def write_text(source: Source, folder: pathlib.Path, options: Mapping[str, Any])
     chosen = reading.grids_of(source.folder, key="--workdir")
     _check_recipe(recipe, source, {grid.name for grid in chosen.values()})
     model = language.load(source.folder, key="--workdir")
-    params = models.split(model)[1]
+    params, record = models.split(model)[1], {}
     if not chosen:
         kernels = quantized.kernels({name: value.shape for name, value in params.items()})
         chosen = recipes.parse(recipe, "--recipe").choose(kernels, kernels, "--recipe")
-        params = _encode(params, chosen)
+        if options.get("calibration"):
+            params, record = _encode_calibrated(source, model, chosen, options)
+        else:
+            params = _encode(params, chosen)
     identity = models.fingerprint_of(model.config.definition(), params)
     extra_config, files = _companions(source)
     language.save_params(
@@ -71,7 +78,7 @@ def write_text(source: Source, folder: pathlib.Path, options: Mapping[str, Any])
         params,
         dtype=_file_dtype(source.folder),
         chosen=chosen,
-        extra_config=extra_config,
+        extra_config=extra_config | ({"_calibration": record} if record else {}),
         extra_files=files,
         identity=identity,
         key="--out",
@@ -83,6 +90,7 @@ def write_text(source: Source, folder: pathlib.Path, options: Mapping[str, Any])
         "bytes": sum(file.stat().st_size for file in folder.glob("*.safetensors")),
         "parameters_sha256": identity,
         "tokenizer": sorted(files),
+        **({"calibration": record} if record else {}),
     }
 
 
@@ -151,6 +159,34 @@ def _encode(params: Mapping[str, jax.Array], chosen: Mapping[str, Grid]) -> dict
         except UsageError as error:
             raise UsageError(f"--workdir: {error}") from error
     return quantized.with_codes(params, encoded, chosen)
+
+
+def _encode_calibrated(
+    source: Source, model: language.Decoder, chosen: Mapping[str, Grid], options: Mapping[str, Any]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The parameters with codes by GPTQ, and what config.json records of the calibration."""
+    rows = options.get("calibration_rows")
+    positions = model.config.max_positions if model.config.positions == "learned" else None
+    text = calibration.read(
+        options["calibration"],
+        source.open_tokenizer(),
+        rows=calibration.ROWS if rows is None else rows,
+        length=min(calibration.LENGTH, positions or calibration.LENGTH),
+        vocab_size=model.config.vocab_size,
+    )
+
+    def note(line: str) -> None:
+        print(f"--calibration: {line}", file=sys.stderr, flush=True)
+
+    encoded = gptq_of_decoders.encode(model, text.batches, chosen, note=note)
+    params = models.split(model)[1]
+    try:
+        for name, (_, scales) in encoded.items():
+            quantized_arrays.check_finite(name, scales, chosen[name])
+    except UsageError as error:
+        raise UsageError(f"--workdir: {error}") from error
+    record = {"method": "gptq", "damping": gptq.DAMPING, **text.description}
+    return quantized.with_codes(params, encoded, chosen), record
 
 
 @functools.partial(jax.jit, static_argnums=1)
