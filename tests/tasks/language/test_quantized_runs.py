@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import safetensors.numpy
 import small_texts
 from small_runs import changed
 
@@ -234,3 +235,33 @@ def test_activations_are_rounded_in_training_too(config):
     )
     assert float(plain.sums["loss"]) != float(acting.sums["loss"])
     np.testing.assert_allclose(plain.sums["loss"], acting.sums["loss"], rtol=0.02)
+
+
+def test_what_is_exported_has_the_codes_of_the_run_each_time(undisturbed, tmp_path):
+    for name in ("one", "two"):
+        flags = [f"--workdir={undisturbed}", f"--out={tmp_path / name}"]
+        assert cli.main(["export", *flags, "--format=compressed-tensors"]) == 0
+    one, two, own = (
+        (folder / "model.safetensors").read_bytes()
+        for folder in (tmp_path / "one", tmp_path / "two", undisturbed / "model")
+    )
+    assert one == two
+    mine, theirs = (safetensors.numpy.load(content) for content in (own, one))
+    assert mine.keys() == theirs.keys() and any("weight_packed" in name for name in mine)
+    for name, value in mine.items():
+        np.testing.assert_array_equal(theirs[name], value, err_msg=name)
+
+
+def test_a_quantized_run_teaches_as_it_is(config, undisturbed):
+    taught = changed(config, teacher__path=(str(undisturbed),), student__quantize="none")
+    (teacher,) = experiment.prepare(configs.resolve(taught)).description["teachers"]
+    result = json.loads((undisturbed / "result.json").read_text())
+    assert teacher["fingerprint"] == result["parameters_sha256"]
+
+
+@pytest.mark.parametrize("recipe", ["none", "int8"])
+def test_codes_are_not_trained(config, undisturbed, tmp_path, recipe):
+    student = {"name": "decoder", "path": str(undisturbed / "model"), "quantize": recipe}
+    with pytest.raises(UsageError, match="student.path=.*: is quantized, and codes are not train"):
+        experiment.run({**config, "student": student}, tmp_path / "run")
+    assert not (tmp_path / "run" / "config.json").exists()
