@@ -2,7 +2,7 @@
 
 import json
 import pathlib
-import resource
+import re
 import sys
 import urllib.request
 from typing import Any
@@ -38,11 +38,19 @@ def main() -> int:
         found = {
             "tokens_per_second": times["predicted_per_second"],
             "prompt_tokens_per_second": times["prompt_per_second"],
-            "memory_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+            "memory_mib": _peak_mib(),
             "bytes": pathlib.Path(sys.argv[1]).stat().st_size,
         }
     print(json.dumps(found), flush=True)
     return 0
+
+
+def _peak_mib() -> float:
+    """The most memory that this program has had; `getrusage` counts that of its parent too."""
+    found = re.search(r"VmHWM:\s*(\d+) kB", pathlib.Path("/proc/self/status").read_text())
+    if found is None:
+        raise RuntimeError("/proc/self/status has no VmHWM; expected Linux")
+    return int(found[1]) / 1024
 
 
 if __name__ == "__main__":
