@@ -329,6 +329,9 @@ def _sentence_piece_metadata(
         if name in pieces:
             types[tokens.index(name)] = _BYTE
             pieces.remove(name)
+    for number, kind in enumerate(types):  # llama.cpp looks for these before it marks spaces
+        if kind == _USER_DEFINED:
+            tokens[number] = tokens[number].replace(_SPACE, " ")
     ranks: dict[str, int] = {}
     listed = _merges(content)
     for left, right in listed:

@@ -43,7 +43,7 @@ def _folder(tmp_path: pathlib.Path, change) -> pathlib.Path:
     return folder
 
 
-@pytest.mark.parametrize("name", [n for n in gguf_pretokenizers.PRE_TOKENIZERS if n != "default"])
+@pytest.mark.parametrize("name", gguf_pretokenizers.PRE_TOKENIZERS)
 def test_llama_cpp_splits_as_the_exported_tokenizer(name, tmp_path, capsys):
     llama_cpp.need()
     rules = gguf_pretokenizers.PRE_TOKENIZERS[name]
