@@ -26,7 +26,6 @@ from distill_jax.runs import manifest as manifests
 from distill_jax.runs.export import source
 from distill_jax.runs.session import Session
 from distill_jax.runs.workdir import Workdir
-from distill_jax.tasks import quantized
 from distill_jax.tasks.base import Parts
 from distill_jax.training import checkpoints, compilation_cache, loop
 from distill_jax.training.logging import trackers
@@ -205,7 +204,6 @@ def _notes_on_average(config: ConfigDict, steps: int) -> Iterator[str]:
 def _write_start(parts: Parts, paths: Workdir, resumed: bool) -> dict[str, str | None]:
     """Writes config.json and manifest.json; returns the time of this start, and a warning."""
     config, warning = parts.config, None
-    quantized.check_floats(config, parts.initial.params)
     now = manifests.describe_run(**parts.description)
     manifest = now
     if resumed and paths.manifest.exists():

@@ -3,10 +3,8 @@
 from collections.abc import Collection, Mapping
 from typing import Any
 
-import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from distill_jax.errors import UsageError
 from distill_jax.quantization import recipes
 from distill_jax.quantization.aware import Quantizer
 
@@ -35,16 +33,6 @@ def make_quantizer(
     if text == "none":
         return None
     return Quantizer(text, recipes.parse(text, KEY).choose(kernels, by_default, KEY), flat)
-
-
-def check_floats(config: ConfigDict, params: Mapping[str, Any]) -> None:
-    """UsageError where a student that is to be trained has codes in place of floats."""
-    if all(jnp.issubdtype(value.dtype, jnp.floating) for value in params.values()):
-        return
-    raise UsageError(
-        f"student.path={config.student.path!r}: is quantized, and codes are not trained; expected "
-        f"the model that it was made from, and {KEY}=RECIPE to train it for its codes"
-    )
 
 
 def description(quantizer: Quantizer | None, params: Mapping[str, Any]) -> dict[str, Any]:

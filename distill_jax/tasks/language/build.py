@@ -23,7 +23,7 @@ from distill_jax.tasks import setup
 from distill_jax.tasks.language.comparison import Comparison, Divergence, Network
 from distill_jax.tasks.language.recipe import TextRecipe
 from distill_jax.tasks.language.rollouts import Rollout
-from distill_jax.tasks.quantized import check_floats, make_quantizer
+from distill_jax.tasks.quantized import make_quantizer
 from distill_jax.teachers import SparseFormat
 from distill_jax.training.state import Frozen
 
@@ -119,10 +119,7 @@ def student_quantizer(config: ConfigDict, student: language.Decoder) -> Quantize
     Raises:
       UsageError: the recipe does not fit the student, or no folder can hold what it makes of it.
     """
-    params = models.split(student)[1]
-    if config.student.quantize != "none":
-        check_floats(config, params)
-    shapes = {name: value.shape for name, value in params.items()}
+    shapes = {name: value.shape for name, value in models.split(student)[1].items()}
     kernels = quantized.kernels(shapes)
     quantizer = make_quantizer(config, kernels, kernels)
     if quantizer is None:

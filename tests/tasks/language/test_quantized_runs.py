@@ -253,7 +253,9 @@ def test_what_is_exported_has_the_codes_of_the_run_each_time(undisturbed, tmp_pa
 
 
 def test_a_quantized_run_teaches_as_it_is(config, undisturbed):
+    tokenizer = config["teacher"]["path"][0]
     taught = changed(config, teacher__path=(str(undisturbed),), student__quantize="none")
+    taught = changed(taught, data__tokenizer=tokenizer)
     (teacher,) = experiment.prepare(configs.resolve(taught)).description["teachers"]
     result = json.loads((undisturbed / "result.json").read_text())
     assert teacher["fingerprint"] == result["parameters_sha256"]
@@ -262,6 +264,6 @@ def test_a_quantized_run_teaches_as_it_is(config, undisturbed):
 @pytest.mark.parametrize("recipe", ["none", "int8"])
 def test_codes_are_not_trained(config, undisturbed, tmp_path, recipe):
     student = {"name": "decoder", "path": str(undisturbed / "model"), "quantize": recipe}
-    with pytest.raises(UsageError, match="student.path=.*: is quantized, and codes are not train"):
+    with pytest.raises(UsageError, match=r"student.path=.*: is quantized \(int4-g32\), and codes"):
         experiment.run({**config, "student": student}, tmp_path / "run")
     assert not (tmp_path / "run" / "config.json").exists()
