@@ -41,6 +41,7 @@ def test_a_verb_without_a_config_refuses_its_keys(verb, capsys):
         "runs": ["x"],
         "compare": ["x", "y"],
         "export": ["--workdir=x", "--out=y"],
+        "quantize": ["--workdir=x", "--out=y", "--recipe=int8"],
         "import": [
             *("x.pth", "--model=mlp", "--classes=2", "--mean=0", "--std=1", "--workdir=x"),
         ],

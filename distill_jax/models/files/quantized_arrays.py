@@ -11,6 +11,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
 from distill_jax.errors import UsageError
@@ -48,17 +49,17 @@ def encode(params: Mapping[str, Any], chosen: Mapping[str, Grid]) -> dict[str, n
             found[name] = array
             continue
         grid = chosen[name]
-        with np.errstate(invalid="ignore"):
-            codes, scales = grid.encode(array.reshape(-1, array.shape[-1]))
+        check_finite(name, array, grid)
+        codes, scales = grid.encode(array.reshape(-1, array.shape[-1]))
         check_finite(name, scales, grid)
         packed = packing.pack_nibbles(codes) if grid.bits == 4 else codes.reshape(array.shape)
         found |= {name: packed, name + _SCALE: scales}
     return dict(sorted(found.items()))
 
 
-def check_finite(name: str, scales: Any, grid: Grid) -> None:
-    """UsageError where a kernel has values that its grid cannot hold."""
-    if not np.isfinite(np.asarray(scales, np.float32)).all():
+def check_finite(name: str, values: Any, grid: Grid) -> None:
+    """UsageError where a kernel, or its scales, have values that its grid cannot hold."""
+    if not jnp.isfinite(values).all():
         raise UsageError(
             f"{name}: has NaN, an infinity or a value too large for {grid.name}; expected finite "
             "weights"

@@ -69,7 +69,7 @@ def write_text(source: Source, folder: pathlib.Path, options: Mapping[str, Any])
         if options.get("calibration"):
             params, record = _encode_calibrated(source, model, chosen, options)
         else:
-            params = _encode(params, chosen)
+            params = _encode(params, chosen, f"--workdir={source.folder}")
     identity = models.fingerprint_of(model.config.definition(), params)
     extra_config, files = _companions(source)
     language.save_params(
@@ -149,15 +149,18 @@ def _check_recipe(recipe: str | None, source: Source, held: set[str], copies: bo
         )
 
 
-def _encode(params: Mapping[str, jax.Array], chosen: Mapping[str, Grid]) -> dict[str, Any]:
+def _encode(
+    params: Mapping[str, jax.Array], chosen: Mapping[str, Grid], given: str
+) -> dict[str, Any]:
     """The parameters with codes and scales in place of the chosen kernels, one at a time."""
     encoded = {}
     for name, grid in chosen.items():
         encoded[name] = jax.tree.map(np.asarray, _encode_one(params[name], grid))
         try:
-            quantized_arrays.check_finite(name, encoded[name][1], grid)
+            for values in (params[name], encoded[name][1]):
+                quantized_arrays.check_finite(name, values, grid)
         except UsageError as error:
-            raise UsageError(f"--workdir: {error}") from error
+            raise UsageError(f"{given}: {error}") from error
     return quantized.with_codes(params, encoded, chosen)
 
 

@@ -21,7 +21,7 @@ def network(name):
     graphdef, params, stats = models.split(model)
     rng = np.random.default_rng(0)
     stats = {k: v + 0.1 * rng.random(v.shape, np.float32) for k, v in stats.items()}
-    return models.Spec(name=name, **SIZES, **PIXELS), graphdef, params, stats
+    return models.Spec(name=name, options={}, **SIZES, **PIXELS), graphdef, params, stats
 
 
 def logits(graphdef, params, stats):
