@@ -10,7 +10,7 @@ import json
 import os
 import pathlib
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import tokenizers
@@ -97,34 +97,46 @@ def _check_growth(text: str) -> None:
                 open_parts += rule
             elif isinstance(rule, dict):
                 open_parts += (value for value in rule.values() if isinstance(value, list | dict))
-                if rule.get("type") in ("Replace", "Prepend", "Precompiled"):
-                    growth *= _growth_of(rule)
+                growth *= _growth_of(rule)
             if growth > MOST_GROWTH:
                 raise ValueError(f"its {part} makes a text over {MOST_GROWTH} times as long")
 
 
 def _growth_of(rule: Mapping[str, Any]) -> int:
-    """By how much a rule may multiply the length of a text, at least 1."""
-    if rule["type"] == "Precompiled":
-        return _longest_of_table(str(rule.get("precompiled_charsmap") or ""))
-    if rule["type"] == "Prepend":  # once, before the whole text
-        return max(1, len(str(rule.get("prepend", ""))))
-    new, pattern = len(str(rule.get("content", ""))), rule.get("pattern")
-    if isinstance(pattern, dict) and isinstance(pattern.get("String"), str):
-        return max(1, -(-new // max(1, len(pattern["String"]))))
-    return max(1, new + 1)  # a pattern may match between any two characters
+    """By how much a rule may multiply the length of a text, at least 1.
+
+    The library takes a rule of an unknown type, or without one, for any that has its fields.
+    """
+    kinds: dict[str, tuple[set[str], Callable[[Mapping[str, Any]], int]]] = {
+        "Replace": ({"pattern", "content"}, _growth_of_replacement),
+        "Prepend": ({"prepend"}, lambda rule: len(str(rule["prepend"]))),  # before a whole text
+        "Precompiled": ({"precompiled_charsmap"}, _longest_of_table),
+    }
+    kind, growth = rule.get("type"), 1
+    for name, (fields, measure) in kinds.items():
+        if fields <= rule.keys() and (kind == name or kind not in kinds):
+            growth *= max(1, measure(rule))
+    return growth
 
 
-def _longest_of_table(encoded: str) -> int:
-    """The characters of the longest replacement in a table of SentencePiece, at least 1.
+def _growth_of_replacement(rule: Mapping[str, Any]) -> int:
+    new, pattern = len(str(rule["content"])), rule.get("pattern")
+    old = pattern.get("String") if isinstance(pattern, dict) else None
+    if isinstance(old, str) and old:
+        return -(-new // len(old))
+    return new + 1  # an empty match may be between any two characters
+
+
+def _longest_of_table(rule: Mapping[str, Any]) -> int:
+    """The characters of the longest replacement in a table of SentencePiece.
 
     Base64 of the bytes of a trie, their number before them, and then the replacements, each ended
     by a zero byte. One replaces one character or several.
     """
-    table = base64.b64decode(encoded)
+    table = base64.b64decode(str(rule["precompiled_charsmap"] or ""))
     size = int.from_bytes(table[:4], "little")
     replacements = table[4 + size :].split(b"\0")
-    return max(1, *(len(one.decode(errors="replace")) for one in replacements))
+    return max(len(one.decode(errors="replace")) for one in replacements)
 
 
 class _Parsed(NamedTuple):

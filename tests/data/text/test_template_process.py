@@ -66,7 +66,18 @@ def test_a_tokenizer_that_doubles_a_text_is_refused(tmp_path):
     plain = json.loads(tokenizer.to_str())
     file = tmp_path / "tokenizer.json"
     rule = {"type": "Replace", "pattern": {"String": "a"}, "content": "aa"}
-    for rules, refused in (([rule] * 30, True), ([rule] * 3, False)):
+    # The library takes a rule of an unknown type for one that has its fields.
+    unknown = rule | {"type": "X", "prepend": "a"}
+    between = {"type": "Replace", "pattern": {"String": ""}, "content": "aa"}
+    nameless = {"pattern": {"Regex": ""}, "content": "a" * 1000}
+    for rules, refused in (
+        ([rule] * 30, True),
+        ([unknown] * 30, True),
+        ([between] * 7, True),
+        ([nameless], True),
+        ([rule] * 3, False),
+        ([unknown] * 3, False),
+    ):
         plain["normalizer"] = {"type": "Sequence", "normalizers": rules}
         file.write_text(json.dumps(plain))
         if refused:
