@@ -26,6 +26,7 @@ CPU_KERNELS = [
     "onednn-cpu-gomp>=2023.2; platform_machine=='x86_64' and sys_platform=='linux'",
     "onednn-devel-cpu-gomp>=2023.2; platform_machine=='x86_64' and sys_platform=='linux'",
 ]
+ONNX = ["onnx>=1.17", "onnxruntime>=1.20"]
 TFDS_PREPARE = ["tensorflow-cpu>=2.18", "importlib_resources>=6"]
 GGUF = ["gguf>=0.19"]  # llama.cpp's files
 # llama.cpp itself, 34 MB: tests and studies run what is exported.
@@ -46,6 +47,7 @@ TEST = [
     *CPU_KERNELS,
     *GGUF,
     *LLAMA_CPP,
+    *ONNX,
 ]
 DOCS = ["sphinx>=8.2", "myst-parser>=4", "furo>=2024.8"]
 
@@ -75,6 +77,7 @@ setuptools.setup(
         "optax>=0.2.8",
         "orbax-checkpoint>=0.12.4",
         "ml_collections>=1.1",
+        "pyyaml>=6",  # the metadata of model cards
         "numpy>=2.0",
         "jaxtyping>=0.3",
         "safetensors>=0.5",
@@ -102,6 +105,7 @@ setuptools.setup(
         "tfds": TFDS_PREPARE,
         "gguf": GGUF,
         "llama-cpp": LLAMA_CPP,
+        "onnx": ONNX,  # export --format=onnx
         "sentencepiece": ["sentencepiece>=0.2"],
         "wandb": ["wandb>=0.18"],
         "trackio": ["trackio>=0.20"],

@@ -21,8 +21,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--format",
         metavar="NAME",
-        help="format: huggingface or gguf of text; safetensors or npz of images (default: "
-        "the first one of the kind)",
+        help="format: huggingface, gguf or compressed-tensors of text; safetensors, npz, "
+        "quantized, onnx or stablehlo of images (default: the first one of the kind)",
     )
     flags.add_path(
         parser,
@@ -44,6 +44,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="with --format=compressed-tensors of a model that is not quantized: as of "
         "`distill-jax quantize`",
     )
+    parser.add_argument(
+        "--licence",
+        default="",
+        metavar="NAME",
+        help="licence of the model, for the card in README.md, as the Hugging Face Hub names it, "
+        "such as apache-2.0 (default: that of the weights that it began with; else unknown)",
+    )
+    parser.add_argument(
+        "--teacher-permits",
+        action="store_true",
+        help="state that the owner of a teacher permits to train other models on its outputs, "
+        "where its licence forbids it; the card records it",
+    )
     flags.add_which(parser)
     flags.add_trust(parser)
 
@@ -59,6 +72,8 @@ def run(arguments: argparse.Namespace, overrides: Mapping[str, str]) -> int:
         arguments.format,
         type=arguments.type,
         recipe=arguments.recipe,
+        licence=arguments.licence,
+        teacher_permits=arguments.teacher_permits,
     )
     print(json.dumps(written))
     return 0

@@ -149,6 +149,10 @@ def _check_teachers(flat: Flat, method: methods.Method) -> None:
         )
     if weights and sum(weights) == 0:
         raise UsageError(f"teacher.weights={weights}: the weights sum to zero")
+    count = len(teachers) or bool(store)
+    for key in ("teacher.licence", "teacher.outputs_may_train_other_models"):
+        if flat[key] and len(flat[key]) != count:
+            raise UsageError(f"{key}={flat[key]}: expected {count} of them, one a teacher")
 
 
 def _check_text_answers(flat: Flat) -> None:

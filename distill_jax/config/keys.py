@@ -154,7 +154,7 @@ def several(
     """A tuple of what `item` checks; a single one is taken as a tuple of it."""
 
     def check(value: Any) -> tuple:
-        if isinstance(value, (str, int, float)) and not isinstance(value, bool):
+        if isinstance(value, (str, int, float)):
             value = (value,)
         if not isinstance(value, (list, tuple)):
             raise ValueError
@@ -204,6 +204,20 @@ def path_or_url(value: Any) -> str:
 def _check_path(value: str, remote: bool) -> str:
     if wrong := storage.path_problem(value, remote=remote):
         raise ValueError(wrong)
+    return value
+
+
+def one_line(value: Any) -> str:
+    """A text without line breaks, which may be empty."""
+    if not isinstance(value, str) or len(value.splitlines()) > 1:
+        raise ValueError
+    return value.strip()
+
+
+def truth(value: Any) -> bool:
+    """True or false."""
+    if not isinstance(value, bool):
+        raise ValueError
     return value
 
 

@@ -268,6 +268,21 @@ SCHEMA: dict[str, keys.Key] = {
         "are put in the order of the data; by_position: class k is class k whatever the names",
         only=IMAGES,
     ),
+    "teacher.licence": keys.several(
+        (),
+        keys.one_line,
+        "names, one a teacher, such as apache-2.0",
+        "licences of the teachers; (), or an empty name: what their folders name",
+        lasting=False,
+    ),
+    "teacher.outputs_may_train_other_models": keys.several(
+        (),
+        keys.truth,
+        "true or false, one a teacher",
+        "your statement that a teacher's owner permits, or forbids, to train other models on its "
+        "outputs; (): by its licence",
+        lasting=False,
+    ),
     "teacher.saw_validation": keys.choice(
         "unknown",
         ("unknown", "yes", "no"),

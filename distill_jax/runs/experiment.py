@@ -81,6 +81,7 @@ def run(config: Mapping[str, Any] | ConfigDict, path: str | os.PathLike) -> Resu
             trackers.require_package(package, config.logging[package])
 
     _refuse_quantized_student(config)
+    licence_notes = tasks.licences.check(config)
     coordination.barrier()  # what any process finds wrong ends all before the first one writes
     with contextlib.ExitStack() as held:
         with storage.reporting_unreachable(paths.root, "--workdir"):
@@ -91,7 +92,9 @@ def run(config: Mapping[str, Any] | ConfigDict, path: str | os.PathLike) -> Resu
             parallel.fix_gpu_order()
         cache = compilation_cache.opened(config.training.compilation_cache)
         with loop.stop_on_signals() as stop_requested, cache, paths.recording_failure():
-            values = _start_and_train(prepare(config), paths, resumed, stop_requested)
+            parts = prepare(config)
+            parts = dataclasses.replace(parts, notes=(*parts.notes, *licence_notes))
+            values = _start_and_train(parts, paths, resumed, stop_requested)
         values["wall_time_s"] = time.perf_counter() - began
 
         watchdog.mark(values["steps"], "writing the report", long=True)
@@ -211,6 +214,7 @@ def _write_start(parts: Parts, paths: Workdir, resumed: bool) -> dict[str, str |
         manifests.check_same_inputs(manifest, **parts.description)
         manifests.check_same_prompts(manifest, parts.description["data"])
         warning = manifests.other_kernels(manifest, now)
+        manifest["teachers"] = _with_licences_of(now, manifest["teachers"])
         manifest["resumed"].append({key: now[key] for key in manifests.OF_A_START})
     size = sum(leaf.nbytes for leaf in jax.tree.leaves(parts.initial))
     manifest["notes"] = list(parts.notes)
@@ -225,6 +229,16 @@ def _write_start(parts: Parts, paths: Workdir, resumed: bool) -> dict[str, str |
         workdir.write_json(paths.config, config.to_dict())
         workdir.write_json(paths.manifest, manifest)
     return {"time": now["started"], "warning": warning}
+
+
+def _with_licences_of(
+    now: Mapping[str, Any], entries: Sequence[Mapping[str, Any]]
+) -> list[dict[str, Any]]:
+    """The teachers of a manifest with what is known, or stated, of their licences at this start."""
+    return [
+        {**entry, "licence": again["licence"]}
+        for entry, again in zip(entries, now["teachers"], strict=True)
+    ]
 
 
 def headline(metrics: Mapping[str, Any]) -> dict[str, Any]:

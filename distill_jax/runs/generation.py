@@ -5,7 +5,6 @@ import hashlib
 import json
 import os
 import pathlib
-import re
 import time
 from collections.abc import Callable
 from typing import Any
@@ -14,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from distill_jax import generation, models, parallel, storage
+from distill_jax import generation, models, parallel, provenance, storage
 from distill_jax.data import text
 from distill_jax.errors import UsageError
 from distill_jax.generation.responses import Responses
@@ -24,9 +23,9 @@ from distill_jax.runs.manifest import describe_run
 from distill_jax.tasks.language.networks import decoder_folder
 
 # Settings that do not decide what the responses are: for files their content counts, the teacher's
-# fingerprint covers its 8-bit weights, prompts that are left out change no other line, and a mesh
-# changes no more than the rounding.
-_NOT_IDENTIFYING = ("prompts", "long", "tokenizer", "quantize", "fsdp", "tensor")
+# fingerprint covers its 8-bit weights, a permission is named with the teacher, prompts that are
+# left out change no other line, and a mesh changes no more than the rounding.
+_NOT_IDENTIFYING = ("prompts", "long", "tokenizer", "quantize", "permission", "fsdp", "tensor")
 
 
 def write(
@@ -75,6 +74,8 @@ def _write(
 ) -> dict[str, Any]:
     """As `write`, in a folder that this process holds."""
     job = _open_job(settings, teacher_path, mesh)
+    if line := provenance.note_on(teacher_path, job.licence):
+        note(line)
     if not job.decoding.stop_ids:
         note("no stop id is known: every response has max_new_tokens; see generate.stops")
     if _are_raw(job):
@@ -108,7 +109,8 @@ class _Job:
     Attributes:
       settings: what is generated, and how.
       model: the teacher.
-      teacher: its fingerprint and license, for every line.
+      teacher: its fingerprint and license, and a permission that the user stated, for every line.
+      licence: of the teacher, as `provenance.licences` records it.
       tokenizer: of the prompts and the responses.
       prompts: all of them.
       prompt_ids: their ids.
@@ -119,6 +121,7 @@ class _Job:
     settings: Settings
     model: language.Decoder
     teacher: dict[str, Any]
+    licence: dict[str, Any]
     tokenizer: text.Tokenizer
     prompts: list[generation.Prompt]
     prompt_ids: list[list[int]]
@@ -168,6 +171,9 @@ class _Job:
 
 def _open_job(settings: Settings, teacher_path: str | os.PathLike, mesh: Mesh) -> _Job:
     """Opens and checks prompts, tokenizer and teacher."""
+    licence = _checked_licence(settings, teacher_path)
+    permitted = licence.get("permission_stated")
+    stated = {} if permitted is None else {provenance.ANSWER: permitted}
     parallel.check_divides(mesh, "generate.batch_size", settings.batch_size)
     folder = decoder_folder(teacher_path)
     tokenizer = _load_tokenizer(settings, folder)
@@ -200,7 +206,8 @@ def _open_job(settings: Settings, teacher_path: str | os.PathLike, mesh: Mesh) -
     return _Job(
         settings=settings,
         model=model,
-        teacher={"fingerprint": fingerprint, "license": settings.licence or licence_of(folder)},
+        teacher={"fingerprint": fingerprint, "license": licence["name"], **stated},
+        licence=licence,
         tokenizer=tokenizer,
         prompts=prompts,
         prompt_ids=ids,
@@ -213,6 +220,16 @@ def _open_job(settings: Settings, teacher_path: str | os.PathLike, mesh: Mesh) -
             mesh=mesh,
         ),
     )
+
+
+def _checked_licence(settings: Settings, path: str | os.PathLike) -> dict[str, Any]:
+    """The licence of the teacher; UsageError where its text may not train other models."""
+    record = provenance.read_licence(path)
+    if settings.licence:
+        record = provenance.record_of(settings.licence, CONFIG_KEYS["licence"])
+    record = provenance.stated_record(record, settings.permission)
+    provenance.check_permitted(path, record)
+    return record
 
 
 def _are_raw(job: _Job) -> bool:
@@ -229,7 +246,14 @@ def _open_responses(
     settings, tokenizer = job.settings, job.tokenizer
     fingerprint = hashlib.sha256(json.dumps(job.prompt_ids).encode()).hexdigest()
     about = describe_run(
-        [{"path": str(teacher_path), **job.teacher, "quantize": settings.quantize}],
+        [
+            {
+                "path": str(teacher_path),
+                **job.teacher,
+                "licence": job.licence,
+                "quantize": settings.quantize,
+            }
+        ],
         {
             "name": "prompts",
             "path": settings.prompts,
@@ -274,22 +298,6 @@ def _check_ids(
         raise UsageError(
             f"generate.stops={settings.stops!r}: expected ids in [0, {tokenizer.vocab_size})"
         )
-
-
-def licence_of(folder: pathlib.Path) -> str | None:
-    """The `license:` in the front matter of a model folder's README.md; None without one.
-
-    Reads a single line; YAML other than a plain or quoted word counts as none.
-    """
-    try:
-        head = (folder / "README.md").read_bytes().decode(errors="replace")
-    except OSError:
-        return None
-    matter = re.match(r"\ufeff?---[ \t]*\r?\n(.*?)^---[ \t]*\r?$", head, re.DOTALL | re.MULTILINE)
-    line = matter and re.search(
-        r"""^license:[ \t]*(["']?)([\w.+-]+)\1[ \t]*(#.*)?\r?$""", matter[1], re.MULTILINE
-    )
-    return line[2] if line else None
 
 
 def _summary(path: pathlib.Path) -> dict[str, Any]:

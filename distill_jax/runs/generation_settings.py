@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from distill_jax import config as configs
-from distill_jax import generation
+from distill_jax import generation, provenance
 from distill_jax.errors import UsageError, unknown
 from distill_jax.generation import long_prompts
 from distill_jax.models.language import quantized
@@ -36,7 +36,9 @@ class Settings:
       seed: of the draws.
       compute_dtype: of parameters and computation, "float32" or "bfloat16".
       quantize: "int8" for the teacher's matrices, see `models.language.quantized`; or "none".
-      licence: of the teacher; "" for the one in the README.md of its folder.
+      licence: of the teacher, its name; "" for the one that its folder names.
+      permission: whether the user states that the teacher's owner permits to train other models on
+        its outputs; None for what its licence has on it.
       fsdp: devices that share the batch and the teacher's shards.
       tensor: devices that share each layer.
 
@@ -61,6 +63,7 @@ class Settings:
     compute_dtype: str = "float32"
     quantize: str = "none"
     licence: str = ""
+    permission: bool | None = None
     fsdp: int = 1
     tensor: int = 1
 
@@ -72,6 +75,8 @@ class Settings:
         for field in ("fields", "tokenizer", "licence"):
             self._require(isinstance(getattr(self, field), str), field, "text")
         self._require(isinstance(self.chat, bool), "chat", "True or False")
+        known = self.permission is None or isinstance(self.permission, bool)
+        self._require(known, "permission", "True or False")
         for field in ("max_new_tokens", "samples", "batch_size", "shard", "fsdp", "tensor"):
             self._require(_is_integer(getattr(self, field), 1), field, "a positive int")
         seeded = _is_integer(self.seed, 0) and self.seed < 2**32
@@ -103,6 +108,7 @@ def _is_integer(value: object, low: int) -> bool:
 #: The config key of each setting.
 CONFIG_KEYS = {field.name: f"generate.{field.name}" for field in dataclasses.fields(Settings)}
 CONFIG_KEYS |= {"prompts": "prompts", "quantize": "teacher.quantize"}
+CONFIG_KEYS |= {"permission": f"teacher.{provenance.ANSWER}"}
 CONFIG_KEYS |= {field: f"mesh.{field}" for field in ("fsdp", "tensor")}
 
 
@@ -110,13 +116,14 @@ def parse(config: Mapping[str, Any]) -> tuple[str, Settings]:
     """The path of the teacher, and the settings.
 
     Args:
-      config: nested; teacher.path, teacher.quantize, prompts, mesh.fsdp, mesh.tensor, and in the
+      config: nested; teacher.path, teacher.quantize, teacher.licence (or generate.licence),
+        teacher.outputs_may_train_other_models, prompts, mesh.fsdp, mesh.tensor, and in the
         section generate the other settings.
 
     Raises:
       UsageError: an unknown key, no teacher or several, or a value that `Settings` refuses.
     """
-    flat = configs.flatten(config)
+    flat = _by_one_name(configs.flatten(config))
     fields = {key: field for field, key in CONFIG_KEYS.items()}
     for key in flat:
         if key not in fields and key != "teacher.path":
@@ -132,3 +139,21 @@ def parse(config: Mapping[str, Any]) -> tuple[str, Settings]:
     for key, value in flat.items():
         values[fields[key]] = tuple(value) if isinstance(value, list) else value
     return paths[0], Settings(**values)
+
+
+def _by_one_name(flat: dict[str, Any]) -> dict[str, Any]:
+    """The keys of the one teacher, which a run on several has as lists, as `Settings` has them."""
+    flat = dict(flat)
+    for key in ("teacher.licence", CONFIG_KEYS["permission"]):
+        if isinstance(value := flat.get(key), list | tuple) and len(value) < 2:
+            flat.pop(key)
+            flat |= {key: value[0]} if value else {}
+    if "teacher.licence" in flat:
+        named = flat.pop("teacher.licence")
+        if flat.get("generate.licence", named) != named:
+            raise UsageError(
+                f"teacher.licence={named!r}: generate.licence={flat['generate.licence']!r}; "
+                "expected one of them"
+            )
+        flat["generate.licence"] = named
+    return flat

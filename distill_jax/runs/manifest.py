@@ -27,6 +27,7 @@ def describe_run(
     data: dict[str, Any],
     base: dict[str, Any] | None = None,
     quantized: dict[str, Any] | None = None,
+    started_from: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """The manifest of a run that starts now.
 
@@ -35,6 +36,7 @@ def describe_run(
       data: name, fingerprint and sizes.
       base: of a student with adapters, the model that they adapt.
       quantized: of a student with quantized matrices, see `Quantizer.describe`.
+      started_from: the model whose weights the student began with, and its licence.
     """
     devices = jax.devices()
     return {
@@ -54,6 +56,7 @@ def describe_run(
         "data": data,
         **({"base": base} if base else {}),
         **({"quantized": quantized} if quantized else {}),
+        **({"started_from": started_from} if started_from else {}),
         "resumed": [],
     }
 
@@ -93,8 +96,10 @@ def check_same_inputs(
     data: dict[str, Any],
     base: dict[str, Any] | None = None,
     quantized: dict[str, Any] | None = None,
+    started_from: dict[str, Any] | None = None,
 ) -> None:
     """UsageError when a run would resume with another teacher, base or data than it began with."""
+    del started_from  # the config names it, and a run keeps its config
     before = [teacher["fingerprint"] for teacher in manifest["teachers"]]
     now = [teacher["fingerprint"] for teacher in teachers]
     if before != now:

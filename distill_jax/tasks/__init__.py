@@ -11,15 +11,17 @@ alike is here: `base` (what they return), `setup` (mesh, state, the settings of 
 """
 
 import os
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ml_collections import ConfigDict
 
 from distill_jax import config as configs
-from distill_jax import storage
+from distill_jax import provenance, storage
 from distill_jax.config import schema
 from distill_jax.errors import UsageError
+from distill_jax.tasks import licences
 from distill_jax.tasks.base import AbstractStep, Parts
 from distill_jax.tasks.images import abstract as image_step
 from distill_jax.tasks.images import parts as image_parts
@@ -30,7 +32,7 @@ from distill_jax.tasks.language import precompute as text_answers
 from distill_jax.tasks.setup import make_mesh
 from distill_jax.training import compilation_cache
 
-__all__ = ["AbstractStep", "Parts", "abstract_step", "precompute", "prepare"]
+__all__ = ["AbstractStep", "Parts", "abstract_step", "licences", "precompute", "prepare"]
 
 
 def _on_text(config: ConfigDict) -> bool:
@@ -102,7 +104,8 @@ def precompute(
                 f"--logits={logits}: stands in place of a teacher of images; expected neither "
                 "teacher.path nor --taps with it, and data of images"
             )
-        return image_answers.store_logits(config, folder, logits, dtype=dtype)
+        licence = _checked_licence(config, given=True)
+        return image_answers.store_logits(config, folder, logits, dtype=dtype, licence=licence)
     if len(config.teacher.path) != 1:
         raise UsageError(
             f"teacher.path={config.teacher.path}: a store has one teacher; expected one path"
@@ -111,10 +114,32 @@ def precompute(
     for flag, value, fits in (("taps", taps, not on_text), ("answers", answers, on_text)):
         if value is not None and not fits:
             raise UsageError(f"--{flag}={value}: has no meaning for data.name={config.data.name!r}")
+    licence = _checked_licence(config, given=False)
     cache = compilation_cache.opened(config.training.compilation_cache)
     with storage.holding(folder, "--workdir"), cache:
         if on_text:
             return text_answers.precompute(
-                config, folder, answers=answers or "sampled", dtype=dtype
+                config, folder, answers=answers or "sampled", dtype=dtype, licence=licence
             )
-        return image_answers.precompute(config, folder, taps=taps, dtype=dtype)
+        return image_answers.precompute(config, folder, taps=taps, dtype=dtype, licence=licence)
+
+
+def _checked_licence(config: ConfigDict, *, given: bool) -> dict[str, Any]:
+    """The licence of the teacher of a store, whose outputs may train a student.
+
+    Args:
+      config: resolved.
+      given: whether its answers are given in a file, so that the config alone can name a licence.
+
+    Raises:
+      UsageError: the licence forbids it, and no permission is stated.
+    """
+    if given:
+        found = [("--logits", licences.stated(provenance.record_of(None, ""), config.teacher))]
+    else:
+        found = licences.teacher_licences(config)
+    for path, record in found:
+        provenance.check_permitted(path, record)
+        if line := provenance.note_on(path, record):
+            print(line, file=sys.stderr, flush=True)
+    return found[0][1] if found else {}

@@ -99,6 +99,8 @@ def test_an_image_model_as_a_state_dict_that_import_reads_back(imported, tmp_pat
     assert said["fingerprint"] == saved.fingerprint
     state = models.read_state_dict(out / f"model.{form}")
     assert {"conv1.weight", "layer1.0.bn1.running_var", "fc.bias"} <= state.keys()
+    names = json.loads((out / "model.json").read_text())["name_map"]
+    assert names.keys() == state.keys() and names["conv1.weight"] == "stem/conv/kernel"
     kernel = saved.params["stem/conv/kernel"]
     np.testing.assert_array_equal(state["conv1.weight"], np.transpose(kernel, (3, 2, 0, 1)))
     flags = ["--model=resnet8", "--classes=3", "--mean=.4", "--std=.2", "--image=8,8,1"]

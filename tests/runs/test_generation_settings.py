@@ -1,9 +1,10 @@
 """What a config says about writing text, and what of it is refused."""
 
+import dataclasses
+
 import pytest
 
 from distill_jax.errors import UsageError
-from distill_jax.runs import generation as generate
 from distill_jax.runs.generation_settings import Settings, parse
 
 
@@ -40,6 +41,9 @@ def test_a_config_gives_settings():
     expected = Settings(prompts="p.jsonl", top_k=4, stops=(1, 2))
     assert parse(config) == ("a", expected)
     assert parse({**config, "teacher": {"path": ("a",)}}) == ("a", expected)
+    stated = {"path": "a", "licence": ("mit",), "outputs_may_train_other_models": (True,)}
+    both = dataclasses.replace(expected, licence="mit", permission=True)
+    assert parse({**config, "teacher": stated}) == ("a", both)
 
 
 @pytest.mark.parametrize(
@@ -51,6 +55,11 @@ def test_a_config_gives_settings():
         ({"prompts": ""}, "prompts='': expected the path of a JSONL file"),
         ({"teacher": {"path": ""}}, "teacher.path='': expected one teacher"),
         ({"teacher": {"path": ("a", "b")}}, r"teacher.path=\('a', 'b'\): expected one teacher"),
+        (
+            {"teacher": {"path": "a", "outputs_may_train_other_models": 1}},
+            "teacher.outputs_may_tra",
+        ),
+        ({"teacher": {"path": "a", "licence": "x"}, "generate": {"licence": "y"}}, "teacher.lic"),
         ({"teacher": {}}, "teacher.path='': expected one teacher"),
     ],
 )
@@ -58,20 +67,3 @@ def test_bad_configs_are_refused(changes, message):
     config = {"teacher": {"path": "a"}, "prompts": "p.jsonl"}
     with pytest.raises(UsageError, match=f"^{message}"):
         parse({**config, **changes})
-
-
-@pytest.mark.parametrize(
-    "readme, expected",
-    [
-        ("---\nlicense: llama3.1\n---\n", "llama3.1"),
-        ('---\r\ntags:\r\n- x\r\nlicense: "mit" # free\r\n---\r\n# A', "mit"),
-        ("---\ntags: x\n---\nlicense: mit\n", None),
-        ("# A\nlicense: mit\n", None),
-        ("---\nlicense:\n- mit\n---\n", None),
-        ("", None),
-    ],
-)
-def test_the_licence_is_in_the_front_matter(tmp_path, readme, expected):
-    (tmp_path / "README.md").write_bytes(readme.encode())
-    assert generate.licence_of(tmp_path) == expected
-    assert generate.licence_of(tmp_path / "none") is None

@@ -272,6 +272,16 @@ def to_pytorch(params: Flat, stats: Flat, spec: Spec) -> dict[str, np.ndarray]:
     return state
 
 
+def pytorch_names(arrays: Iterable[str], spec: Spec) -> dict[str, str]:
+    """The name here of each array of `to_pytorch`, by its name there."""
+    kind = type(
+        abstract(
+            spec.name, input_shape=spec.input_shape, num_classes=spec.num_classes, **spec.options
+        )
+    )
+    return {_torch_names(kind, name)[0]: name for name in sorted(arrays)}
+
+
 def choose_arrays(spec: Spec, part: str = "") -> ChooseFn:
     """For `read_chosen`: which arrays of a checkpoint are those of a network.
 

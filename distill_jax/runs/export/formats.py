@@ -8,8 +8,17 @@ from typing import Any
 
 from distill_jax.config.schema import IMAGES, TEXT
 from distill_jax.errors import UsageError, unknown
+from distill_jax.provenance import card
 from distill_jax.quantization import recipes
-from distill_jax.runs.export import gguf, huggingface, quantized, source, state_dict
+from distill_jax.runs.export import (
+    cards,
+    gguf,
+    huggingface,
+    pixels,
+    quantized,
+    source,
+    state_dict,
+)
 from distill_jax.storage import (
     gcs,
     holding,
@@ -28,27 +37,35 @@ class Format:
       kinds: the kinds of data whose models it holds, TEXT and IMAGES.
       write: (source, folder, options) -> what the command prints of it. It writes the files into
         the folder, which is empty, and raises UsageError for a model that it cannot hold. Where
-        there is a `suffix`, it writes one new file of the name `options["name"]`.
+        there is a `suffix`, it writes one new file of the name `options["name"]`. The
+        options are those of the command that are no key of `write` below, and "licence", the name
+        of the model's own or "unknown".
       last: the file that a reader of the folder requires; "" where the export is one file.
-      suffix: of the file that the export is; "" where it is a folder.
+      suffix: of the file that the export is, such as ".gguf"; "" where it is a folder.
+      library: that reads the folder, as the Hub names it in a card.
     """
 
     kinds: tuple[str, ...]
     write: Callable[[source.Source, pathlib.Path, Mapping[str, Any]], dict[str, Any]]
     last: str
     suffix: str = ""
+    library: str = dataclasses.field(default="distill_jax", kw_only=True)
 
 
 _OF_FILES = frozenset(("type",))  # options of formats that are one file
 
 #: By name; the first one of a kind is its default.
 FORMATS = {
-    "huggingface": Format((TEXT,), huggingface.write, "config.json"),
+    "huggingface": Format((TEXT,), huggingface.write, "config.json", library="transformers"),
     "gguf": Format((TEXT,), gguf.write, "", ".gguf"),
-    "compressed-tensors": Format((TEXT,), quantized.write_text, "config.json"),
+    "compressed-tensors": Format(
+        (TEXT,), quantized.write_text, "config.json", library="transformers"
+    ),
     "safetensors": Format((IMAGES,), state_dict.write_safetensors, "model.json"),
     "npz": Format((IMAGES,), state_dict.write_npz, "model.json"),
     "quantized": Format((IMAGES,), quantized.write_images, "model.json"),
+    "stablehlo": Format((IMAGES,), pixels.write_stablehlo, "model.json", library="jax"),
+    "onnx": Format((IMAGES,), pixels.write_onnx, "model.json", library="onnx"),
 }
 
 
@@ -57,6 +74,9 @@ def write(
     out: str | os.PathLike,
     which: str,
     form: str | None = None,
+    *,
+    licence: str = "",
+    teacher_permits: bool = False,
     **options: Any,
 ) -> dict[str, Any]:
     """Writes the student of a finished run, or an imported model, for other libraries.
@@ -66,6 +86,10 @@ def write(
       out: the folder to write, a new or an empty one, or the new file.
       which: "final" (the last step) or "selected" (best on the validation split).
       form: of `FORMATS`; None for the first one of the model's kind.
+      licence: name of the model's own licence, for its card; "" for that of the weights that it
+        began with.
+      teacher_permits: whether the user states that the owner of a teacher permits to train other
+        models on its outputs, where its licence forbids it and its run has no such statement.
       **options: of the format.
 
     Returns:
@@ -73,7 +97,8 @@ def write(
 
     Raises:
       UsageError: there is no such model, its run has not finished, the format does not hold it, the
-        folder or file exists, or an option is not of the format.
+        folder or file exists, an option is not of the format, or the licence of a teacher forbids
+        such a student.
     """
     target = resolve_path(out, "--out")
     if form in FORMATS and FORMATS[form].suffix:
@@ -87,8 +112,10 @@ def write(
                 f"--recipe={options['recipe']}: has no meaning with --format={chosen}; expected "
                 f"--format={quantized.form_of(found)}"
             )
+        made_from = cards.models_of(found, permits=teacher_permits)
+        own = {"licence": licence or card.own_licence(made_from) or "unknown"}
         if FORMATS[chosen].suffix:
-            written = _write_file(found, chosen, target, options)
+            written = _write_file(found, chosen, target, options | own)
             return {"path": str(target), "format": chosen, **written}
         for name in options.keys() & _OF_FILES:
             raise UsageError(f"--{name}={options[name]}: has no meaning for --format={chosen}")
@@ -97,7 +124,16 @@ def write(
             staging_folder(target, FORMATS[chosen].last) as staging,
             replacing_folder(staging, _any_file, "an export", "--out") as folder,
         ):
-            written = FORMATS[chosen].write(found, folder, options)
+            written = FORMATS[chosen].write(found, folder, options | own)
+            cards.write(
+                found,
+                folder,
+                form=chosen,
+                library=FORMATS[chosen].library,
+                made_from=made_from,
+                licence=licence,
+                written=written,
+            )
     return {"path": str(target), "format": chosen, **written}
 
 

@@ -1,7 +1,6 @@
 """A decoder with its tokenizer as one GGUF file, for llama.cpp."""
 
 import pathlib
-import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -33,7 +32,7 @@ def write(source: Source, folder: pathlib.Path, options: Mapping[str, Any]) -> d
     Args:
       source: of a decoder, dense or quantized.
       folder: where the file is written.
-      options: "name" of the file, and "type", of `writing.TYPES`.
+      options: "name" of the file, "licence" of the model, and "type", of `writing.TYPES`.
 
     Returns:
       {"architecture", "tensors", "bytes", "type", "family", "parameters_sha256"}.
@@ -62,6 +61,8 @@ def write(source: Source, folder: pathlib.Path, options: Mapping[str, Any]) -> d
     if kind == "f32":
         params, chosen = quantized.decode(params, chosen, np.float32), {}
     shapes = shapes_of(params, chosen)
+    named = str(options["licence"])
+    licence = {} if named == "unknown" else {"general.license": named}
     coded = {
         tensor.name: _TYPES[chosen[tensor.parameters[0]].name].upper()
         for tensor in tensor_map.tensors(config, shapes)
@@ -74,20 +75,11 @@ def write(source: Source, folder: pathlib.Path, options: Mapping[str, Any]) -> d
         lambda tensor: _fetch(tensor, params, chosen),
         kind=kind,
         tokenizer=metadata,
-        general={"general.name": source.root.name, **_licence(source.folder)},
+        general={"general.name": source.root.name, **licence},
         coded=coded,
     )
     identity = source.result.get("parameters_sha256", "")
     return {"type": kind, "family": config.family, "parameters_sha256": identity, **written}
-
-
-def _licence(folder: pathlib.Path) -> dict[str, str]:
-    """general.license, of the metadata block in the folder's README.md; {} where it has none."""
-    card = folder / "README.md"
-    text = card.read_text(encoding="utf-8", errors="replace") if card.is_file() else ""
-    block = re.match(r"---\n(.*?)\n---", text, re.DOTALL)
-    found = re.search(r"^license:\s*([\w.+-]+)\s*$", block[1], re.MULTILINE) if block else None
-    return {"general.license": found[1]} if found else {}
 
 
 def _type_of(chosen: Mapping[str, Grid], source: Source) -> str:

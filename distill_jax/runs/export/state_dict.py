@@ -10,7 +10,7 @@ import safetensors.numpy
 
 from distill_jax import models
 from distill_jax.errors import UsageError
-from distill_jax.models.files.pytorch import to_pytorch
+from distill_jax.models.files.pytorch import pytorch_names, to_pytorch
 from distill_jax.runs.export.source import Source
 
 
@@ -43,7 +43,12 @@ def _state_of(source: Source, folder: pathlib.Path) -> tuple[dict[str, Any], dic
         state = to_pytorch(saved.params, saved.stats, saved.spec)
     except UsageError as error:
         raise UsageError(f"--workdir={source.folder}: {error}") from error
-    about = {"spec": saved.spec.to_json(), "fingerprint": saved.fingerprint, "names": "pytorch"}
+    about = {
+        "spec": saved.spec.to_json(),
+        "fingerprint": saved.fingerprint,
+        "names": "pytorch",
+        "name_map": pytorch_names({**saved.params, **saved.stats}, saved.spec),
+    }
     (folder / "model.json").write_text(json.dumps(about, indent=2) + "\n")
     return {
         "model": saved.spec.name,

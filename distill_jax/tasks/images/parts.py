@@ -28,6 +28,7 @@ from distill_jax.tasks.images.provenance import notes_on_validation, training_ex
 from distill_jax.tasks.images.recipe import ImageRecipe
 from distill_jax.tasks.images.record import record_of
 from distill_jax.tasks.images.teachers import OpenTeachers, open_teachers
+from distill_jax.tasks.licences import start_of_student, with_licences
 from distill_jax.tasks.setup import initial_state, make_mesh
 from distill_jax.teachers import StoredTeacher
 from distill_jax.training.state import Frozen, TrainState
@@ -184,7 +185,8 @@ def _description(
 ) -> dict[str, Any]:
     """What the manifest records of the teachers and the data."""
     return {
-        "teachers": teachers.entries,
+        "teachers": with_licences(config, teachers.entries),
+        **({"started_from": start} if (start := start_of_student(config)) else {}),
         "data": {
             "name": config.data.name,
             "fingerprint": fingerprint,

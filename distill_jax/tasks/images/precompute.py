@@ -2,7 +2,7 @@
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -15,7 +15,12 @@ from distill_jax.tasks.setup import select_kernels
 
 
 def precompute(
-    config: ConfigDict, folder: str | os.PathLike, *, taps: Sequence[str] | None, dtype: str
+    config: ConfigDict,
+    folder: str | os.PathLike,
+    *,
+    taps: Sequence[str] | None,
+    dtype: str,
+    licence: Mapping[str, Any],
 ) -> dict[str, Any]:
     """Stores the outputs of a teacher; see `distill_jax.tasks.precompute`."""
     splits = load_splits(config)
@@ -44,6 +49,7 @@ def precompute(
         taps=("pooled",) if taps is None else tuple(taps),
         compute_dtype=config.teacher.compute_dtype,
         mesh=mesh,
+        licence=licence,
     )
     if finite:
         manifest = teachers.precompute_views(
@@ -74,12 +80,17 @@ def precompute(
 
 
 def store_logits(
-    config: ConfigDict, folder: str | os.PathLike, file: str | os.PathLike, *, dtype: str
+    config: ConfigDict,
+    folder: str | os.PathLike,
+    file: str | os.PathLike,
+    *,
+    dtype: str,
+    licence: Mapping[str, Any],
 ) -> dict[str, Any]:
     """Stores the logits of a file, which another program computed; see `teachers.given`."""
     splits = load_splits(config)
     given = teachers.GivenLogits(
-        file, splits["train"], splits["test"], data.Augment(**config.data.augment), dtype
+        file, splits["train"], splits["test"], data.Augment(**config.data.augment), dtype, licence
     )
     manifest = teachers.store_given_logits(folder, given, note=_note)
     return {

@@ -31,6 +31,7 @@ from distill_jax.tasks.language.evaluation import TextEvaluator
 from distill_jax.tasks.language.open_prompts import describe, open_prompts
 from distill_jax.tasks.language.prompts import PromptEvaluator, with_answers
 from distill_jax.tasks.language.record import record_of
+from distill_jax.tasks.licences import start_of_student, with_licences, written_by
 from distill_jax.tasks.setup import frozen_shardings, initial_state, make_mesh
 from distill_jax.training.state import Frozen, InitialArrays
 
@@ -276,13 +277,15 @@ def _description(
     """What the manifest records of the teachers and the data."""
     tokenizer = opened.tokenizer
     return {
-        "teachers": opened.entries,
+        "teachers": with_licences(config, opened.entries),
+        **({"started_from": start} if (start := start_of_student(config)) else {}),
         "data": {
             "name": config.data.name,
             "fingerprint": text.fingerprint(opened.splits["train"]),
             "tokenizer": {"path": tokenizer.path, "fingerprint": tokenizer.fingerprint},
             **{name: text.summary(rows) for name, rows in opened.splits.items()},
             "prompts": describe(prompts),
+            **({"written_by": writers} if (writers := written_by(config.data.path)) else {}),
             "class_names": None,
         },
     }

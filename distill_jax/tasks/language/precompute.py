@@ -2,7 +2,7 @@
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -31,6 +31,7 @@ def precompute(
     answers: str = "sampled",
     dtype: str = "float16",
     part_size: int = 0,
+    licence: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Stores a teacher's answers to every token of the packed training rows.
 
@@ -41,6 +42,7 @@ def precompute(
       answers: "sampled:DRAWS" or "top_k:IDS", as `teachers.SparseFormat.parse` reads it.
       dtype: of the log-probabilities of "top_k".
       part_size: rows a part; 0 for about 64 MiB.
+      licence: of the teacher, for the manifest.
 
     Returns:
       {"path", "scheme", "rows", "bytes", "bytes_a_token"}.
@@ -71,6 +73,7 @@ def precompute(
         sparse=teachers.SparseFormat.parse(answers, shared, dtype, key="--answers"),
         seed=config.seed,
         temperature=temperature,
+        licence=licence or {},
     )
     manifest = teachers.precompute_text(
         folder,

@@ -44,6 +44,7 @@ class AnswerComputation:
       compute_dtype: "float32" or "bfloat16", of the teacher's computation.
       classes: how the teacher's classes were put in the order of the data, as teacher.classes.
       mesh: the devices that share a batch; all by default.
+      licence: of the teacher, as `provenance.licences` records it; {} for none.
 
     Raises:
       UsageError: a dtype or tap is unknown, the batch does not divide among the devices, or the
@@ -60,6 +61,7 @@ class AnswerComputation:
     compute_dtype: str = "float32"
     classes: str = "same"
     mesh: Mesh = dataclasses.field(default_factory=parallel.make_mesh)
+    licence: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name, known in (("dtype", DTYPES), ("compute_dtype", ("bfloat16", "float32"))):
@@ -229,6 +231,7 @@ class AnswerComputation:
                 "parameters": models.parameter_count(self.saved.params),
                 "class_names": list(spec.class_names),
                 "trained_on": dict(self.saved.trained_on),
+                **({"licence": dict(self.licence)} if self.licence else {}),
             },
             arrays={name: list(output.shape[1:]) for name, output in outputs.items()},
             train=self.train,

@@ -15,7 +15,8 @@ import dataclasses
 import hashlib
 import os
 import pathlib
-from typing import NoReturn
+from collections.abc import Mapping
+from typing import Any, NoReturn
 
 import jax.numpy as jnp
 import numpy as np
@@ -42,6 +43,7 @@ class GivenLogits:
       test: the test split.
       augment: makes the views of the training images.
       dtype: of the stored answers, one of `computing.DTYPES`.
+      licence: of the teacher, as `provenance.licences` records it; {} for none.
     """
 
     file: str | os.PathLike[str]
@@ -49,6 +51,7 @@ class GivenLogits:
     test: data.Examples
     augment: data.Augment
     dtype: str = "float16"
+    licence: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def arrays(self) -> tuple[np.ndarray, np.ndarray]:
         """The logits [N, V, K] in the order of the training split, and [M, K] of the test split.
@@ -107,6 +110,7 @@ class GivenLogits:
                 "parameters": 0,
                 "class_names": list(info.known_names),
                 "trained_on": {},
+                **({"licence": dict(self.licence)} if self.licence else {}),
             },
             arrays={"logits": [info.num_classes]},
             train=self.train,

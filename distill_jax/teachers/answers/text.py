@@ -9,7 +9,7 @@ The arrays are those of `sparse.SparseFormat`; `store` writes, verifies and read
 
 import dataclasses
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -46,6 +46,7 @@ class TextSource:
       sparse: what is kept of a distribution.
       seed: of the draws.
       temperature: T of the distributions.
+      licence: of the teacher, as `provenance.licences` records it; {} for none.
     """
 
     teacher: str
@@ -59,6 +60,7 @@ class TextSource:
     sparse: SparseFormat
     seed: int
     temperature: float
+    licence: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def manifest(self, part_size: int) -> Manifest:
         """The manifest of a store without parts."""
@@ -68,7 +70,11 @@ class TextSource:
             kept = {"draws": sparse.count, "seed": self.seed}
         return {
             "format": FORMAT,
-            "teacher": {"fingerprint": self.teacher, "parameters": self.parameters},
+            "teacher": {
+                "fingerprint": self.teacher,
+                "parameters": self.parameters,
+                **({"licence": dict(self.licence)} if self.licence else {}),
+            },
             "data": {
                 "name": "text",
                 "train": {"examples": self.rows, "fingerprint": self.rows_fingerprint},
