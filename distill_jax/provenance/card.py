@@ -138,7 +138,8 @@ def _made_from(card: Card) -> list[str]:
 def _obligations(card: Card) -> list[str]:
     lines = []
     for terms, owed in obligations(card.made_from):
-        lines.append(f"- {terms.title} ({terms.clause}), <{terms.source}>")
+        memory = ", from memory" if terms.checked == "memory" else ""
+        lines.append(f"- {terms.title} ({terms.clause}{memory}), <{terms.source}>")
         lines += [f"  - {line}" for line in owed]
     if not lines:
         return []

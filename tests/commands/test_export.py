@@ -47,7 +47,7 @@ def test_the_folder_has_the_student_and_its_tokenizer(run, tmp_path, capsys):
     assert (out / "tokenizer_config.json").exists()
     # Not over what is there.
     assert cli.main(["export", f"--workdir={run}", f"--out={out}"]) == 2
-    assert "exists and holds 'SHA256SUMS'; expected a new folder" in capsys.readouterr().err
+    assert "exists and holds 'README.md'; expected a new folder" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
