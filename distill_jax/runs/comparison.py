@@ -287,7 +287,7 @@ def _config_differences(groups: Sequence[Group]) -> dict[str, tuple[str, ...]]:
     keys = sorted({key for flat in flats for key in flat})
     found = {}
     for key in keys:
-        values = [_value_in(group, key) for group in groups]
+        values = _values_in(groups, key)
         texts = tuple(
             json.dumps(value, ensure_ascii=False) if key in flat else tables.MISSING
             for value, flat in zip(values, flats, strict=True)
@@ -297,13 +297,14 @@ def _config_differences(groups: Sequence[Group]) -> dict[str, tuple[str, ...]]:
     return found
 
 
-def _value_in(group: Group, key: str) -> Any:
-    """The value of a key in a group, with the seed taken out where its runs differ."""
-    first = group.runs[0].config
-    values = [_flat(run.config).get(key) for run in group.runs]
-    if all(value == values[0] for value in values):
-        return values[0]
-    return _without_seed(values[0], first.get("seed"))
+def _values_in(groups: Sequence[Group], key: str) -> list[Any]:
+    """The value of a key in each group; without the seed where it follows it in one of them."""
+    values = [[_flat(run.config).get(key) for run in group.runs] for group in groups]
+    firsts = [found[0] for found in values]
+    if all(value == found[0] for found in values for value in found):
+        return firsts
+    seeds = [group.runs[0].config.get("seed") for group in groups]
+    return [_without_seed(value, seed) for value, seed in zip(firsts, seeds, strict=True)]
 
 
 def _differences(first: Group, other: Group, kind: str) -> list[Difference]:

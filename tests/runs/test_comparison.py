@@ -51,6 +51,7 @@ def test_seeds_are_recognised_and_averaged(tmp_path):
     # What follows the seed is no difference of the settings.
     assert set(found.config) == {"method.name", "method.temperature"}
     assert found.config["method.temperature"] == ("–", "4.0")
+    assert comparison.compare([*alone, taught[0]]).config == found.config
 
 
 def test_the_same_teacher_under_another_name_is_the_same(tmp_path):
