@@ -108,7 +108,7 @@ setuptools.setup(
         "onnx": ONNX,  # export --format=onnx
         "sentencepiece": ["sentencepiece>=0.2"],
         "wandb": ["wandb>=0.18"],
-        "trackio": ["trackio>=0.20"],
+        "trackio": ["trackio>=0.43"],
         "bench": ["torch>=2.6", "torchvision>=0.21"],
         "test": TEST,
         "docs": DOCS,
