@@ -183,6 +183,7 @@ def _answers(student: Student, root: pathlib.Path, own: dict[str, object]) -> di
 def store_command(root: pathlib.Path, tokens: int) -> list[str]:
     """`distill-jax precompute`: 50 draws of each token of the teacher, which all students share."""
     own = {**keys(root, tokens, LEARNING_RATE), "teacher.path": root / "teacher"}
+    own["student.path"] = root / "teacher"  # which is not read; any student can use the answers
     own["teacher.compute_dtype"] = "float32"
     return _command(root, "precompute", "lm_stored", root / "store", own)
 

@@ -121,3 +121,37 @@ def test_the_text_is_in_the_template_of_the_teacher(tmp_path):
 def test_a_report_needs_results(tmp_path):
     with pytest.raises(UsageError, match="tokens-N.json"):
         report.write(tmp_path)
+
+
+@pytest.mark.slow
+def test_the_commands_lead_to_a_file_with_the_codes_that_were_trained(tmp_path, monkeypatch):
+    """The study's own commands, on a tiny teacher of as many layers."""
+    import small_texts
+
+    from distill_jax import cli
+    from distill_jax.models import language
+    from distill_jax.models.files import gguf_file
+
+    config = small_texts.TEACHER.replace(
+        dim=32, heads=2, head_dim=16, mlp_dim=32, layers=plan.TEACHER_LAYERS, max_positions=256
+    )
+    language.save(tmp_path / "teacher", language.create(config))
+    small_texts.write_tokenizer(tmp_path / "teacher")
+    (tmp_path / "text").mkdir()
+    lines = [json.dumps({"text": " ".join(small_texts.sentence(300, seed=i))}) for i in range(120)]
+    (tmp_path / "text" / "train.jsonl").write_text("\n".join(lines))
+    student, tokens = plan.Student(2, "stored"), 2 * plan.LENGTH * plan.ROWS * plan.AWARE_PART
+    for command in (
+        plan.store_command(tmp_path, tokens),
+        plan.train_command(tmp_path, student, tokens),
+        plan.aware_command(tmp_path, student, tokens),
+    ):
+        assert cli.main(command) == 0, command
+    result = json.loads((tmp_path / f"{student.name}-aware" / "result.json").read_text())
+    assert result["final"]["step"] == 2
+    file = tmp_path / "aware.gguf"
+    flags = [f"--workdir={tmp_path / student.name}-aware", "--format=gguf", f"--out={file}"]
+    assert cli.main(["export", *flags, "--type=q4_0"]) == 0
+    with gguf_file.File(file, key="FILE") as opened:
+        types = {name: tensor.type for name, tensor in opened.tensors.items()}
+    assert types["blk.1.ffn_down.weight"] == "Q4_0" and types["token_embd.weight"] == "Q8_0"
