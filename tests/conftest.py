@@ -53,7 +53,7 @@ def pytest_collection_modifyitems(items) -> None:
 
 
 #: Folders whose tests refuse implicit broadcasting over more axes and mixing of dtypes.
-STRICT = ("losses", "optim", "evaluation", "methods")
+STRICT = ("losses", "optim", "evaluation", "methods", "parallel")
 
 
 @pytest.fixture(autouse=True)
