@@ -64,7 +64,7 @@ def test_what_is_saved_and_loaded_is_the_model_in_memory(teacher, tmp_path, reci
     assert bits == pytest.approx(written["bits_per_weight"], rel=0.05)
 
 
-def test_the_folder_has_the_tokenizer_and_the_settings_as_they_came(teacher, int4, capsys):
+def test_the_folder_has_the_tokenizer_and_the_settings_as_they_came(teacher, int4):
     for name in ("tokenizer.json", "tokenizer_config.json", "generation_config.json"):
         assert (int4 / name).read_bytes() == (teacher / name).read_bytes()
     about = json.loads((int4 / "config.json").read_text())["quantization_config"]
@@ -75,7 +75,7 @@ def test_the_folder_has_the_tokenizer_and_the_settings_as_they_came(teacher, int
     }  # fmt: skip
 
 
-def test_a_run_is_quantized_evaluated_and_used_as_a_teacher(teacher, int4, tmp_path, capsys):
+def test_a_run_is_quantized_evaluated_and_used_as_a_teacher(int4, tmp_path):
     records = tmp_path / "records.jsonl"
     small_texts.write_records(records)
     config = small_texts.config(int4, records)
@@ -86,18 +86,11 @@ def test_a_run_is_quantized_evaluated_and_used_as_a_teacher(teacher, int4, tmp_p
     flags = [f"--workdir={tmp_path / 'run'}", "--recipe=int8", f"--out={out}"]
     assert cli.main(["quantize", *flags]) == 0
     assert (out / "tokenizer.json").exists()
-    flags = [f"--config.data.{k}={v}" for k, v in config["data"].items()]
-    flags.append("--config.evaluation.batch_size=8")
-    capsys.readouterr()
-    assert cli.main(["eval", f"--workdir={out}", *flags]) == 0
-    rounded = capsys.readouterr().out
-    assert cli.main(["eval", f"--workdir={tmp_path / 'run'}"]) == 0
-    assert "nll" in rounded
-    before, after = (
-        float(text.split("nll")[1].split()[0].strip(":=,"))
-        for text in (capsys.readouterr().out, rounded)
-    )
-    assert before != after and after == pytest.approx(before, rel=0.02)
+    data = {f"data.{name}": str(value) for name, value in config["data"].items()}
+    data["evaluation.batch_size"] = "8"
+    rounded = experiment.evaluate(out, "test", "final", data)["nll"]
+    exact = experiment.evaluate(tmp_path / "run", "test", "final", {})["nll"]
+    assert rounded != exact and rounded == pytest.approx(exact, rel=0.02)
     with pytest.raises(UsageError, match="student.path=.* is quantized .int8., and codes cannot"):
         changed = {**config, "student": {"name": "decoder", "path": str(out)}}
         experiment.run(changed, tmp_path / "again")
