@@ -67,6 +67,20 @@ def _llama(version: str, source: str, checked: Literal["text", "quotation"]) -> 
     )
 
 
+def _openrail(name: str, title: str, source: str, checked: Literal["text", "memory"]) -> Terms:
+    """OpenRAIL-M: a model that outputs trained is a derivative, with the restrictions of use."""
+    return Terms(
+        name,
+        title,
+        "conditions",
+        "1: a model that outputs trained to perform similarly is a derivative; 4.a: the use "
+        "restrictions pass on to it",
+        source,
+        checked,
+        ("Distribute it with a copy of the license and its use restrictions (4).",),
+    )
+
+
 def _permissive(name: str, title: str, source: str) -> Terms:
     return Terms(name, title, "yes", _SILENT, source)
 
@@ -224,37 +238,23 @@ _ENTRIES = (
         ("Distribute it with a copy of the license and the use restrictions of attachment A (4).",),
         on_hub=False,
     ),
-    *(
-        Terms(
-            name,
-            title,
-            "conditions",
-            "1: a model that outputs trained to perform similarly is a derivative; 4.a: the use "
-            "restrictions pass on to it",
-            source,
-            checked,
-            ("Distribute it with a copy of the license and its use restrictions (4).",),
-        )
-        for name, title, source, checked in (
-            (
-                "creativeml-openrail-m",
-                "CreativeML OpenRAIL-M",
-                "https://huggingface.co/spaces/CompVis/stable-diffusion-license",
-                "text",
-            ),
-            (
-                "bigcode-openrail-m",
-                "BigCode OpenRAIL-M v1",
-                "https://huggingface.co/spaces/bigcode/bigcode-model-license-agreement",
-                "memory",
-            ),
-            (
-                "bigscience-openrail-m",
-                "BigScience OpenRAIL-M",
-                "https://huggingface.co/spaces/bigscience/license",
-                "memory",
-            ),
-        )
+    _openrail(
+        "creativeml-openrail-m",
+        "CreativeML OpenRAIL-M",
+        "https://huggingface.co/spaces/CompVis/stable-diffusion-license",
+        "text",
+    ),
+    _openrail(
+        "bigcode-openrail-m",
+        "BigCode OpenRAIL-M v1",
+        "https://huggingface.co/spaces/bigcode/bigcode-model-license-agreement",
+        "memory",
+    ),
+    _openrail(
+        "bigscience-openrail-m",
+        "BigScience OpenRAIL-M",
+        "https://huggingface.co/spaces/bigscience/license",
+        "memory",
     ),
     Terms(
         "tencent-hunyuan-community",

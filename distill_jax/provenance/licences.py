@@ -117,15 +117,15 @@ def _named(folder: pathlib.Path) -> Iterator[Record]:
         record = record_of(name, "README.md")
         yield {**record, "of": made} if (made := _own_parts(metadata)) else record
     for file in _licence_files(folder):
-        if name := recognise(_head(file)):
-            yield record_of(name, file.name)
+        if recognised := recognise(_head(file)):
+            yield record_of(recognised, file.name)
     try:
         config = json.loads(_head(folder / "config.json"))
     except (ValueError, RecursionError):
         return
-    if isinstance(config, dict) and isinstance(name := config.get("license"), str):
-        if name.strip().lower() not in _NO_NAME:
-            yield record_of(name.strip(), "config.json")
+    given = config.get("license") if isinstance(config, dict) else None
+    if isinstance(given, str) and given.strip().lower() not in _NO_NAME:
+        yield record_of(given.strip(), "config.json")
 
 
 def read_metadata(file: pathlib.Path) -> dict[str, Any]:

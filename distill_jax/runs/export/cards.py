@@ -26,6 +26,7 @@ def models_of(source: Source, *, permits: bool = False) -> list[dict[str, Any]]:
       UsageError: the licence of one forbids to train other models on its outputs, and no
         permission is recorded or stated.
     """
+    found: list[dict[str, Any]]
     if not source.manifest:
         licence = provenance.read_licence(source.root)
         if not licence["read_from"]:

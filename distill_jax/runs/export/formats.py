@@ -183,7 +183,11 @@ def write_quantized(
             f"--calibration={calibration}: --workdir={found.root} is of images, whose kernels get "
             "their nearest codes; expected no calibration"
         )
-    chosen = {"recipe": recipe, "calibration": calibration, "calibration_rows": calibration_rows}
+    chosen: dict[str, Any] = {
+        "recipe": recipe,
+        "calibration": calibration,
+        "calibration_rows": calibration_rows,
+    }
     return write(path, out, which, quantized.form_of(found), **chosen)
 
 
