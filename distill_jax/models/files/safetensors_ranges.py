@@ -118,11 +118,11 @@ class File:
         return Slice(self._path, self._tensors[name], self._start)
 
 
-def _read(path: pathlib.Path, begin: int, end: int) -> bytes:
+def _read(path: os.PathLike, begin: int, end: int) -> bytes:
     """The bytes of a range of a file."""
     if is_remote(path):
         return gcs.read(path, begin, end)
-    with path.open("rb") as file:
+    with open(path, "rb") as file:
         file.seek(begin)
         return file.read(end - begin)
 

@@ -58,11 +58,12 @@ def write_text(source: Source, folder: pathlib.Path, options: Mapping[str, Any])
     Raises:
       UsageError: the recipe does not fit, or the model is quantized already.
     """
-    recipe = options.get("recipe")
+    recipe: str = options.get("recipe") or ""
     chosen = reading.grids_of(source.folder, key="--workdir")
     _check_recipe(recipe, source, {grid.name for grid in chosen.values()})
     model = language.load(source.folder, key="--workdir")
-    params, record = models.split(model)[1], {}
+    params: dict[str, Any] = models.split(model)[1]
+    record: dict[str, Any] = {}
     if not chosen:
         kernels = quantized.kernels({name: value.shape for name, value in params.items()})
         chosen = recipes.parse(recipe, "--recipe").choose(kernels, kernels, "--recipe")
@@ -102,7 +103,7 @@ def write_images(
     Returns:
       {"model", "grids", "bits_per_weight", "quantized", "bytes", "fingerprint"}.
     """
-    recipe = options.get("recipe")
+    recipe: str = options.get("recipe") or ""
     saved = models.load(source.folder, key="--workdir")
     _check_recipe(recipe, source, set(saved.quantized.values()), copies=False)
     shapes = {name: tuple(value.shape) for name, value in saved.params.items()}
@@ -134,7 +135,7 @@ def write_images(
     }
 
 
-def _check_recipe(recipe: str | None, source: Source, held: set[str], copies: bool = True) -> None:
+def _check_recipe(recipe: str, source: Source, held: set[str], copies: bool = True) -> None:
     """UsageError where a recipe is missing, or given for codes that are there already."""
     if held and (recipe or not copies):
         flag = f"--recipe={recipe}" if recipe else f"--workdir={source.folder}"

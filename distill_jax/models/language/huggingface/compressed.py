@@ -15,7 +15,7 @@ import dataclasses
 import json
 import re
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -115,7 +115,7 @@ def write_config(
 
 def _group(grid: Grid, targets: list[str]) -> dict[str, Any]:
     grouped = grid.group is not None
-    common = {"num_bits": grid.bits, "type": grid.kind, "symmetric": True}
+    common: dict[str, Any] = {"num_bits": grid.bits, "type": grid.kind, "symmetric": True}
     weights = {**common, "strategy": "group" if grouped else "channel", "dynamic": False}
     if grouped:
         weights["group_size"] = grid.group
@@ -247,7 +247,7 @@ def _is_size(value: Any) -> bool:
     return type(value) is int and value > 0 and value % 2 == 0
 
 
-def _read_activations(key: str, tokens: Any) -> str | None:
+def _read_activations(key: str, tokens: Any) -> Literal["int8", "fp8"] | None:
     if not tokens:
         return None
     wanted = {"num_bits": 8, "strategy": "token", "dynamic": True, "symmetric": True}
