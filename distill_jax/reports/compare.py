@@ -80,7 +80,7 @@ def page(comparison: Any, runs: Sequence[Mapping[str, Any]]) -> str:
     groups, columns = comparison.groups, comparison.metrics
     count = sum(len(group.runs) for group in groups)
     names = section_of_names(groups)
-    sections = [
+    sections: list[tuple[str, Sequence[html.Block]]] = [
         ("Figures", _figures(comparison)),
         ("Against cost", _costs(groups, columns)),
         ("Differences on the same examples", _differences(comparison)),

@@ -310,22 +310,23 @@ def _values_in(groups: Sequence[Group], key: str) -> list[Any]:
 def _differences(first: Group, other: Group, kind: str) -> list[Difference]:
     """The differences of a group from the first one, on the test examples that both recorded."""
     metrics = ("nll",) if kind == "text" else ("accuracy", "nll")
-    pairs = [[_examples(run) for run in group.runs] for group in (first, other)]
-    each = [examples for group in pairs for examples in group]
-    if any(examples is None for examples in each):
+    found = [[_examples(run) for run in group.runs] for group in (first, other)]
+    pairs = [[examples for examples in side if examples is not None] for side in found]
+    each = [examples for side in pairs for examples in side]
+    if len(each) < sum(map(len, found)):
         note = "no interval: not every run has stored its predictions on each test example"
         return [Difference(other.label, metric, note=note) for metric in metrics]
     if len({(examples["key"], len(examples["nll"])) for examples in each}) > 1:
         note = "no interval: the runs were tested on different examples"
         return [Difference(other.label, metric, note=note) for metric in metrics]
-    return [_difference(metric, other, *pairs) for metric in metrics]
+    return [_difference(metric, other, pairs[0], pairs[1]) for metric in metrics]
 
 
 def _difference(
     metric: str, group: Group, first: list[dict[str, Any]], other: list[dict[str, Any]]
 ) -> Difference:
     name = "correct" if metric == "accuracy" else "nll"
-    means = [np.mean([e[name] for e in side], axis=0, dtype=np.float64) for side in (other, first)]
+    means = [np.asarray([e[name] for e in side], np.float64).mean(axis=0) for side in (other, first)]
     counts = first[0]["count"]
     interval = paired.bootstrap_difference(*means, counts=counts)
     of = f"{len(means[0]):,} {'examples' if counts is None else 'rows of text'}"

@@ -121,10 +121,11 @@ def check_same_inputs(
             f"(fingerprint {base['fingerprint'][:12]}); "
             f"expected {manifest['base']['fingerprint'][:12]}"
         )
-    before, now = (_grids(described) for described in (manifest.get("quantized"), quantized))
-    if before != now:
+    grids_before, grids = _grids(manifest.get("quantized")), _grids(quantized)
+    if grids_before != grids:
         raise UsageError(
-            f"student.quantize: other grids than the run began with ({now}); expected {before}"
+            f"student.quantize: other grids than the run began with ({grids}); "
+            f"expected {grids_before}"
         )
     if manifest["data"]["fingerprint"] != data["fingerprint"]:
         raise UsageError(

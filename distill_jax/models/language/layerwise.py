@@ -6,7 +6,7 @@ a layer (`decoder.PROJECTIONS`), those of an expert over the tokens that the rou
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
@@ -69,7 +69,7 @@ def _watch(block: Block, weights: Array, found: dict[str, Array]) -> None:
 
 def _watch_experts(
     mix: functools.partial[Array], weights: Array, found: dict[str, Array]
-) -> Callable[..., Array]:
+) -> functools.partial[Array]:
     """`Experts.mix` that adds the moments of each expert, over the tokens that the router sends it.
 
     The router's choice does not depend on the inputs that the experts before it have rounded: these
@@ -77,7 +77,9 @@ def _watch_experts(
     """
     top_k, activation = mix.keywords["top_k"], ACTIVATIONS[mix.keywords["activation"]]
 
-    def watched(x: Array, logits: Array, kernels: Mapping[str, Array]) -> Array:
+    def watched(
+        x: Array, logits: Array, kernels: Mapping[str, Array], **activations: str | None
+    ) -> Array:
         rows = x.astype(jnp.float32).reshape(-1, x.shape[-1])
         scores = logits.reshape(-1, logits.shape[-1])
         chosen = jax.lax.top_k(scores, top_k)[1]
@@ -91,9 +93,9 @@ def _watch_experts(
         wide = (kernels[f"{name}/kernel"].astype(jnp.float32) for name in ("gate", "up"))
         outer, inner = jax.lax.map(moments, (of_expert, *wide))
         found.update({"mlp/gate/kernel": outer, "mlp/up/kernel": outer, "mlp/down/kernel": inner})
-        return mix(x, logits, kernels)
+        return mix(x, logits, kernels, **activations)
 
-    return watched
+    return functools.partial(watched)
 
 
 def _moment(x: Array, weights: Array) -> Array:

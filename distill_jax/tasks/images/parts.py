@@ -58,7 +58,7 @@ class ImageModelFiles:
                 params,
                 stats,
                 trained_on=self.trained_on,
-                grids=self.quantizer and self.quantizer.grids,
+                grids=self.quantizer.grids if self.quantizer else None,
             )
 
     def load(self, folder: str | os.PathLike) -> tuple[models.Flat, models.Flat]:

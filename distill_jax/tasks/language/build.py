@@ -129,9 +129,9 @@ def student_quantizer(config: ConfigDict, student: language.Decoder) -> Quantize
         compressed.write_config(student.config, tensors, quantizer.grids)
     except UsageError as error:
         raise UsageError(f"student.quantize={quantizer.recipe!r}: {error}") from error
-    acting = quantized.activations(quantizer.grids)
     for name, linear in projections(student):
-        linear.activations = acting.get(f"{name}/kernel")
+        grid = quantizer.grids.get(f"{name}/kernel")
+        linear.activations = grid.activations if grid else None
     return quantizer
 
 

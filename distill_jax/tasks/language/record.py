@@ -125,7 +125,7 @@ def record_of(
         whole = mask.any(axis=1)  # other rows pad the batch
         losses = np.where(mask, np.float64(answers["student_nll"]), 0.0).sum(axis=1)
         each["each_nll"].append(losses[whole])
-        each["each_count"].append(np.int32(mask.sum(axis=1))[whole])
+        each["each_count"].append(mask.sum(axis=1)[whole].astype(np.int32))
         # Rows that pad are left out: their number follows the size of a batch.
         targets.update(np.where(mask, host["targets"], -1)[whole].astype("<i4").tobytes())
         for row in range(len(host["tokens"])):
