@@ -326,7 +326,9 @@ def _difference(
     metric: str, group: Group, first: list[dict[str, Any]], other: list[dict[str, Any]]
 ) -> Difference:
     name = "correct" if metric == "accuracy" else "nll"
-    means = [np.asarray([e[name] for e in side], np.float64).mean(axis=0) for side in (other, first)]
+    means = [
+        np.asarray([e[name] for e in side], np.float64).mean(axis=0) for side in (other, first)
+    ]
     counts = first[0]["count"]
     interval = paired.bootstrap_difference(*means, counts=counts)
     of = f"{len(means[0]):,} {'examples' if counts is None else 'rows of text'}"
