@@ -44,6 +44,7 @@ TEST = [
     "nbclient>=0.10",  # runs examples/
     "ipykernel>=6.29",
     "selenium>=4.30",  # looks at pages in Chromium, where chromium and chromedriver are installed
+    "qwix>=0.1.8",  # a reference for int4
     *CPU_KERNELS,
     *GGUF,
     *LLAMA_CPP,

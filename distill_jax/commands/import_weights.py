@@ -235,7 +235,7 @@ def _inferred_shape(arguments: argparse.Namespace, mean: Sequence[float]) -> tup
             arguments.model,
             arguments.classes,
             len(mean),
-            part=arguments.part,
+            part=arguments.part or "",
             key="FILE",
         )
         if found is None:

@@ -71,7 +71,8 @@ class Browser:
             message = json.loads(entry["message"])["message"]
             if message["method"] == "Network.requestWillBeSent":
                 url = message["params"]["request"]["url"]
-                found += [] if url.startswith(("data:", "file:")) else [url]
+                # chrome: is the empty tab, which still loads when the page is opened.
+                found += [] if url.startswith(("data:", "file:", "chrome:")) else [url]
         return found
 
     def errors(self) -> list[str]:
